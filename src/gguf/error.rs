@@ -353,6 +353,19 @@ pub enum Error {
         found: String,
     },
 
+    /// The file names an architecture or tokenizer whose loader in llama.cpp is not known to be safe.
+    #[error(
+        "the {what} {found:?} is not among those checked against crafted files ({known}); load it only from a source you trust"
+    )]
+    UnreadLoader {
+        /// "architecture" or "tokenizer".
+        what: &'static str,
+        /// The one named by the file.
+        found: String,
+        /// Those that are known.
+        known: String,
+    },
+
     /// The heads belong to another model.
     #[error(
         "the heads were made for {expected_name:?} (SHA-256 {expected}), but this model is {found_name:?} (SHA-256 {found})"

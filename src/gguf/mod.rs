@@ -5,6 +5,8 @@
 
 mod atomic;
 mod error;
+pub mod exits;
+mod preflight;
 mod reader;
 mod source;
 mod types;
@@ -13,6 +15,7 @@ mod writer;
 
 pub use atomic::Progress;
 pub use error::{Error, Result};
+pub use preflight::{ARCHITECTURES, Preflight, preflight, preflight_unread};
 pub use reader::{
     DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_ARRAY_LEN, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS,
     MAX_STRING_BYTES, MAX_TENSOR_NAME_BYTES, MAX_TENSORS, TensorInfo,

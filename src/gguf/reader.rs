@@ -45,7 +45,6 @@ pub struct File {
     key_index: HashMap<Box<str>, usize>,
     tensors: Vec<TensorInfo>,
     tensor_index: HashMap<Box<str>, usize>,
-    infos_start: u64,
     data_start: u64,
 }
 
@@ -180,7 +179,6 @@ impl File {
             None => DEFAULT_ALIGNMENT,
         };
 
-        let infos_start = cursor.offset();
         let mut tensors: Vec<TensorInfo> = Vec::new();
         let mut tensor_index = HashMap::new();
         let mut next_offset = 0u64;
@@ -250,7 +248,6 @@ impl File {
             key_index,
             tensors,
             tensor_index,
-            infos_start,
             data_start,
         })
     }
@@ -426,11 +423,6 @@ impl File {
     pub(super) fn key_bytes(&self, index: usize) -> &[u8] {
         let key = &self.keys[index];
         &self.source[key.start as usize..key.value.end]
-    }
-
-    /// Where the tensor entries start, in bytes from the start of the file.
-    pub(super) fn infos_start(&self) -> u64 {
-        self.infos_start
     }
 
     pub(super) fn source(&self) -> &Arc<Source> {
