@@ -7,6 +7,7 @@ mod atomic;
 mod error;
 pub mod exits;
 mod preflight;
+pub mod quants;
 mod reader;
 mod source;
 mod types;
