@@ -21,16 +21,8 @@ fn ggml(ty: TensorType, bytes: &[u8]) -> Option<Vec<f32>> {
         assert_eq!((*traits).type_size as u64, ty.block_bytes(), "{ty}");
         let to_float = (*traits).to_float?;
         let mut aligned = vec![0u128; bytes.len() / 16 + 1];
-        std::ptr::copy_nonoverlapping(
-            bytes.as_ptr(),
-            aligned.as_mut_ptr().cast::<u8>(),
-            bytes.len(),
-        );
-        to_float(
-            aligned.as_ptr().cast(),
-            values.as_mut_ptr(),
-            values.len() as i64,
-        );
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), aligned.as_mut_ptr().cast::<u8>(), bytes.len());
+        to_float(aligned.as_ptr().cast(), values.as_mut_ptr(), values.len() as i64);
     }
     Some(values)
 }
@@ -40,20 +32,14 @@ fn every_type_decodes_as_in_ggml() {
     let mut compared = Vec::new();
     for &ty in TensorType::ALL {
         let mut random = random::Random::new(u64::from(ty.id()) + 1);
-        let bytes: Vec<u8> = (0..BLOCKS * ty.block_bytes() as usize)
-            .map(|_| random.below(256) as u8)
-            .collect();
+        let bytes: Vec<u8> = (0..BLOCKS * ty.block_bytes() as usize).map(|_| random.below(256) as u8).collect();
         let Some(expected) = ggml(ty, &bytes) else {
             continue;
         };
         let found = quants::dequantize(ty, &bytes).unwrap();
         for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let same =
-                found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
-            assert!(
-                same,
-                "{ty}, value {index}: expected {expected:e}, found {found:e}"
-            );
+            let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
+            assert!(same, "{ty}, value {index}: expected {expected:e}, found {found:e}");
         }
         compared.push(ty);
     }

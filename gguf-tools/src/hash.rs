@@ -18,10 +18,7 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
     let total = file.tensors().iter().map(|tensor| tensor.bytes()).sum();
     let mut done = 0;
     for tensor in file.tensors() {
-        hashes.insert(
-            tensor.name().to_string(),
-            Json::String(exits::tensor_sha256(&file, tensor)?),
-        );
+        hashes.insert(tensor.name().to_string(), Json::String(exits::tensor_sha256(&file, tensor)?));
         done += tensor.bytes();
         if !progress.step(done, total) {
             return Err(offramp::gguf::Error::Interrupted.into());
@@ -32,25 +29,15 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
     let whole = exits::file_sha256(&file, &mut |done, total| progress.step(done, total))?;
     drop(progress);
     if out.json {
-        out.value(
-            &json!({ "tensors": hashes, "model_infos": infos, "model": base, "file": whole }),
-        )?;
+        out.value(&json!({ "tensors": hashes, "model_infos": infos, "model": base, "file": whole }))?;
         return Ok(ExitCode::SUCCESS);
     }
     for (name, hash) in &hashes {
-        out.line(format!(
-            "{}  tensor {}",
-            hash.as_str().unwrap_or_default(),
-            escape(name)
-        ))?;
+        out.line(format!("{}  tensor {}", hash.as_str().unwrap_or_default(), escape(name)))?;
     }
     out.line(format!("{infos}  the model's tensor entries"))?;
     out.line(format!("{base}  the model's tensor entries and data"))?;
-    let name = if out.diffable {
-        "the file".into()
-    } else {
-        format!("the file {}", path.display())
-    };
+    let name = if out.diffable { "the file".into() } else { format!("the file {}", path.display()) };
     out.line(format!("{whole}  {name}"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -29,11 +29,7 @@ fn main() -> ExitCode {
         Verb::Compare { a, b } => compare::run(a, b, &mut out),
         Verb::Hash { file } => hash::run(file, &mut out),
         Verb::Verify { file, model } => verify::run(file, model.as_deref(), &mut out),
-        Verb::Attach {
-            model,
-            heads,
-            write,
-        } => heads::attach(model, heads, write, &mut out),
+        Verb::Attach { model, heads, write } => heads::attach(model, heads, write, &mut out),
         Verb::ExtractHeads { file, write } => heads::extract(file, write, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
     };
@@ -45,10 +41,7 @@ fn main() -> ExitCode {
 
 /// Says what failed; a reader that has gone away is no failure.
 fn failure(error: &anyhow::Error) -> ExitCode {
-    if error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    {
+    if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
     eprintln!("gguf-tools: {error:#}");

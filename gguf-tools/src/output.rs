@@ -23,12 +23,7 @@ pub struct Output {
 
 impl Output {
     pub fn new(json: bool, verbose: bool, diffable: bool) -> Output {
-        Output {
-            stdout: BufWriter::new(std::io::stdout()),
-            json,
-            verbose,
-            diffable,
-        }
+        Output { stdout: BufWriter::new(std::io::stdout()), json, verbose, diffable }
     }
 
     /// Writes a line.
@@ -59,11 +54,7 @@ impl Output {
         match value {
             Value::Str(text) => self.cut(text),
             Value::Array(array) => {
-                let shown = if self.verbose {
-                    usize::MAX
-                } else {
-                    SHOWN_ENTRIES
-                };
+                let shown = if self.verbose { usize::MAX } else { SHOWN_ENTRIES };
                 let mut parts: Vec<String> = array
                     .iter()
                     .take(shown)
@@ -82,11 +73,7 @@ impl Output {
     }
 
     fn cut(&self, text: &str) -> String {
-        let shown = if self.verbose {
-            usize::MAX
-        } else {
-            SHOWN_CHARS
-        };
+        let shown = if self.verbose { usize::MAX } else { SHOWN_CHARS };
         let mut cut = escape(&text.chars().take(shown).collect::<String>());
         if text.chars().nth(shown).is_some() {
             cut.push_str("...");
@@ -175,14 +162,8 @@ impl Progress {
                 std::process::exit(130);
             }
         });
-        let bar = if std::io::stderr().is_terminal() {
-            ProgressBar::new(0)
-        } else {
-            ProgressBar::hidden()
-        };
-        if let Ok(style) =
-            ProgressStyle::with_template("{msg:10} {bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
-        {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        if let Ok(style) = ProgressStyle::with_template("{msg:10} {bar:40} {bytes}/{total_bytes} {bytes_per_sec}") {
             bar.set_style(style);
         }
         bar.set_message(what);

@@ -22,31 +22,19 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
         out.value(&value)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let place = if out.diffable {
-        String::new()
-    } else {
-        format!("{}: ", path.display())
-    };
+    let place = if out.diffable { String::new() } else { format!("{}: ", path.display()) };
     let (n_keys, n_tensors) = (file.keys().len(), file.tensors().len());
     let (version, alignment) = (file.version(), file.alignment());
-    out.line(format!(
-        "{place}GGUF version {version}, {n_keys} keys, {n_tensors} tensors, alignment {alignment}"
-    ))?;
+    out.line(format!("{place}GGUF version {version}, {n_keys} keys, {n_tensors} tensors, alignment {alignment}"))?;
     for (name, value) in file.keys() {
         let (ty, text) = (Output::type_of(&value), out.text_of(&value));
         out.line(format!("{}: [{ty}] {text}", escape(name)))?;
     }
     for tensor in file.tensors() {
         let (ty, name) = (tensor.ty().name().to_lowercase(), escape(tensor.name()));
-        let at = if out.diffable {
-            String::new()
-        } else {
-            format!(" @{}", file.data_range(tensor).start)
-        };
+        let at = if out.diffable { String::new() } else { format!(" @{}", file.data_range(tensor).start) };
         let (weights, dims, bytes) = (tensor.elements(), tensor.dims(), tensor.bytes());
-        out.line(format!(
-            "{ty} tensor {name}{at}, {weights} weights, dims {dims:?}, {bytes} bytes"
-        ))?;
+        out.line(format!("{ty} tensor {name}{at}, {weights} weights, dims {dims:?}, {bytes} bytes"))?;
     }
     if let Some(heads) = &heads {
         out.line("")?;
@@ -54,10 +42,7 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
             out.line(line)?;
         }
         if heads.form() == Form::Merged && !out.diffable {
-            out.line(format!(
-                "The original model starts at byte {}.",
-                exits::base_offset(&file)?
-            ))?;
+            out.line(format!("The original model starts at byte {}.", exits::base_offset(&file)?))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -92,16 +77,9 @@ fn describe(heads: &ExitHeads<'_>) -> Vec<String> {
     for (index, head) in heads.heads().iter().enumerate() {
         let kind = match meta.head_ranks[index] {
             0 => meta.head_types[index].name().replace('_', " "),
-            rank => format!(
-                "{} (rank {rank})",
-                meta.head_types[index].name().replace('_', " ")
-            ),
+            rank => format!("{} (rank {rank})", meta.head_types[index].name().replace('_', " ")),
         };
-        let gate = if head.gate.is_some() {
-            ", behind a gate"
-        } else {
-            ""
-        };
+        let gate = if head.gate.is_some() { ", behind a gate" } else { "" };
         let kv = match head.kv.len() {
             0 => String::new(),
             n => format!(", with maps to the keys and values of {n} skipped layers"),
@@ -126,11 +104,7 @@ fn thresholds(meta: &ExitMeta, level: usize, agreement: f32) -> String {
         _ => "the metric",
     };
     let text = |threshold: f32| {
-        if threshold.is_finite() {
-            format!("from {threshold}")
-        } else {
-            "never".into()
-        }
+        if threshold.is_finite() { format!("from {threshold}") } else { "never".into() }
     };
     let rows = meta.thresholds.get(level).into_iter().flatten();
     let mut parts: Vec<String> = meta
@@ -142,11 +116,7 @@ fn thresholds(meta: &ExitMeta, level: usize, agreement: f32) -> String {
     if let Some(&threshold) = meta.screen.thresholds.get(level) {
         parts.push(format!("in place of the full output {}", text(threshold)));
     }
-    format!(
-        "For {} % agreement, exits happen by confidence ({metric}): {}.",
-        percent(agreement),
-        parts.join(", ")
-    )
+    format!("For {} % agreement, exits happen by confidence ({metric}): {}.", percent(agreement), parts.join(", "))
 }
 
 fn calibrated(record: &Calibration) -> String {
@@ -156,13 +126,8 @@ fn calibrated(record: &Calibration) -> String {
         KvPolicy::Propagate => "propagated",
         _ => "handled otherwise",
     };
-    let list = |values: &[f32]| {
-        values
-            .iter()
-            .map(|&value| format!("{} %", percent(value)))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
+    let list =
+        |values: &[f32]| values.iter().map(|&value| format!("{} %", percent(value))).collect::<Vec<_>>().join(", ");
     format!(
         "Calibrated on {} by {} over {} prompts ({}) and {} tokens, sampler {}, {} at a time, K/V of skipped layers {kv}: \
          tokens that exited {}, tokens that differed {}, at most {} except with probability {}; near ties {} %.",
@@ -190,10 +155,7 @@ fn as_json(file: &File, heads: Option<&ExitHeads<'_>>, out: &Output) -> anyhow::
     let keys: Map<String, Json> = file
         .keys()
         .map(|(name, value)| {
-            (
-                name.to_string(),
-                json!({ "type": Output::type_of(&value), "value": out.json_of(&value) }),
-            )
+            (name.to_string(), json!({ "type": Output::type_of(&value), "value": out.json_of(&value) }))
         })
         .collect();
     let tensors: Vec<Json> = file
@@ -207,7 +169,8 @@ fn as_json(file: &File, heads: Option<&ExitHeads<'_>>, out: &Output) -> anyhow::
             entry
         })
         .collect();
-    let mut value = json!({ "version": file.version(), "alignment": file.alignment(), "keys": keys, "tensors": tensors });
+    let mut value =
+        json!({ "version": file.version(), "alignment": file.alignment(), "keys": keys, "tensors": tensors });
     if !out.diffable {
         value["path"] = json!(file.path().display().to_string());
         value["data_offset"] = json!(file.data_start());

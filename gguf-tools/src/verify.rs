@@ -15,25 +15,15 @@ use crate::output::{Output, Progress, escape};
 pub fn run(path: &Path, model: Option<&Path>, out: &mut Output) -> anyhow::Result<ExitCode> {
     let mut checks = Vec::new();
     let file = File::open(path)?;
-    checks.push(format!(
-        "structure: {} keys and {} tensors are sound",
-        file.keys().len(),
-        file.tensors().len()
-    ));
+    checks.push(format!("structure: {} keys and {} tensors are sound", file.keys().len(), file.tensors().len()));
 
     let heads = match ExitHeads::open(&file) {
         Ok(heads) => Some(heads),
         Err(Error::NoHeads { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    let is_model = heads
-        .as_ref()
-        .is_none_or(|heads| heads.form() == Form::Merged);
-    if is_model
-        && file
-            .get("general.type")
-            .is_none_or(|kind| kind.as_str() == Some("model"))
-    {
+    let is_model = heads.as_ref().is_none_or(|heads| heads.form() == Form::Merged);
+    if is_model && file.get("general.type").is_none_or(|kind| kind.as_str() == Some("model")) {
         let found = preflight(&file)?;
         checks.push(format!(
             "model: {} with {} layers and a vocabulary of {} can be loaded",
@@ -46,35 +36,20 @@ pub fn run(path: &Path, model: Option<&Path>, out: &mut Output) -> anyhow::Resul
 
     match (&heads, model) {
         (Some(heads), given) => {
-            checks.push(format!(
-                "heads: {} exits, every tensor as declared",
-                heads.heads().len()
-            ));
+            checks.push(format!("heads: {} exits, every tensor as declared", heads.heads().len()));
             progress.next("model");
             let inner = exits::base(&file)?;
             let given = given.map(File::open).transpose()?;
-            let mut compare = |base: &File| {
-                heads.check_base(base, BaseCheck::Data, &mut |done, total| {
-                    progress.step(done, total)
-                })
-            };
+            let mut compare =
+                |base: &File| heads.check_base(base, BaseCheck::Data, &mut |done, total| progress.step(done, total));
             if let Some(base) = inner.iter().chain(&given).next() {
                 compare(base)?;
-                checks.push(format!(
-                    "base: the heads were made for this model, {:?}",
-                    escape(&heads.meta().base.name)
-                ));
+                checks.push(format!("base: the heads were made for this model, {:?}", escape(&heads.meta().base.name)));
             } else {
-                checks.push(format!(
-                    "base: not compared; name {:?} with --model",
-                    escape(&heads.meta().base.name)
-                ));
+                checks.push(format!("base: not compared; name {:?} with --model", escape(&heads.meta().base.name)));
             }
         }
-        (None, Some(_)) => bail!(
-            "{}: holds no heads that could be compared with a model",
-            path.display()
-        ),
+        (None, Some(_)) => bail!("{}: holds no heads that could be compared with a model", path.display()),
         (None, None) => {}
     }
     drop(progress);
@@ -107,13 +82,6 @@ fn not_finite(file: &File, progress: &mut Progress) -> anyhow::Result<()> {
     }
     let more = bad.len().saturating_sub(8);
     bad.truncate(8);
-    let more = if more > 0 {
-        format!(" and {more} more tensors")
-    } else {
-        String::new()
-    };
-    bail!(
-        "weights that are NaN or infinite: {}{more}; the file is damaged or was badly converted",
-        bad.join(", ")
-    )
+    let more = if more > 0 { format!(" and {more} more tensors") } else { String::new() };
+    bail!("weights that are NaN or infinite: {}{more}; the file is damaged or was badly converted", bad.join(", "))
 }

@@ -4,9 +4,7 @@ use super::grids::{IQ1S, IQ2S, IQ2XS, IQ2XXS, IQ3S, IQ3XXS};
 use super::{half, half_to_f32, u16_at, u32_at};
 
 /// The values of IQ4_NL and IQ4_XS.
-const IQ4: [i8; 16] = [
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-];
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// The shift of all values of an IQ1 group.
 const IQ1_DELTA: f32 = 0.125;
 
@@ -83,11 +81,7 @@ pub fn iq3_xxs(block: &[u8], out: &mut [f32]) {
             for (j, value) in out.iter_mut().enumerate() {
                 let entry = IQ3XXS[usize::from(block[2 + 8 * sub + 2 * l + j / 4])];
                 let digit = entry >> (3 * (j % 4)) & 7;
-                let magnitude = if digit == 7 {
-                    62.0
-                } else {
-                    f32::from(8 * digit + 4)
-                };
+                let magnitude = if digit == 7 { 62.0 } else { f32::from(8 * digit + 4) };
                 *value = signed(scale * magnitude, signs, j);
             }
         }
@@ -127,12 +121,7 @@ pub fn iq1_s(block: &[u8], out: &mut [f32]) {
         let scale = d * f32::from(2 * (packed >> 12 & 7) + 1);
         for (l, out) in out.chunks_exact_mut(8).enumerate() {
             let high = usize::from(packed >> (3 * l) & 7);
-            group1(
-                usize::from(block[2 + 4 * sub + l]) | high << 8,
-                scale,
-                packed & 0x8000 != 0,
-                out,
-            );
+            group1(usize::from(block[2 + 4 * sub + l]) | high << 8, scale, packed & 0x8000 != 0, out);
         }
     }
 }

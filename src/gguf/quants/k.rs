@@ -8,10 +8,7 @@ fn scale_min(j: usize, scales: &[u8]) -> (f32, f32) {
         (scales[j] & 63, scales[j + 4] & 63)
     } else {
         let low = scales[j + 4];
-        (
-            low & 0xf | scales[j - 4] >> 6 << 4,
-            low >> 4 | scales[j] >> 6 << 4,
-        )
+        (low & 0xf | scales[j - 4] >> 6 << 4, low >> 4 | scales[j] >> 6 << 4)
     };
     (f32::from(scale), f32::from(min))
 }
@@ -20,10 +17,7 @@ pub fn q2(block: &[u8], out: &mut [f32]) {
     let (scales, quants) = (&block[..16], &block[16..80]);
     let (d, dmin) = (half(block, 80), half(block, 82));
     for (sub, out) in out.chunks_exact_mut(16).enumerate() {
-        let (scale, min) = (
-            d * f32::from(scales[sub] & 0xf),
-            dmin * f32::from(scales[sub] >> 4),
-        );
+        let (scale, min) = (d * f32::from(scales[sub] & 0xf), dmin * f32::from(scales[sub] >> 4));
         let (from, shift) = (sub / 8 * 32 + sub % 2 * 16, sub % 8 / 2 * 2);
         for (value, q) in out.iter_mut().zip(&quants[from..]) {
             *value = scale * f32::from(q >> shift & 3) - min;
@@ -36,11 +30,7 @@ pub fn q3(block: &[u8], out: &mut [f32]) {
     let d = half(block, 108);
     for (sub, out) in out.chunks_exact_mut(16).enumerate() {
         // Four low bits from the first eight bytes, two high ones from the last four.
-        let low = if sub < 8 {
-            packed[sub] & 0xf
-        } else {
-            packed[sub - 8] >> 4
-        };
+        let low = if sub < 8 { packed[sub] & 0xf } else { packed[sub - 8] >> 4 };
         let top = packed[8 + sub % 4] >> (sub / 4 * 2) & 3;
         let scale = d * (f32::from(low | top << 4) - 32.0);
         let (side, shift) = (sub % 2 * 16, sub % 8 / 2 * 2);

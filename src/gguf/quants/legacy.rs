@@ -18,11 +18,7 @@ fn nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(u8, usize) -> f32) {
 pub fn q1_0(block: &[u8], out: &mut [f32]) {
     let d = half(block, 0);
     for (j, value) in out.iter_mut().enumerate() {
-        *value = if block[2 + j / 8] >> (j % 8) & 1 == 1 {
-            d
-        } else {
-            -d
-        };
+        *value = if block[2 + j / 8] >> (j % 8) & 1 == 1 { d } else { -d };
     }
 }
 
@@ -51,16 +47,12 @@ fn fifth(high: u32, j: usize) -> u8 {
 
 pub fn q5_0(block: &[u8], out: &mut [f32]) {
     let (d, high) = (half(block, 0), u32_at(block, 2));
-    nibbles(&block[6..], out, |q, j| {
-        (f32::from(q | fifth(high, j)) - 16.0) * d
-    });
+    nibbles(&block[6..], out, |q, j| (f32::from(q | fifth(high, j)) - 16.0) * d);
 }
 
 pub fn q5_1(block: &[u8], out: &mut [f32]) {
     let (d, m, high) = (half(block, 0), half(block, 2), u32_at(block, 4));
-    nibbles(&block[8..], out, |q, j| {
-        f32::from(q | fifth(high, j)) * d + m
-    });
+    nibbles(&block[8..], out, |q, j| f32::from(q | fifth(high, j)) * d + m);
 }
 
 pub fn q8(d: f32, quants: &[u8], out: &mut [f32]) {

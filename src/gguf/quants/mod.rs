@@ -22,18 +22,10 @@ pub fn dequantize(ty: TensorType, bytes: &[u8]) -> Result<Vec<f32>> {
     let (block_size, block_bytes) = (ty.block_size() as usize, ty.block_bytes() as usize);
     if bytes.len() % block_bytes != 0 {
         let expected = (bytes.len() / block_bytes * block_bytes) as u64;
-        return Err(Error::DataSize {
-            name: "data".into(),
-            ty,
-            expected,
-            found: bytes.len() as u64,
-        });
+        return Err(Error::DataSize { name: "data".into(), ty, expected, found: bytes.len() as u64 });
     }
     let mut values = vec![0.0; bytes.len() / block_bytes * block_size];
-    for (block, out) in bytes
-        .chunks_exact(block_bytes)
-        .zip(values.chunks_exact_mut(block_size))
-    {
+    for (block, out) in bytes.chunks_exact(block_bytes).zip(values.chunks_exact_mut(block_size)) {
         decode_block(ty, block, out);
     }
     Ok(values)
@@ -147,10 +139,7 @@ mod tests {
                 assert_eq!(values.len() as u64, 2 * ty.block_size());
             }
             if block > 1 {
-                assert!(matches!(
-                    dequantize(ty, &vec![0; 2 * block - 1]),
-                    Err(Error::DataSize { .. })
-                ));
+                assert!(matches!(dequantize(ty, &vec![0; 2 * block - 1]), Err(Error::DataSize { .. })));
             }
         }
     }
