@@ -144,10 +144,10 @@ impl File {
         if !(2..=3).contains(&version) {
             return Err(Error::BadVersion { offset: version_at, found: version });
         }
-        // The smallest entries: a tensor without dimensions and a one-byte name takes 25 bytes, a key with a
-        // one-byte name and a one-byte value 14.
-        let n_tensors = cursor.count("tensors", MAX_TENSORS, 25)?;
-        let n_keys = cursor.count("keys", MAX_KEYS, 14)?;
+        // The smallest entries: a tensor without a name and dimensions takes 24 bytes, a key without a name
+        // and with a value of one byte 13; both are refused for other reasons, but only once they are seen.
+        let n_tensors = cursor.count("tensors", MAX_TENSORS, 24)?;
+        let n_keys = cursor.count("keys", MAX_KEYS, 13)?;
 
         let mut keys = Vec::new();
         let mut key_index = HashMap::new();
