@@ -113,3 +113,47 @@ fn random_damage_never_panics() {
     }
     println!("{accepted} of 8,000 damaged files are still sound models");
 }
+
+/// A model of one layer in a few kilobytes.
+fn micro_model() -> offramp::gguf::Writer {
+    use offramp::gguf::{TensorType, Writer};
+    let model = random::open(&random::model(1));
+    let mut writer = Writer::new();
+    let changed = ["llama.block_count", "llama.embedding_length", "llama.rope.dimension_count"];
+    writer.copy_keys(&model, |name| !changed.contains(&name)).unwrap();
+    for (name, value) in changed.into_iter().zip([1u32, 32, 8]) {
+        writer.key(name, value).unwrap();
+    }
+    for tensor in model
+        .tensors()
+        .iter()
+        .filter(|tensor| !tensor.name().starts_with("blk.1") && !tensor.name().starts_with("blk.2"))
+    {
+        let halved: Vec<u64> = tensor.dims().iter().map(|&dim| if dim % 32 == 0 { dim / 2 } else { dim }).collect();
+        let ty = if halved.len() == 1 { TensorType::F32 } else { TensorType::Q4_0 };
+        writer.tensor(tensor.name(), ty, &halved, vec![0; ty.bytes(&halved).unwrap() as usize]).unwrap();
+    }
+    writer
+}
+
+/// Writes the seeds of the fuzz targets: `cargo test --release --test gguf_hostile seeds -- --ignored`.
+#[test]
+#[ignore = "writes into fuzz/corpus"]
+fn seeds() {
+    let micro = micro_model().to_bytes().unwrap();
+    read_model(micro.clone()).unwrap();
+    let mut files: Vec<Vec<u8>> =
+        hostile::test_gguf().into_iter().chain(hostile::more()).map(|case| case.bytes).collect();
+    let base = File::from_bytes(micro.clone(), "micro").unwrap();
+    // Without layers there are no exits, but a screen and all the keys.
+    let sidecar = random::heads(&base, &[], &[], 3);
+    let merged = offramp::gguf::exits::attach(&base, &random::open(&sidecar), &mut |_, _| true).unwrap();
+    files.extend([micro, sidecar.to_bytes().unwrap(), merged.to_bytes().unwrap()]);
+    for target in ["reader", "round_trip"] {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        std::fs::create_dir_all(&folder).unwrap();
+        for (index, bytes) in files.iter().enumerate().filter(|(_, bytes)| bytes.len() < 1 << 16) {
+            std::fs::write(folder.join(format!("seed-{index:03}")), bytes).unwrap();
+        }
+    }
+}
