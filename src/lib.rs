@@ -4,3 +4,5 @@
 //! run:      GGUF file -> model + heads -> session (gate, exits, K/V policy) -> tokens -> CLI | C ABI | server
 //! convert:  prompts -> hidden states -> trained heads -> calibrated thresholds -> GGUF file
 //! ```
+
+pub mod gguf;
