@@ -10,14 +10,8 @@ fn models() -> Vec<PathBuf> {
         eprintln!("skipped: OFFRAMP_MODELS names no folder of GGUF models");
         return Vec::new();
     };
-    let mut models: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    models.retain(|path| {
-        path.extension()
-            .is_some_and(|extension| extension == "gguf")
-    });
+    let mut models: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    models.retain(|path| path.extension().is_some_and(|extension| extension == "gguf"));
     models.sort();
     models
 }
@@ -33,9 +27,7 @@ fn a_model_read_and_written_again_is_the_same_file() {
         }
         let folder = tempfile::tempdir().unwrap();
         let copy = folder.path().join("copy.gguf");
-        writer
-            .write(&copy, WriteOptions::default(), &mut |_, _| true)
-            .unwrap();
+        writer.write(&copy, WriteOptions::default(), &mut |_, _| true).unwrap();
         let (a, b) = (std::fs::read(&path).unwrap(), std::fs::read(&copy).unwrap());
         assert!(a == b, "{} differs from its copy", path.display());
     }

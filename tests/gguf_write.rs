@@ -7,12 +7,8 @@ fn small() -> Writer {
     writer.key("general.architecture", "llama").unwrap();
     writer.key("llama.block_count", 2u32).unwrap();
     writer.key("tokenizer.ggml.tokens", vec!["a", "b"]).unwrap();
-    writer
-        .tensor_f32("output_norm.weight", &[3], &[1.0, 2.0, 3.0])
-        .unwrap();
-    writer
-        .tensor("output.weight", TensorType::Q4_0, &[32, 2], vec![7; 36])
-        .unwrap();
+    writer.tensor_f32("output_norm.weight", &[3], &[1.0, 2.0, 3.0]).unwrap();
+    writer.tensor("output.weight", TensorType::Q4_0, &[32, 2], vec![7; 36]).unwrap();
     writer
 }
 
@@ -21,9 +17,7 @@ fn what_is_written_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.gguf");
     let writer = small();
-    writer
-        .write(&path, WriteOptions::default(), &mut |_, _| true)
-        .unwrap();
+    writer.write(&path, WriteOptions::default(), &mut |_, _| true).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().len(), writer.size());
     assert_eq!(std::fs::read(&path).unwrap(), writer.to_bytes().unwrap());
 
@@ -33,28 +27,12 @@ fn what_is_written_is_read_back() {
     assert_eq!(file.data_start() % 32, 0);
     assert_eq!(file.str("general.architecture").unwrap(), Some("llama"));
     assert_eq!(file.get("llama.block_count"), Some(Value::U32(2)));
-    let tokens = file
-        .get("tokenizer.ggml.tokens")
-        .unwrap()
-        .as_array()
-        .unwrap();
-    assert_eq!(
-        tokens
-            .iter()
-            .filter_map(|token| token.as_str())
-            .collect::<Vec<_>>(),
-        ["a", "b"]
-    );
+    let tokens = file.get("tokenizer.ggml.tokens").unwrap().as_array().unwrap();
+    assert_eq!(tokens.iter().filter_map(|token| token.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     let output = file.tensor("output.weight").unwrap();
-    assert_eq!(
-        (output.ty(), output.dims(), output.offset()),
-        (TensorType::Q4_0, &[32, 2][..], 32)
-    );
+    assert_eq!((output.ty(), output.dims(), output.offset()), (TensorType::Q4_0, &[32, 2][..], 32));
     assert_eq!(file.data(output), [7; 36]);
-    assert!(matches!(
-        file.u32("general.architecture"),
-        Err(Error::KeyType { .. })
-    ));
+    assert!(matches!(file.u32("general.architecture"), Err(Error::KeyType { .. })));
 }
 
 #[test]
@@ -65,9 +43,7 @@ fn an_existing_file_is_replaced_only_on_request() {
     let refused = small().write(&path, WriteOptions::default(), &mut |_, _| true);
     assert!(matches!(refused, Err(Error::OutputExists { .. })));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
-    small()
-        .write(&path, WriteOptions::replacing(true), &mut |_, _| true)
-        .unwrap();
+    small().write(&path, WriteOptions::replacing(true), &mut |_, _| true).unwrap();
     File::open(&path).unwrap();
 }
 
@@ -75,9 +51,7 @@ fn an_existing_file_is_replaced_only_on_request() {
 fn an_input_is_never_the_output() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.gguf");
-    small()
-        .write(&path, WriteOptions::default(), &mut |_, _| true)
-        .unwrap();
+    small().write(&path, WriteOptions::default(), &mut |_, _| true).unwrap();
     let before = std::fs::read(&path).unwrap();
 
     let file = File::open(&path).unwrap();
@@ -93,11 +67,7 @@ fn an_input_is_never_the_output() {
     }
     for output in same {
         let refused = writer.write(&output, WriteOptions::replacing(true), &mut |_, _| true);
-        assert!(
-            matches!(refused, Err(Error::OutputIsInput { .. })),
-            "{}",
-            output.display()
-        );
+        assert!(matches!(refused, Err(Error::OutputIsInput { .. })), "{}", output.display());
     }
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
@@ -121,62 +91,23 @@ fn a_stopped_writer_leaves_nothing() {
 fn what_the_reader_would_refuse_is_never_written() {
     let mut writer = small();
     assert!(matches!(writer.key("", 1u32), Err(Error::BadName { .. })));
-    assert!(matches!(
-        writer.key("a\0b", 1u32),
-        Err(Error::BadName { .. })
-    ));
-    assert!(matches!(
-        writer.key("llama.block_count", 1u32),
-        Err(Error::Duplicate { .. })
-    ));
-    assert!(matches!(
-        writer.key("general.alignment", 64u32),
-        Err(Error::KeyValue { .. })
-    ));
-    assert!(matches!(
-        Writer::new().key("general.alignment", 33u32),
-        Err(Error::BadAlignment { .. })
-    ));
-    assert!(matches!(
-        Writer::new().key("general.alignment", 32u64),
-        Err(Error::KeyType { .. })
-    ));
+    assert!(matches!(writer.key("a\0b", 1u32), Err(Error::BadName { .. })));
+    assert!(matches!(writer.key("llama.block_count", 1u32), Err(Error::Duplicate { .. })));
+    assert!(matches!(writer.key("general.alignment", 64u32), Err(Error::KeyValue { .. })));
+    assert!(matches!(Writer::new().key("general.alignment", 33u32), Err(Error::BadAlignment { .. })));
+    assert!(matches!(Writer::new().key("general.alignment", 32u64), Err(Error::KeyType { .. })));
     let nested = OwnedValue::Array(offramp::gguf::ValueType::Array, Vec::new());
-    assert!(matches!(
-        writer.key("nested", nested),
-        Err(Error::NestedArray { .. })
-    ));
+    assert!(matches!(writer.key("nested", nested), Err(Error::NestedArray { .. })));
     let mixed = OwnedValue::Array(offramp::gguf::ValueType::U32, vec![OwnedValue::I32(1)]);
-    assert!(matches!(
-        writer.key("mixed", mixed),
-        Err(Error::ArrayEntry { .. })
-    ));
+    assert!(matches!(writer.key("mixed", mixed), Err(Error::ArrayEntry { .. })));
 
     let long = "x".repeat(64);
-    assert!(matches!(
-        writer.tensor_f32(&long, &[1], &[0.0]),
-        Err(Error::StringTooLong { .. })
-    ));
-    assert!(matches!(
-        writer.tensor_f32("output_norm.weight", &[1], &[0.0]),
-        Err(Error::Duplicate { .. })
-    ));
-    assert!(matches!(
-        writer.tensor_f32("t", &[2], &[0.0]),
-        Err(Error::DataSize { .. })
-    ));
-    assert!(matches!(
-        writer.tensor_f32("t", &[1, 1, 1, 1, 1], &[0.0]),
-        Err(Error::TooManyDims { .. })
-    ));
-    assert!(matches!(
-        writer.tensor("t", TensorType::Q4_K, &[255], vec![]),
-        Err(Error::PartialBlock { .. })
-    ));
-    assert!(matches!(
-        writer.tensor_f32("t", &[1 << 62, 4], &[]),
-        Err(Error::TensorTooLarge { .. })
-    ));
+    assert!(matches!(writer.tensor_f32(&long, &[1], &[0.0]), Err(Error::StringTooLong { .. })));
+    assert!(matches!(writer.tensor_f32("output_norm.weight", &[1], &[0.0]), Err(Error::Duplicate { .. })));
+    assert!(matches!(writer.tensor_f32("t", &[2], &[0.0]), Err(Error::DataSize { .. })));
+    assert!(matches!(writer.tensor_f32("t", &[1, 1, 1, 1, 1], &[0.0]), Err(Error::TooManyDims { .. })));
+    assert!(matches!(writer.tensor("t", TensorType::Q4_K, &[255], vec![]), Err(Error::PartialBlock { .. })));
+    assert!(matches!(writer.tensor_f32("t", &[1 << 62, 4], &[]), Err(Error::TensorTooLarge { .. })));
     // A refused tensor leaves no trace.
     writer.tensor_f32("t", &[1], &[0.5]).unwrap();
     let file = File::from_bytes(writer.to_bytes().unwrap(), "memory").unwrap();

@@ -35,20 +35,12 @@ impl AtomicFile {
     /// Starts a file that will become `target`; an existing one is refused unless `replace`.
     pub fn create(target: &Path, replace: bool) -> Result<AtomicFile> {
         if !replace && target.symlink_metadata().is_ok() {
-            return Err(Error::OutputExists {
-                path: target.to_path_buf(),
-            });
+            return Err(Error::OutputExists { path: target.to_path_buf() });
         }
         sweep(target);
         #[cfg(target_os = "linux")]
         if let Some(file) = unnamed(target)? {
-            return Ok(AtomicFile {
-                target: target.to_path_buf(),
-                replace,
-                file,
-                temporary: None,
-                written: 0,
-            });
+            return Ok(AtomicFile { target: target.to_path_buf(), replace, file, temporary: None, written: 0 });
         }
         AtomicFile::create_named(target, replace)
     }
@@ -58,25 +50,13 @@ impl AtomicFile {
         faults::step("create").map_err(|source| io_error(target, CREATE, source))?;
         for attempt in 0.. {
             let path = temporary_name(target, attempt);
-            match fs::File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&path)
-            {
+            match fs::File::options().read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => {
                     lock(&file);
                     let temporary = Some(path);
-                    return Ok(AtomicFile {
-                        target: target.to_path_buf(),
-                        replace,
-                        file,
-                        temporary,
-                        written: 0,
-                    });
+                    return Ok(AtomicFile { target: target.to_path_buf(), replace, file, temporary, written: 0 });
                 }
-                Err(source)
-                    if source.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => {}
+                Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => {}
                 Err(source) => return Err(io_error(target, CREATE, source)),
             }
         }
@@ -99,13 +79,7 @@ impl AtomicFile {
 
     /// Appends the bytes of `range`, by the kernel alone where it can (which on some file systems shares the
     /// blocks instead of copying them).
-    pub fn copy(
-        &mut self,
-        source: &Source,
-        range: Range<u64>,
-        total: u64,
-        progress: &mut Progress<'_>,
-    ) -> Result<()> {
+    pub fn copy(&mut self, source: &Source, range: Range<u64>, total: u64, progress: &mut Progress<'_>) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min(at + STEP);
@@ -136,9 +110,7 @@ impl AtomicFile {
         faults::step("write").map_err(|source| io_error(&self.target, "write the file", source))?;
         match rustix::fs::copy_file_range(handle, Some(&mut from), &self.file, None, len) {
             Ok(done) => Ok(done as u64),
-            Err(Errno::XDEV | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM) => {
-                Ok(0)
-            }
+            Err(Errno::XDEV | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM) => Ok(0),
             Err(Errno::INTR) => Ok(0),
             Err(error) => Err(io_error(&self.target, "write the file", error.into())),
         }
@@ -181,8 +153,7 @@ impl AtomicFile {
                         self.temporary = Some(path);
                         break;
                     }
-                    Err(source)
-                        if source.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => {}
+                    Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => {}
                     Err(source) => return Err(self.naming_error(source)),
                 }
             }
@@ -202,9 +173,7 @@ impl AtomicFile {
 
     fn naming_error(&self, source: std::io::Error) -> Error {
         if source.kind() == std::io::ErrorKind::AlreadyExists {
-            return Error::OutputExists {
-                path: self.target.clone(),
-            };
+            return Error::OutputExists { path: self.target.clone() };
         }
         io_error(&self.target, "put the file in its place", source)
     }
@@ -231,18 +200,11 @@ fn folder(target: &Path) -> &Path {
 
 /// What the temporary siblings of a target start with.
 fn temporary_prefix(target: &Path) -> String {
-    format!(
-        ".{}.",
-        target.file_name().unwrap_or_default().to_string_lossy()
-    )
+    format!(".{}.", target.file_name().unwrap_or_default().to_string_lossy())
 }
 
 fn temporary_name(target: &Path, attempt: u32) -> PathBuf {
-    folder(target).join(format!(
-        "{}{}-{attempt}.partial",
-        temporary_prefix(target),
-        std::process::id()
-    ))
+    folder(target).join(format!("{}{}-{attempt}.partial", temporary_prefix(target), std::process::id()))
 }
 
 /// Removes what killed writers to the same target have left. A failure here is none of the caller's.
@@ -310,13 +272,7 @@ fn link(file: &fs::File, path: &Path) -> std::io::Result<()> {
     use rustix::fs::{AtFlags, CWD};
     use std::os::fd::AsRawFd;
     let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(rustix::fs::linkat(
-        CWD,
-        from,
-        CWD,
-        path,
-        AtFlags::SYMLINK_FOLLOW,
-    )?)
+    Ok(rustix::fs::linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 /// Renames to a name that must not exist yet.
@@ -376,10 +332,7 @@ mod faults {
                 None => Ok(()),
                 Some(0) => {
                     REMAINING.set(None);
-                    Err(std::io::Error::new(
-                        std::io::ErrorKind::StorageFull,
-                        what.to_string(),
-                    ))
+                    Err(std::io::Error::new(std::io::ErrorKind::StorageFull, what.to_string()))
                 }
                 Some(n) => {
                     REMAINING.set(Some(n - 1));
@@ -410,9 +363,7 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
-        entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     /// Fails every call in turn, with and without an old file, until a write passes without reaching the
@@ -440,17 +391,9 @@ mod tests {
                 if error.contains("sync the folder") {
                     assert_eq!(content.as_deref(), Some("new and whole, with a copy"));
                 } else {
-                    assert_eq!(
-                        content.as_deref(),
-                        old,
-                        "after the failure of call {n}: {error}"
-                    );
+                    assert_eq!(content.as_deref(), old, "after the failure of call {n}: {error}");
                 }
-                assert_eq!(
-                    names(folder.path()).len(),
-                    usize::from(content.is_some()),
-                    "a stray file after call {n}"
-                );
+                assert_eq!(names(folder.path()).len(), usize::from(content.is_some()), "a stray file after call {n}");
             }
         }
     }
@@ -471,10 +414,7 @@ mod tests {
         let target = folder.path().join("model.gguf");
         for create in [AtomicFile::create as Create, AtomicFile::create_named] {
             fs::write(&target, "old").unwrap();
-            assert!(matches!(
-                write(create, &target, false),
-                Err(Error::OutputExists { .. })
-            ));
+            assert!(matches!(write(create, &target, false), Err(Error::OutputExists { .. })));
             // Also where it appears while the new one is being written.
             fs::remove_file(&target).unwrap();
             let file = create(&target, false).unwrap();

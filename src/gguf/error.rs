@@ -62,9 +62,7 @@ pub enum Error {
     },
 
     /// The version is neither 2 nor 3.
-    #[error(
-        "byte {offset}: expected GGUF version 2 or 3, found {found}; convert the model again with current tools"
-    )]
+    #[error("byte {offset}: expected GGUF version 2 or 3, found {found}; convert the model again with current tools")]
     BadVersion {
         /// Where the version stands.
         offset: u64,
@@ -73,9 +71,7 @@ pub enum Error {
     },
 
     /// A count is larger than the reader's cap, or than the rest of the file could hold.
-    #[error(
-        "byte {offset}: the file claims {found} {what}, more than the {limit} that are possible here"
-    )]
+    #[error("byte {offset}: the file claims {found} {what}, more than the {limit} that are possible here")]
     CountTooLarge {
         /// What is counted.
         what: &'static str,
@@ -145,9 +141,7 @@ pub enum Error {
     },
 
     /// An array holds arrays.
-    #[error(
-        "byte {offset}: key {key:?} is an array of arrays, which no reader of model files supports"
-    )]
+    #[error("byte {offset}: key {key:?} is an array of arrays, which no reader of model files supports")]
     NestedArray {
         /// Where the element type stands.
         offset: u64,
@@ -202,9 +196,7 @@ pub enum Error {
     },
 
     /// `general.alignment` is no power of two in the allowed range.
-    #[error(
-        "byte {offset}: general.alignment is {found}; expected a power of two from 8 to {limit}"
-    )]
+    #[error("byte {offset}: general.alignment is {found}; expected a power of two from 8 to {limit}")]
     BadAlignment {
         /// Where the key stands.
         offset: u64,
@@ -226,9 +218,7 @@ pub enum Error {
     },
 
     /// A dimension is larger than a signed 64-bit number.
-    #[error(
-        "byte {offset}: dimension {axis} of tensor {name:?} is {found}, which is no signed 64-bit number"
-    )]
+    #[error("byte {offset}: dimension {axis} of tensor {name:?} is {found}, which is no signed 64-bit number")]
     BadDim {
         /// Where the dimension stands.
         offset: u64,
@@ -241,9 +231,7 @@ pub enum Error {
     },
 
     /// The element or byte count of a tensor exceeds 63 bits.
-    #[error(
-        "byte {offset}: tensor {name:?} of shape {dims:?} has more elements or bytes than 63 bits can count"
-    )]
+    #[error("byte {offset}: tensor {name:?} of shape {dims:?} has more elements or bytes than 63 bits can count")]
     TensorTooLarge {
         /// Where the tensor's entry starts.
         offset: u64,

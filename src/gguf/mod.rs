@@ -7,6 +7,7 @@ mod atomic;
 mod error;
 pub mod exits;
 mod preflight;
+pub mod quants;
 mod reader;
 mod source;
 mod types;
@@ -17,8 +18,8 @@ pub use atomic::Progress;
 pub use error::{Error, Result};
 pub use preflight::{ARCHITECTURES, Preflight, preflight, preflight_unread};
 pub use reader::{
-    DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_ARRAY_LEN, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS,
-    MAX_STRING_BYTES, MAX_TENSOR_NAME_BYTES, MAX_TENSORS, TensorInfo,
+    DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_ARRAY_LEN, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS, MAX_STRING_BYTES,
+    MAX_TENSOR_NAME_BYTES, MAX_TENSORS, TensorInfo,
 };
 pub use types::{TensorType, ValueType};
 pub use value::{Array, OwnedValue, Value};

@@ -130,31 +130,19 @@ impl File {
 
     /// Checks the GGUF that starts at byte `start` of `source` and reaches to its end.
     pub(super) fn parse(source: Arc<Source>, start: u64) -> Result<File> {
-        let mut cursor = Cursor {
-            bytes: &source,
-            at: usize::try_from(start).unwrap_or(usize::MAX),
-        };
+        let mut cursor = Cursor { bytes: &source, at: usize::try_from(start).unwrap_or(usize::MAX) };
 
         let magic = cursor.take("the magic", 4)?;
         if magic != b"GGUF" {
-            return Err(Error::BadMagic {
-                offset: start,
-                found: magic.escape_ascii().to_string(),
-            });
+            return Err(Error::BadMagic { offset: start, found: magic.escape_ascii().to_string() });
         }
         let version_at = cursor.offset();
         let version = cursor.u32("the version")?;
         if version != 0 && version & 0xffff == 0 {
-            return Err(Error::BigEndian {
-                offset: version_at,
-                found: version,
-            });
+            return Err(Error::BigEndian { offset: version_at, found: version });
         }
         if !(2..=3).contains(&version) {
-            return Err(Error::BadVersion {
-                offset: version_at,
-                found: version,
-            });
+            return Err(Error::BadVersion { offset: version_at, found: version });
         }
         // The smallest entries: a tensor without dimensions and a one-byte name takes 25 bytes, a key with a
         // one-byte name and a one-byte value 14.
@@ -166,11 +154,7 @@ impl File {
         for index in 0..n_keys {
             let key = cursor.key()?;
             if key_index.insert(key.name.clone(), index).is_some() {
-                return Err(Error::Duplicate {
-                    what: "key",
-                    offset: key.start,
-                    name: printable(&key.name),
-                });
+                return Err(Error::Duplicate { what: "key", offset: key.start, name: printable(&key.name) });
             }
             keys.push(key);
         }
@@ -186,11 +170,7 @@ impl File {
             let at = cursor.offset();
             let tensor = cursor.tensor()?;
             if tensor_index.insert(tensor.name.clone(), index).is_some() {
-                return Err(Error::Duplicate {
-                    what: "tensor name",
-                    offset: at,
-                    name: printable(&tensor.name),
-                });
+                return Err(Error::Duplicate { what: "tensor name", offset: at, name: printable(&tensor.name) });
             }
             if tensor.offset != next_offset {
                 return Err(Error::BadOffset {
@@ -200,12 +180,9 @@ impl File {
                     found: tensor.offset,
                 });
             }
-            next_offset = pad(tensor.bytes, alignment)
-                .and_then(|padded| next_offset.checked_add(padded))
-                .ok_or_else(|| Error::TensorTooLarge {
-                    offset: at,
-                    name: printable(&tensor.name),
-                    dims: tensor.dims().to_vec(),
+            next_offset =
+                pad(tensor.bytes, alignment).and_then(|padded| next_offset.checked_add(padded)).ok_or_else(|| {
+                    Error::TensorTooLarge { offset: at, name: printable(&tensor.name), dims: tensor.dims().to_vec() }
                 })?;
             tensors.push(tensor);
         }
@@ -239,17 +216,7 @@ impl File {
             }
         }
 
-        Ok(File {
-            source,
-            start,
-            version,
-            alignment,
-            keys,
-            key_index,
-            tensors,
-            tensor_index,
-            data_start,
-        })
+        Ok(File { source, start, version, alignment, keys, key_index, tensors, tensor_index, data_start })
     }
 
     /// The path the file was opened by.
@@ -289,9 +256,7 @@ impl File {
 
     /// The value of a key, `None` where the file has no such key.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
-        self.key_index
-            .get(key)
-            .map(|&index| self.value(&self.keys[index]))
+        self.key_index.get(key).map(|&index| self.value(&self.keys[index]))
     }
 
     /// The tensors, in the file's order.
@@ -301,9 +266,7 @@ impl File {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensor_index
-            .get(name)
-            .map(|&index| &self.tensors[index])
+        self.tensor_index.get(name).map(|&index| &self.tensors[index])
     }
 
     /// The data of one of this file's tensors, without padding.
@@ -360,15 +323,8 @@ impl File {
     /// # Errors
     ///
     /// [`Error::KeyType`] where the key holds something else; the error says `expected`.
-    pub fn array(
-        &self,
-        key: &str,
-        of: &[ValueType],
-        expected: &'static str,
-    ) -> Result<Option<Array<'_>>> {
-        self.typed(key, expected, |value| {
-            value.as_array().filter(|array| of.contains(&array.ty))
-        })
+    pub fn array(&self, key: &str, of: &[ValueType], expected: &'static str) -> Result<Option<Array<'_>>> {
+        self.typed(key, expected, |value| value.as_array().filter(|array| of.contains(&array.ty)))
     }
 
     fn typed<'a, T>(
@@ -402,18 +358,10 @@ impl File {
     }
 
     /// The error for a key whose value is not the expected one.
-    pub(super) fn key_value_error(
-        &self,
-        key: &str,
-        expected: impl Into<String>,
-        found: impl ToString,
-    ) -> Error {
+    pub(super) fn key_value_error(&self, key: &str, expected: impl Into<String>, found: impl ToString) -> Error {
         Error::KeyValue {
             key: printable(key),
-            offset: self
-                .key_index
-                .get(key)
-                .map_or(0, |&index| self.keys[index].start),
+            offset: self.key_index.get(key).map_or(0, |&index| self.keys[index].start),
             expected: expected.into(),
             found: printable(&found.to_string()),
         }
@@ -454,19 +402,12 @@ fn alignment(key: &Key, bytes: &[u8]) -> Result<u64> {
                 key: key.name.to_string(),
                 offset: key.start,
                 expected: "u32",
-                found: type_label(
-                    key.array.map_or(key.ty, |(ty, _)| ty),
-                    key.array.map(|(_, len)| len),
-                ),
+                found: type_label(key.array.map_or(key.ty, |(ty, _)| ty), key.array.map(|(_, len)| len)),
             });
         }
     };
     if !found.is_power_of_two() || !(8..=MAX_ALIGNMENT).contains(&found) {
-        return Err(Error::BadAlignment {
-            offset: key.start,
-            found,
-            limit: MAX_ALIGNMENT,
-        });
+        return Err(Error::BadAlignment { offset: key.start, found, limit: MAX_ALIGNMENT });
     }
     Ok(found)
 }
@@ -487,37 +428,24 @@ impl<'a> Cursor<'a> {
     }
 
     fn take(&mut self, what: &'static str, needed: u64) -> Result<&'a [u8]> {
-        let end = usize::try_from(needed)
-            .ok()
-            .and_then(|needed| self.at.checked_add(needed));
+        let end = usize::try_from(needed).ok().and_then(|needed| self.at.checked_add(needed));
         match end.and_then(|end| self.bytes.get(self.at..end)) {
             Some(taken) => {
                 self.at += taken.len();
                 Ok(taken)
             }
-            None => Err(Error::Truncated {
-                what,
-                offset: self.offset(),
-                needed,
-                file_size: self.bytes.len() as u64,
-            }),
+            None => Err(Error::Truncated { what, offset: self.offset(), needed, file_size: self.bytes.len() as u64 }),
         }
     }
 
     fn u32(&mut self, what: &'static str) -> Result<u32> {
         let bytes = self.take(what, 4)?;
-        Ok(bytes
-            .iter()
-            .rev()
-            .fold(0, |number, &byte| number << 8 | u32::from(byte)))
+        Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte)))
     }
 
     fn u64(&mut self, what: &'static str) -> Result<u64> {
         let bytes = self.take(what, 8)?;
-        Ok(bytes
-            .iter()
-            .rev()
-            .fold(0, |number, &byte| number << 8 | u64::from(byte)))
+        Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 
     /// Reads a count and refuses it where the rest of the file cannot hold so many entries of at least
@@ -527,12 +455,7 @@ impl<'a> Cursor<'a> {
         let found = self.u64(what)?;
         let limit = cap.min(self.remaining() / smallest);
         if found > limit {
-            return Err(Error::CountTooLarge {
-                what,
-                offset,
-                found,
-                limit,
-            });
+            return Err(Error::CountTooLarge { what, offset, found, limit });
         }
         Ok(found as usize)
     }
@@ -541,18 +464,10 @@ impl<'a> Cursor<'a> {
         let offset = self.offset();
         let found = self.u64(what)?;
         if found > limit {
-            return Err(Error::StringTooLong {
-                what,
-                offset,
-                found,
-                limit,
-            });
+            return Err(Error::StringTooLong { what, offset, found, limit });
         }
         let bytes = self.take(what, found)?;
-        std::str::from_utf8(bytes).map_err(|_| Error::NotUtf8 {
-            what,
-            offset: offset + 8,
-        })
+        std::str::from_utf8(bytes).map_err(|_| Error::NotUtf8 { what, offset: offset + 8 })
     }
 
     fn name(&mut self, what: &'static str, limit: u64) -> Result<&'a str> {
@@ -563,12 +478,7 @@ impl<'a> Cursor<'a> {
             _ if name.chars().any(char::is_control) => "not printable",
             _ => return Ok(name),
         };
-        Err(Error::BadName {
-            what,
-            offset,
-            name: printable(name),
-            defect,
-        })
+        Err(Error::BadName { what, offset, name: printable(name), defect })
     }
 
     fn key(&mut self) -> Result<Key> {
@@ -577,21 +487,12 @@ impl<'a> Cursor<'a> {
         let ty = self.value_type(name)?;
         if ty != ValueType::Array {
             let value = self.at..self.scalar(name, ty)?;
-            return Ok(Key {
-                name: name.into(),
-                start,
-                ty,
-                array: None,
-                value,
-            });
+            return Ok(Key { name: name.into(), start, ty, array: None, value });
         }
         let element_at = self.offset();
         let element = self.value_type(name)?;
         if element == ValueType::Array {
-            return Err(Error::NestedArray {
-                offset: element_at,
-                key: printable(name),
-            });
+            return Err(Error::NestedArray { offset: element_at, key: printable(name) });
         }
         let smallest = element.size().unwrap_or(8) as u64;
         let len = self.count("array elements", MAX_ARRAY_LEN, smallest)? as u64;
@@ -611,23 +512,13 @@ impl<'a> Cursor<'a> {
                 self.take("an array", len * smallest)?;
             }
         }
-        Ok(Key {
-            name: name.into(),
-            start,
-            ty,
-            array: Some((element, len)),
-            value: from..self.at,
-        })
+        Ok(Key { name: name.into(), start, ty, array: Some((element, len)), value: from..self.at })
     }
 
     fn value_type(&mut self, key: &str) -> Result<ValueType> {
         let offset = self.offset();
         let found = self.u32("the type of a key")?;
-        ValueType::from_id(found).ok_or_else(|| Error::BadValueType {
-            offset,
-            key: printable(key),
-            found,
-        })
+        ValueType::from_id(found).ok_or_else(|| Error::BadValueType { offset, key: printable(key), found })
     }
 
     /// Steps over one value that is not an array; returns where it ends.
@@ -640,11 +531,7 @@ impl<'a> Cursor<'a> {
             Some(size) => {
                 let bytes = self.take("a value", size as u64)?;
                 if ty == ValueType::Bool && bytes[0] > 1 {
-                    return Err(Error::BadBool {
-                        offset,
-                        key: printable(key),
-                        found: bytes[0],
-                    });
+                    return Err(Error::BadBool { offset, key: printable(key), found: bytes[0] });
                 }
             }
         }
@@ -657,11 +544,7 @@ impl<'a> Cursor<'a> {
         let offset = self.offset();
         let n_dims = self.u32("the number of dimensions")?;
         if n_dims as usize > MAX_DIMS {
-            return Err(Error::TooManyDims {
-                offset,
-                name: printable(name),
-                found: n_dims,
-            });
+            return Err(Error::TooManyDims { offset, name: printable(name), found: n_dims });
         }
         let n_dims = n_dims as usize;
         let mut dims = [1; MAX_DIMS];
@@ -669,21 +552,13 @@ impl<'a> Cursor<'a> {
             let offset = self.offset();
             *dim = self.u64("a dimension")?;
             if *dim > i64::MAX as u64 {
-                return Err(Error::BadDim {
-                    offset,
-                    name: printable(name),
-                    axis,
-                    found: *dim,
-                });
+                return Err(Error::BadDim { offset, name: printable(name), axis, found: *dim });
             }
         }
         let offset = self.offset();
         let found = self.u32("the type of a tensor")?;
-        let ty = TensorType::from_id(found).ok_or_else(|| Error::BadTensorType {
-            offset,
-            name: printable(name),
-            found,
-        })?;
+        let ty =
+            TensorType::from_id(found).ok_or_else(|| Error::BadTensorType { offset, name: printable(name), found })?;
         if dims[0] % ty.block_size() != 0 {
             return Err(Error::PartialBlock {
                 offset: entry,
@@ -694,26 +569,12 @@ impl<'a> Cursor<'a> {
             });
         }
         // Zeros are left out of the product, so that no order of dimensions hides one that wraps.
-        let elements = dims
-            .iter()
-            .filter(|&&dim| dim != 0)
-            .try_fold(1u64, |n, &dim| n.checked_mul(dim));
+        let elements = dims.iter().filter(|&&dim| dim != 0).try_fold(1u64, |n, &dim| n.checked_mul(dim));
         let bytes = ty.bytes(&dims).filter(|&bytes| bytes <= i64::MAX as u64);
         let (Some(..=0x7fff_ffff_ffff_ffff), Some(bytes)) = (elements, bytes) else {
-            return Err(Error::TensorTooLarge {
-                offset: entry,
-                name: printable(name),
-                dims: dims[..n_dims].to_vec(),
-            });
+            return Err(Error::TensorTooLarge { offset: entry, name: printable(name), dims: dims[..n_dims].to_vec() });
         };
         let offset = self.u64("the offset of a tensor")?;
-        Ok(TensorInfo {
-            name: name.into(),
-            ty,
-            dims,
-            n_dims,
-            offset,
-            bytes,
-        })
+        Ok(TensorInfo { name: name.into(), ty, dims, n_dims, offset, bytes })
     }
 }

@@ -26,22 +26,15 @@ enum Bytes {
 impl Source {
     /// Maps the file at `path`.
     pub fn open(path: &Path) -> Result<Source> {
-        let file =
-            fs::File::open(path).map_err(|source| io_error(path, "open the file", source))?;
+        let file = fs::File::open(path).map_err(|source| io_error(path, "open the file", source))?;
         Source::from_handle(file, path)
     }
 
     /// Maps an open file; `path` names it in messages.
     pub fn from_handle(file: fs::File, path: &Path) -> Result<Source> {
-        let metadata = file
-            .metadata()
-            .map_err(|source| io_error(path, "read the size of the file", source))?;
+        let metadata = file.metadata().map_err(|source| io_error(path, "read the size of the file", source))?;
         if metadata.is_dir() {
-            return Err(io_error(
-                path,
-                "map the file",
-                std::io::ErrorKind::IsADirectory.into(),
-            ));
+            return Err(io_error(path, "map the file", std::io::ErrorKind::IsADirectory.into()));
         }
         // SAFETY: the mapping is read-only and private to this value. Another process that truncates the
         // file while it is mapped raises SIGBUS, and one that rewrites it can change bytes after they were
@@ -50,25 +43,16 @@ impl Source {
         #[allow(unsafe_code)]
         let map = unsafe { memmap2::Mmap::map(&file) };
         match map {
-            Ok(map) => Ok(Source {
-                path: path.to_path_buf(),
-                bytes: Bytes::Mapped { map, file },
-            }),
+            Ok(map) => Ok(Source { path: path.to_path_buf(), bytes: Bytes::Mapped { map, file } }),
             // An empty file cannot be mapped on every system; it is as good as no bytes.
-            Err(_) if metadata.len() == 0 => Ok(Source {
-                path: path.to_path_buf(),
-                bytes: Bytes::Owned(Vec::new()),
-            }),
+            Err(_) if metadata.len() == 0 => Ok(Source { path: path.to_path_buf(), bytes: Bytes::Owned(Vec::new()) }),
             Err(source) => Err(io_error(path, "map the file", source)),
         }
     }
 
     /// Takes bytes that are no file; `path` names them in messages.
     pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Source {
-        Source {
-            path: path.to_path_buf(),
-            bytes: Bytes::Owned(bytes),
-        }
+        Source { path: path.to_path_buf(), bytes: Bytes::Owned(bytes) }
     }
 
     /// The name of the file, for messages.
@@ -85,11 +69,7 @@ impl Source {
     }
 
     /// Hands the bytes of `range` to `sink` in pieces of at most 1 MiB.
-    pub fn for_each_chunk(
-        &self,
-        range: Range<u64>,
-        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
+    pub fn for_each_chunk(&self, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match &self.bytes {
             Bytes::Owned(bytes) => {
                 let range = range.start as usize..range.end as usize;
@@ -100,8 +80,7 @@ impl Source {
                 let mut at = range.start;
                 while at < range.end {
                     let piece = &mut buffer[..CHUNK.min((range.end - at) as usize)];
-                    read_exact_at(file, piece, at)
-                        .map_err(|source| io_error(&self.path, "read the file", source))?;
+                    read_exact_at(file, piece, at).map_err(|source| io_error(&self.path, "read the file", source))?;
                     sink(piece)?;
                     at += piece.len() as u64;
                 }
@@ -124,11 +103,7 @@ impl Deref for Source {
 
 /// Wraps a system error with what was tried on which file.
 pub(super) fn io_error(path: &Path, action: &'static str, source: std::io::Error) -> Error {
-    Error::Io {
-        path: path.to_path_buf(),
-        action,
-        source,
-    }
+    Error::Io { path: path.to_path_buf(), action, source }
 }
 
 #[cfg(unix)]

@@ -160,10 +160,7 @@ pub(super) fn decode(ty: ValueType, bytes: &[u8]) -> Option<(Value<'_>, usize)> 
     macro_rules! number {
         ($variant:ident, $ty:ty) => {{
             let (head, _) = bytes.split_first_chunk()?;
-            Some((
-                Value::$variant(<$ty>::from_le_bytes(*head)),
-                size_of::<$ty>(),
-            ))
+            Some((Value::$variant(<$ty>::from_le_bytes(*head)), size_of::<$ty>()))
         }};
     }
     match ty {

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use super::atomic::{AtomicFile, Progress};
 use super::error::{Error, Result, printable};
 use super::reader::{
-    DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_ARRAY_LEN, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS,
-    MAX_STRING_BYTES, MAX_TENSOR_NAME_BYTES, MAX_TENSORS, TensorInfo, pad,
+    DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_ARRAY_LEN, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS, MAX_STRING_BYTES,
+    MAX_TENSOR_NAME_BYTES, MAX_TENSORS, TensorInfo, pad,
 };
 use super::source::Source;
 use super::types::{TensorType, ValueType};
@@ -115,11 +115,7 @@ impl Writer {
     /// # Errors
     ///
     /// A name that is taken.
-    pub fn copy_keys(
-        &mut self,
-        from: &File,
-        mut keep: impl FnMut(&str) -> bool,
-    ) -> Result<&mut Writer> {
+    pub fn copy_keys(&mut self, from: &File, mut keep: impl FnMut(&str) -> bool) -> Result<&mut Writer> {
         for (index, (name, value)) in from.keys().enumerate() {
             if keep(name) {
                 if name == "general.alignment" {
@@ -138,23 +134,12 @@ impl Writer {
     /// # Errors
     ///
     /// A name or shape that the reader would refuse, a name that is taken, or data of another size.
-    pub fn tensor(
-        &mut self,
-        name: &str,
-        ty: TensorType,
-        dims: &[u64],
-        data: Vec<u8>,
-    ) -> Result<&mut Writer> {
+    pub fn tensor(&mut self, name: &str, ty: TensorType, dims: &[u64], data: Vec<u8>) -> Result<&mut Writer> {
         let expected = self.declare(name, ty, dims, self.data_bytes)?;
         if expected != data.len() as u64 {
             self.retract();
             let found = data.len() as u64;
-            return Err(Error::DataSize {
-                name: printable(name),
-                ty,
-                expected,
-                found,
-            });
+            return Err(Error::DataSize { name: printable(name), ty, expected, found });
         }
         self.append(Content::Bytes(data), expected)?;
         Ok(self)
@@ -189,19 +174,11 @@ impl Writer {
         let at = self.data_bytes;
         self.declare(header_name, TensorType::I8, &[header_bytes], at)?;
         for tensor in base.tensors() {
-            self.declare(
-                tensor.name(),
-                tensor.ty(),
-                tensor.dims(),
-                at + header_bytes + tensor.offset(),
-            )?;
+            self.declare(tensor.name(), tensor.ty(), tensor.dims(), at + header_bytes + tensor.offset())?;
         }
         let range = base.start()..base.file_size();
         self.data_bytes += range.end - range.start;
-        self.parts.push(Part {
-            content: Content::Range(base.source().clone(), range),
-            padding: 0,
-        });
+        self.parts.push(Part { content: Content::Range(base.source().clone(), range), padding: 0 });
         self.closed = true;
         Ok(self)
     }
@@ -226,12 +203,10 @@ impl Writer {
         for part in &self.parts {
             match &part.content {
                 Content::Bytes(bytes) => out.extend(bytes),
-                Content::Range(source, range) => {
-                    source.for_each_chunk(range.clone(), &mut |bytes| {
-                        out.extend(bytes);
-                        Ok(())
-                    })?
-                }
+                Content::Range(source, range) => source.for_each_chunk(range.clone(), &mut |bytes| {
+                    out.extend(bytes);
+                    Ok(())
+                })?,
             }
             out.resize(out.len() + part.padding as usize, 0);
         }
@@ -246,12 +221,7 @@ impl Writer {
     ///
     /// Whatever the system refuses, [`Error::OutputExists`], [`Error::OutputIsInput`], or
     /// [`Error::Interrupted`]; the old file is then whole, and no other is left.
-    pub fn write(
-        &self,
-        path: impl AsRef<Path>,
-        options: WriteOptions,
-        progress: &mut Progress<'_>,
-    ) -> Result<()> {
+    pub fn write(&self, path: impl AsRef<Path>, options: WriteOptions, progress: &mut Progress<'_>) -> Result<()> {
         let path = path.as_ref();
         for part in &self.parts {
             if let Content::Range(source, _) = &part.content {
@@ -265,9 +235,7 @@ impl Writer {
         for part in &self.parts {
             match &part.content {
                 Content::Bytes(bytes) => file.write_all(bytes)?,
-                Content::Range(source, range) => {
-                    file.copy(source, range.clone(), total, progress)?
-                }
+                Content::Range(source, range) => file.copy(source, range.clone(), total, progress)?,
             }
             file.write_all(&vec![0; part.padding as usize])?;
             if !progress(file.written(), total) {
@@ -283,10 +251,7 @@ impl Writer {
         let source = Source::from_handle(file.reopen()?, path)?;
         let same_header = source.get(..header.len()) == Some(header);
         let written = File::parse(Arc::new(source), 0)?;
-        if !same_header
-            || written.file_size() != total
-            || written.tensors().len() != self.tensors.len()
-        {
+        if !same_header || written.file_size() != total || written.tensors().len() != self.tensors.len() {
             return Err(Error::WrongForm {
                 path: path.to_path_buf(),
                 defect: "what was read back is not what was written; the disk or the file system is failing",
@@ -303,13 +268,7 @@ impl Writer {
         out.extend((self.key_names.len() as u64).to_le_bytes());
         out.extend(&self.keys);
         for tensor in &self.tensors {
-            encode_tensor(
-                &mut out,
-                &tensor.name,
-                tensor.ty,
-                &tensor.dims,
-                tensor.offset,
-            );
+            encode_tensor(&mut out, &tensor.name, tensor.ty, &tensor.dims, tensor.offset);
         }
         if !self.tensors.is_empty() {
             out.resize(out.len().next_multiple_of(self.alignment as usize), 0);
@@ -330,11 +289,7 @@ impl Writer {
             }
         };
         if !found.is_power_of_two() || !(8..=MAX_ALIGNMENT).contains(&found) {
-            return Err(Error::BadAlignment {
-                offset: 0,
-                found,
-                limit: MAX_ALIGNMENT,
-            });
+            return Err(Error::BadAlignment { offset: 0, found, limit: MAX_ALIGNMENT });
         }
         if !self.tensors.is_empty() && found != self.alignment {
             return Err(Error::KeyValue {
@@ -352,11 +307,7 @@ impl Writer {
         check_name("key", name, MAX_KEY_BYTES)?;
         refuse_count("keys", self.key_names.len() as u64 + 1, MAX_KEYS)?;
         if !self.key_names.insert(name.to_string()) {
-            return Err(Error::Duplicate {
-                what: "key",
-                offset: 0,
-                name: printable(name),
-            });
+            return Err(Error::Duplicate { what: "key", offset: 0, name: printable(name) });
         }
         Ok(())
     }
@@ -366,34 +317,17 @@ impl Writer {
         check_name("tensor name", name, MAX_TENSOR_NAME_BYTES)?;
         refuse_count("tensors", self.tensors.len() as u64 + 1, MAX_TENSORS)?;
         if dims.len() > MAX_DIMS {
-            return Err(Error::TooManyDims {
-                offset: 0,
-                name: printable(name),
-                found: dims.len() as u32,
-            });
+            return Err(Error::TooManyDims { offset: 0, name: printable(name), found: dims.len() as u32 });
         }
         let row = dims.first().copied().unwrap_or(1);
         if row % ty.block_size() != 0 {
             let (found, block) = (row, ty.block_size());
-            return Err(Error::PartialBlock {
-                offset: 0,
-                name: printable(name),
-                ty,
-                found,
-                block,
-            });
+            return Err(Error::PartialBlock { offset: 0, name: printable(name), ty, found, block });
         }
-        let elements = dims
-            .iter()
-            .filter(|&&dim| dim != 0)
-            .try_fold(1u64, |n, &dim| n.checked_mul(dim));
+        let elements = dims.iter().filter(|&&dim| dim != 0).try_fold(1u64, |n, &dim| n.checked_mul(dim));
         let bytes = ty.bytes(dims).filter(|&bytes| bytes <= i64::MAX as u64);
         let (Some(..=0x7fff_ffff_ffff_ffff), Some(bytes)) = (elements, bytes) else {
-            return Err(Error::TensorTooLarge {
-                offset: 0,
-                name: printable(name),
-                dims: dims.to_vec(),
-            });
+            return Err(Error::TensorTooLarge { offset: 0, name: printable(name), dims: dims.to_vec() });
         };
         if self.closed {
             return Err(Error::BadOffset {
@@ -404,18 +338,9 @@ impl Writer {
             });
         }
         if !self.tensor_names.insert(name.to_string()) {
-            return Err(Error::Duplicate {
-                what: "tensor name",
-                offset: 0,
-                name: printable(name),
-            });
+            return Err(Error::Duplicate { what: "tensor name", offset: 0, name: printable(name) });
         }
-        self.tensors.push(Pending {
-            name: name.to_string(),
-            ty,
-            dims: dims.to_vec(),
-            offset,
-        });
+        self.tensors.push(Pending { name: name.to_string(), ty, dims: dims.to_vec(), offset });
         Ok(bytes)
     }
 
@@ -432,16 +357,8 @@ impl Writer {
             Some((padded - bytes, end))
         });
         let Some((padding, end)) = end else {
-            let (name, dims) = self
-                .tensors
-                .pop()
-                .map(|tensor| (tensor.name, tensor.dims))
-                .unwrap_or_default();
-            return Err(Error::TensorTooLarge {
-                offset: 0,
-                name,
-                dims,
-            });
+            let (name, dims) = self.tensors.pop().map(|tensor| (tensor.name, tensor.dims)).unwrap_or_default();
+            return Err(Error::TensorTooLarge { offset: 0, name, dims });
         };
         self.data_bytes = end;
         self.parts.push(Part { content, padding });
@@ -450,13 +367,7 @@ impl Writer {
 }
 
 /// Appends a tensor's entry as it stands in a header.
-pub(super) fn encode_tensor(
-    out: &mut Vec<u8>,
-    name: &str,
-    ty: TensorType,
-    dims: &[u64],
-    offset: u64,
-) {
+pub(super) fn encode_tensor(out: &mut Vec<u8>, name: &str, ty: TensorType, dims: &[u64], offset: u64) {
     out.extend((name.len() as u64).to_le_bytes());
     out.extend(name.as_bytes());
     out.extend((dims.len() as u32).to_le_bytes());
@@ -483,51 +394,31 @@ pub(super) fn refuse_same_file(input: &Path, output: &Path) -> Result<()> {
     #[cfg(not(unix))]
     let same = input == found;
     if same {
-        return Err(Error::OutputIsInput {
-            path: output.to_path_buf(),
-        });
+        return Err(Error::OutputIsInput { path: output.to_path_buf() });
     }
     Ok(())
 }
 
 fn check_name(what: &'static str, name: &str, limit: u64) -> Result<()> {
     if name.len() as u64 > limit {
-        return Err(Error::StringTooLong {
-            what,
-            offset: 0,
-            found: name.len() as u64,
-            limit,
-        });
+        return Err(Error::StringTooLong { what, offset: 0, found: name.len() as u64, limit });
     }
     let defect = match name {
         "" => "empty",
         _ if name.chars().any(char::is_control) => "not printable",
         _ => return Ok(()),
     };
-    Err(Error::BadName {
-        what,
-        offset: 0,
-        name: printable(name),
-        defect,
-    })
+    Err(Error::BadName { what, offset: 0, name: printable(name), defect })
 }
 
 fn check_value(name: &str, value: &OwnedValue) -> Result<()> {
     match value {
         OwnedValue::Str(text) if text.len() as u64 > MAX_STRING_BYTES => {
-            Err(Error::StringTooLong {
-                what: "a string",
-                offset: 0,
-                found: text.len() as u64,
-                limit: MAX_STRING_BYTES,
-            })
+            Err(Error::StringTooLong { what: "a string", offset: 0, found: text.len() as u64, limit: MAX_STRING_BYTES })
         }
         OwnedValue::Array(ty, values) => {
             if *ty == ValueType::Array {
-                return Err(Error::NestedArray {
-                    offset: 0,
-                    key: printable(name),
-                });
+                return Err(Error::NestedArray { offset: 0, key: printable(name) });
             }
             refuse_count("array elements", values.len() as u64, MAX_ARRAY_LEN)?;
             for (index, value) in values.iter().enumerate() {
@@ -549,12 +440,7 @@ fn check_value(name: &str, value: &OwnedValue) -> Result<()> {
 
 fn refuse_count(what: &'static str, found: u64, limit: u64) -> Result<()> {
     if found > limit {
-        return Err(Error::CountTooLarge {
-            what,
-            offset: 0,
-            found,
-            limit,
-        });
+        return Err(Error::CountTooLarge { what, offset: 0, found, limit });
     }
     Ok(())
 }

@@ -1,9 +1,7 @@
 //! Small models and heads with random weights, from fixed seeds, for tests that need a file of the right
 //! shape and no sense in it.
 
-use offramp::gguf::exits::{
-    self, Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta,
-};
+use offramp::gguf::exits::{self, Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta};
 use offramp::gguf::{File, TensorType, Writer};
 
 /// A xorshift generator: the same numbers on every machine.
@@ -28,9 +26,7 @@ impl Random {
 
     /// Numbers between -0.1 and 0.1.
     pub fn floats(&mut self, n: u64) -> Vec<f32> {
-        (0..n)
-            .map(|_| self.below(2001) as f32 / 10_000.0 - 0.1)
-            .collect()
+        (0..n).map(|_| self.below(2001) as f32 / 10_000.0 - 0.1).collect()
     }
 }
 
@@ -70,37 +66,19 @@ pub fn model_keys(writer: &mut Writer) {
     writer.key("llama.context_length", 256u32).unwrap();
     writer.key("llama.embedding_length", N_EMBD as u32).unwrap();
     writer.key("llama.block_count", N_LAYER as u32).unwrap();
-    writer
-        .key("llama.feed_forward_length", N_FF as u32)
-        .unwrap();
-    writer
-        .key("llama.attention.head_count", N_HEAD as u32)
-        .unwrap();
-    writer
-        .key("llama.attention.head_count_kv", N_HEAD_KV as u32)
-        .unwrap();
-    writer
-        .key("llama.attention.layer_norm_rms_epsilon", 1e-5f32)
-        .unwrap();
-    writer
-        .key("llama.rope.dimension_count", HEAD_LENGTH as u32)
-        .unwrap();
+    writer.key("llama.feed_forward_length", N_FF as u32).unwrap();
+    writer.key("llama.attention.head_count", N_HEAD as u32).unwrap();
+    writer.key("llama.attention.head_count_kv", N_HEAD_KV as u32).unwrap();
+    writer.key("llama.attention.layer_norm_rms_epsilon", 1e-5f32).unwrap();
+    writer.key("llama.rope.dimension_count", HEAD_LENGTH as u32).unwrap();
     writer.key("tokenizer.ggml.model", "gpt2").unwrap();
     writer.key("tokenizer.ggml.pre", "gpt-2").unwrap();
     writer.key("tokenizer.ggml.tokens", tokens()).unwrap();
-    let types: Vec<i32> = (0..n_vocab)
-        .map(|id| if id + 1 == n_vocab { 3 } else { 1 })
-        .collect();
+    let types: Vec<i32> = (0..n_vocab).map(|id| if id + 1 == n_vocab { 3 } else { 1 }).collect();
     writer.key("tokenizer.ggml.token_type", types).unwrap();
-    writer
-        .key("tokenizer.ggml.merges", vec!["t h", "th e"])
-        .unwrap();
-    writer
-        .key("tokenizer.ggml.bos_token_id", n_vocab as u32 - 1)
-        .unwrap();
-    writer
-        .key("tokenizer.ggml.eos_token_id", n_vocab as u32 - 1)
-        .unwrap();
+    writer.key("tokenizer.ggml.merges", vec!["t h", "th e"]).unwrap();
+    writer.key("tokenizer.ggml.bos_token_id", n_vocab as u32 - 1).unwrap();
+    writer.key("tokenizer.ggml.eos_token_id", n_vocab as u32 - 1).unwrap();
 }
 
 /// The names and shapes of the tiny model's tensors.
@@ -151,23 +129,11 @@ pub fn model(seed: u64) -> Writer {
 pub fn meta(base: Base, layers: &[u32], types: &[HeadType]) -> ExitMeta {
     let n = layers.len();
     let rank = 8.min(base.n_embd);
-    let map = ConfidenceMap {
-        metric: vec![0.0, 0.5, 1.0],
-        agreement: vec![0.1, 0.8, 0.999],
-    };
+    let map = ConfidenceMap { metric: vec![0.0, 0.5, 1.0], agreement: vec![0.1, 0.8, 0.999] };
     ExitMeta {
         layers: layers.to_vec(),
         head_types: types.to_vec(),
-        head_ranks: types
-            .iter()
-            .map(|ty| {
-                if ty.is_low_rank() {
-                    16.min(base.n_embd)
-                } else {
-                    0
-                }
-            })
-            .collect(),
+        head_ranks: types.iter().map(|ty| if ty.is_low_rank() { 16.min(base.n_embd) } else { 0 }).collect(),
         screen: ScreenMeta {
             rank,
             shortlist: 64.min(base.n_vocab),
@@ -207,88 +173,34 @@ pub fn heads(base: &File, layers: &[u32], types: &[HeadType], seed: u64) -> Writ
     let mut random = Random::new(seed);
     let (n_embd, n_vocab) = (u64::from(meta.base.n_embd), u64::from(meta.base.n_vocab));
     let rank = u64::from(meta.screen.rank);
-    matrix(
-        &mut writer,
-        &mut random,
-        "exit_screen.basis",
-        [n_embd, rank],
-    );
-    matrix(
-        &mut writer,
-        &mut random,
-        "exit_screen.output",
-        [rank, n_vocab],
-    );
+    matrix(&mut writer, &mut random, "exit_screen.basis", [n_embd, rank]);
+    matrix(&mut writer, &mut random, "exit_screen.output", [rank, n_vocab]);
     let n_kv = base.tensor("blk.0.attn_k.weight").unwrap().dims()[1];
     for (index, &layer) in layers.iter().enumerate() {
         let name = |part: &str| format!("blk.{layer}.exit_{part}");
-        let ones: Vec<f32> = random
-            .floats(n_embd)
-            .iter()
-            .map(|value| value + 1.0)
-            .collect();
-        writer
-            .tensor_f32(&name("norm.weight"), &[n_embd], &ones)
-            .unwrap();
+        let ones: Vec<f32> = random.floats(n_embd).iter().map(|value| value + 1.0).collect();
+        writer.tensor_f32(&name("norm.weight"), &[n_embd], &ones).unwrap();
         if types[index].has_mlp() {
             let n_ff = 2 * n_embd;
-            matrix(
-                &mut writer,
-                &mut random,
-                &name("ffn_gate.weight"),
-                [n_embd, n_ff],
-            );
-            matrix(
-                &mut writer,
-                &mut random,
-                &name("ffn_up.weight"),
-                [n_embd, n_ff],
-            );
-            matrix(
-                &mut writer,
-                &mut random,
-                &name("ffn_down.weight"),
-                [n_ff, n_embd],
-            );
+            matrix(&mut writer, &mut random, &name("ffn_gate.weight"), [n_embd, n_ff]);
+            matrix(&mut writer, &mut random, &name("ffn_up.weight"), [n_embd, n_ff]);
+            matrix(&mut writer, &mut random, &name("ffn_down.weight"), [n_ff, n_embd]);
         }
         if types[index].is_low_rank() {
             let rank = u64::from(meta.head_ranks[index]);
-            matrix(
-                &mut writer,
-                &mut random,
-                &name("down.weight"),
-                [n_embd, rank],
-            );
+            matrix(&mut writer, &mut random, &name("down.weight"), [n_embd, rank]);
             matrix(&mut writer, &mut random, &name("up.weight"), [rank, n_embd]);
         } else {
-            matrix(
-                &mut writer,
-                &mut random,
-                &name("head.weight"),
-                [n_embd, n_embd],
-            );
+            matrix(&mut writer, &mut random, &name("head.weight"), [n_embd, n_embd]);
         }
-        writer
-            .tensor_f32(&name("head.bias"), &[n_embd], &random.floats(n_embd))
-            .unwrap();
-        writer
-            .tensor_f32(&name("gate.weight"), &[n_embd], &random.floats(n_embd))
-            .unwrap();
-        writer
-            .tensor_f32(&name("gate.bias"), &[1], &random.floats(1))
-            .unwrap();
+        writer.tensor_f32(&name("head.bias"), &[n_embd], &random.floats(n_embd)).unwrap();
+        writer.tensor_f32(&name("gate.weight"), &[n_embd], &random.floats(n_embd)).unwrap();
+        writer.tensor_f32(&name("gate.bias"), &[1], &random.floats(1)).unwrap();
         for skipped in layer + 1..meta.base.n_layer {
             for kind in ["k", "v"] {
-                matrix(
-                    &mut writer,
-                    &mut random,
-                    &name(&format!("{kind}.{skipped}.weight")),
-                    [n_embd, n_kv],
-                );
+                matrix(&mut writer, &mut random, &name(&format!("{kind}.{skipped}.weight")), [n_embd, n_kv]);
                 let bias = random.floats(n_kv);
-                writer
-                    .tensor_f32(&name(&format!("{kind}.{skipped}.bias")), &[n_kv], &bias)
-                    .unwrap();
+                writer.tensor_f32(&name(&format!("{kind}.{skipped}.bias")), &[n_kv], &bias).unwrap();
             }
         }
     }

@@ -26,14 +26,7 @@ pub fn base_sha256(file: &File, progress: &mut Progress<'_>) -> Result<String> {
     let total = file.tensors().iter().map(TensorInfo::bytes).sum();
     let mut done = 0;
     for tensor in file.tensors() {
-        update(
-            &mut hasher,
-            file,
-            file.data_range(tensor),
-            &mut done,
-            total,
-            progress,
-        )?;
+        update(&mut hasher, file, file.data_range(tensor), &mut done, total, progress)?;
     }
     Ok(hex(hasher))
 }
@@ -45,14 +38,7 @@ pub fn base_sha256(file: &File, progress: &mut Progress<'_>) -> Result<String> {
 /// The system's reason why the file cannot be read.
 pub fn tensor_sha256(file: &File, tensor: &TensorInfo) -> Result<String> {
     let mut hasher = Sha256::new();
-    update(
-        &mut hasher,
-        file,
-        file.data_range(tensor),
-        &mut 0,
-        tensor.bytes(),
-        &mut |_, _| true,
-    )?;
+    update(&mut hasher, file, file.data_range(tensor), &mut 0, tensor.bytes(), &mut |_, _| true)?;
     Ok(hex(hasher))
 }
 
@@ -74,13 +60,7 @@ fn infos(file: &File) -> Sha256 {
     let mut entry = Vec::new();
     for tensor in file.tensors() {
         entry.clear();
-        encode_tensor(
-            &mut entry,
-            tensor.name(),
-            tensor.ty(),
-            tensor.dims(),
-            tensor.offset(),
-        );
+        encode_tensor(&mut entry, tensor.name(), tensor.ty(), tensor.dims(), tensor.offset());
         hasher.update(&entry);
     }
     hasher
@@ -97,18 +77,10 @@ fn update(
     file.source().for_each_chunk(range, &mut |bytes| {
         hasher.update(bytes);
         *done += bytes.len() as u64;
-        if progress(*done, total) {
-            Ok(())
-        } else {
-            Err(Error::Interrupted)
-        }
+        if progress(*done, total) { Ok(()) } else { Err(Error::Interrupted) }
     })
 }
 
 fn hex(hasher: Sha256) -> String {
-    hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -137,16 +137,10 @@ impl<'a> ExitHeads<'a> {
     /// [`Error::NoHeads`], or the first defect of their keys and tensors.
     pub fn open(file: &'a File) -> Result<ExitHeads<'a>> {
         if !ExitMeta::is_in(file) {
-            return Err(Error::NoHeads {
-                path: file.path().to_path_buf(),
-            });
+            return Err(Error::NoHeads { path: file.path().to_path_buf() });
         }
         let base = super::base(file)?;
-        let form = if base.is_some() {
-            Form::Merged
-        } else {
-            Form::Sidecar
-        };
+        let form = if base.is_some() { Form::Merged } else { Form::Sidecar };
         if form == Form::Sidecar && file.str("adapter.type")? != Some("early_exit") {
             return Err(Error::WrongForm {
                 path: file.path().to_path_buf(),
@@ -154,36 +148,18 @@ impl<'a> ExitHeads<'a> {
             });
         }
         let meta = ExitMeta::read(file)?;
-        let mut finder = Finder {
-            file,
-            n_embd: meta.base.n_embd.into(),
-            seen: HashSet::new(),
-        };
+        let mut finder = Finder { file, n_embd: meta.base.n_embd.into(), seen: HashSet::new() };
         let screen = finder.screen(&meta)?;
         let mut heads = Vec::new();
         for (index, &layer) in meta.layers.iter().enumerate() {
-            heads.push(finder.head(
-                layer,
-                meta.head_types[index],
-                meta.head_ranks[index].into(),
-                &meta.base,
-            )?);
+            heads.push(finder.head(layer, meta.head_types[index], meta.head_ranks[index].into(), &meta.base)?);
         }
         finder.refuse_others()?;
         let has_gate = heads.iter().any(|head| head.gate.is_some());
         if has_gate && meta.gate_thresholds.is_empty() && !meta.agreements.is_empty() {
-            return Err(Error::MissingKey {
-                key: "exit.gate_thresholds".into(),
-                why: "the heads have gates",
-            });
+            return Err(Error::MissingKey { key: "exit.gate_thresholds".into(), why: "the heads have gates" });
         }
-        let heads = ExitHeads {
-            file,
-            form,
-            meta,
-            screen,
-            heads,
-        };
+        let heads = ExitHeads { file, form, meta, screen, heads };
         if let Some(base) = &base {
             heads.check_base(base, BaseCheck::Infos, &mut |_, _| true)?;
         }
@@ -212,10 +188,7 @@ impl<'a> ExitHeads<'a> {
 
     /// The heads' tensors, in the file's order.
     pub fn tensors(&self) -> impl Iterator<Item = &'a TensorInfo> + use<'a> {
-        self.file
-            .tensors()
-            .iter()
-            .filter(|tensor| super::is_head_name(tensor.name()))
+        self.file.tensors().iter().filter(|tensor| super::is_head_name(tensor.name()))
     }
 
     /// Checks that `model` is the one the heads were made for.
@@ -223,12 +196,7 @@ impl<'a> ExitHeads<'a> {
     /// # Errors
     ///
     /// [`Error::WrongBase`] with both names and hashes, or a K/V map that does not fit the model's.
-    pub fn check_base(
-        &self,
-        model: &File,
-        depth: BaseCheck,
-        progress: &mut Progress<'_>,
-    ) -> Result<()> {
+    pub fn check_base(&self, model: &File, depth: BaseCheck, progress: &mut Progress<'_>) -> Result<()> {
         let base = &self.meta.base;
         let wrong = |expected: &str, found: String| Error::WrongBase {
             expected_name: printable(&base.name),
@@ -267,31 +235,16 @@ impl<'a> ExitHeads<'a> {
     /// The keys that say how large the base is must agree with the base.
     fn check_size(&self, model: &File, base: &Base) -> Result<()> {
         let architecture = model.str("general.architecture")?.unwrap_or_default();
-        for (key, name, expected) in [
-            ("exit.base.n_embd", "embedding_length", base.n_embd),
-            ("exit.base.n_layer", "block_count", base.n_layer),
-        ] {
-            if let Some(found) = model
-                .u32(&format!("{architecture}.{name}"))?
-                .filter(|&found| found != expected)
-            {
-                return Err(self.file.key_value_error(
-                    key,
-                    format!("the model's {found}"),
-                    expected,
-                ));
+        for (key, name, expected) in
+            [("exit.base.n_embd", "embedding_length", base.n_embd), ("exit.base.n_layer", "block_count", base.n_layer)]
+        {
+            if let Some(found) = model.u32(&format!("{architecture}.{name}"))?.filter(|&found| found != expected) {
+                return Err(self.file.key_value_error(key, format!("the model's {found}"), expected));
             }
         }
-        let n_vocab = model
-            .get("tokenizer.ggml.tokens")
-            .and_then(|tokens| tokens.as_array())
-            .map(|array| array.len());
+        let n_vocab = model.get("tokenizer.ggml.tokens").and_then(|tokens| tokens.as_array()).map(|array| array.len());
         if let Some(found) = n_vocab.filter(|&found| found != base.n_vocab.into()) {
-            return Err(self.file.key_value_error(
-                "exit.base.n_vocab",
-                format!("the model's {found}"),
-                base.n_vocab,
-            ));
+            return Err(self.file.key_value_error("exit.base.n_vocab", format!("the model's {found}"), base.n_vocab));
         }
         Ok(())
     }
@@ -324,55 +277,29 @@ impl<'a> Finder<'a> {
             let gate = self.matrix(&name("ffn_gate.weight"), n_embd, None)?;
             let n_ff = gate.info.dims4()[1];
             let up = self.matrix(&name("ffn_up.weight"), n_embd, Some(n_ff))?;
-            Some(Mlp {
-                gate,
-                up,
-                down: self.matrix(&name("ffn_down.weight"), n_ff, Some(n_embd))?,
-            })
+            Some(Mlp { gate, up, down: self.matrix(&name("ffn_down.weight"), n_ff, Some(n_embd))? })
         } else {
             None
         };
         let map = if ty.is_low_rank() {
             let down = self.matrix(&name("down.weight"), n_embd, Some(rank))?;
-            HeadMap::LowRank {
-                down,
-                up: self.matrix(&name("up.weight"), rank, Some(n_embd))?,
-            }
+            HeadMap::LowRank { down, up: self.matrix(&name("up.weight"), rank, Some(n_embd))? }
         } else {
             HeadMap::Affine(self.matrix(&name("head.weight"), n_embd, Some(n_embd))?)
         };
         let bias = self.optional_vector(&name("head.bias"), n_embd)?;
         let gate = match self.optional_vector(&name("gate.weight"), n_embd)? {
-            Some(weight) => Some(Gate {
-                weight,
-                bias: self.optional_vector(&name("gate.bias"), 1)?,
-            }),
+            Some(weight) => Some(Gate { weight, bias: self.optional_vector(&name("gate.bias"), 1)? }),
             None => None,
         };
         let mut kv = Vec::new();
-        if self
-            .file
-            .tensor(&name(&format!("k.{}.weight", layer + 1)))
-            .is_some()
-        {
+        if self.file.tensor(&name(&format!("k.{}.weight", layer + 1))).is_some() {
             for skipped in layer + 1..base.n_layer {
                 let k = self.linear(&name(&format!("k.{skipped}")))?;
-                kv.push(KvMap {
-                    layer: skipped,
-                    k,
-                    v: self.linear(&name(&format!("v.{skipped}")))?,
-                });
+                kv.push(KvMap { layer: skipped, k, v: self.linear(&name(&format!("v.{skipped}")))? });
             }
         }
-        Ok(Head {
-            layer,
-            norm,
-            mlp,
-            map,
-            bias,
-            gate,
-            kv,
-        })
+        Ok(Head { layer, norm, mlp, map, bias, gate, kv })
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear<'a>> {
@@ -385,17 +312,11 @@ impl<'a> Finder<'a> {
     fn matrix(&mut self, name: &str, n_in: u64, n_out: Option<u64>) -> Result<View<'a>> {
         let view = self.required(name)?;
         let [first, second, rest @ ..] = view.info.dims4();
-        let right = first == n_in
-            && n_out.is_none_or(|n_out| second == n_out)
-            && second > 0
-            && rest == [1, 1];
+        let right = first == n_in && n_out.is_none_or(|n_out| second == n_out) && second > 0 && rest == [1, 1];
         use TensorType::{F64, I8, I16, I32, I64, Q8_1, Q8_K};
         if !right || matches!(view.info.ty(), I8 | I16 | I32 | I64 | F64 | Q8_1 | Q8_K) {
             let n_out = n_out.map_or("any".into(), |n_out| n_out.to_string());
-            return Err(shape_error(
-                view.info,
-                format!("[{n_in}, {n_out}] of a type that matrices are multiplied in"),
-            ));
+            return Err(shape_error(view.info, format!("[{n_in}, {n_out}] of a type that matrices are multiplied in")));
         }
         Ok(view)
     }
@@ -417,14 +338,11 @@ impl<'a> Finder<'a> {
 
     fn required(&mut self, name: &str) -> Result<View<'a>> {
         self.seen.insert(name.to_string());
-        let info = self.file.tensor(name).ok_or_else(|| Error::MissingTensor {
-            name: name.into(),
-            why: "the exit.* keys declare it",
-        })?;
-        Ok(View {
-            info,
-            data: self.file.data(info),
-        })
+        let info = self
+            .file
+            .tensor(name)
+            .ok_or_else(|| Error::MissingTensor { name: name.into(), why: "the exit.* keys declare it" })?;
+        Ok(View { info, data: self.file.data(info) })
     }
 
     /// A tensor that no exit asked for is a mistake in its name or in the keys.
@@ -443,9 +361,5 @@ impl<'a> Finder<'a> {
 }
 
 fn shape_error(info: &TensorInfo, expected: String) -> Error {
-    Error::TensorShape {
-        name: printable(info.name()),
-        expected,
-        found: format!("{} {:?}", info.ty(), info.dims()),
-    }
+    Error::TensorShape { name: printable(info.name()), expected, found: format!("{} {:?}", info.ty(), info.dims()) }
 }

@@ -70,10 +70,7 @@ impl Base {
         let architecture = model.str("general.architecture")?.unwrap_or_default();
         let required = |name: &str| {
             let key = format!("{architecture}.{name}");
-            model.u32(&key)?.ok_or(Error::MissingKey {
-                key,
-                why: "heads are made for a model of a known size",
-            })
+            model.u32(&key)?.ok_or(Error::MissingKey { key, why: "heads are made for a model of a known size" })
         };
         let tokens = model.array("tokenizer.ggml.tokens", &[ValueType::Str], "arr[str]")?;
         let n_vocab = tokens.ok_or(Error::MissingKey {
@@ -94,14 +91,7 @@ impl Base {
 /// The name by which messages call a model.
 pub(super) fn base_name(model: &File) -> String {
     let named = model.get("general.name").and_then(|name| name.as_str());
-    let stem = || {
-        model
-            .path()
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
+    let stem = || model.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
     named.map_or_else(stem, str::to_string)
 }
 
@@ -258,16 +248,9 @@ impl ExitMeta {
         }
         let layers = keys.u32s("exit.layers")?;
         let agreements = keys.f32s("exit.agreements")?;
-        let confidence = layers
-            .iter()
-            .map(|layer| keys.confidence(&format!("exit.confidence.{layer}")))
-            .collect::<Result<_>>()?;
-        let rows = |values: Vec<f32>| {
-            values
-                .chunks(layers.len().max(1))
-                .map(<[f32]>::to_vec)
-                .collect()
-        };
+        let confidence =
+            layers.iter().map(|layer| keys.confidence(&format!("exit.confidence.{layer}"))).collect::<Result<_>>()?;
+        let rows = |values: Vec<f32>| values.chunks(layers.len().max(1)).map(<[f32]>::to_vec).collect();
         let meta = ExitMeta {
             base: Base {
                 name: keys.str("exit.base.name")?,
@@ -334,134 +317,53 @@ impl ExitMeta {
 
     /// The position of the least level of agreement that is at least `wanted`.
     pub fn level(&self, wanted: f32) -> Option<usize> {
-        self.agreements
-            .iter()
-            .position(|&agreement| agreement >= wanted)
+        self.agreements.iter().position(|&agreement| agreement >= wanted)
     }
 
     fn check(&self) -> Result<()> {
-        for (key, hash) in [
-            ("exit.base.sha256", &self.base.sha256),
-            ("exit.base.infos_sha256", &self.base.infos_sha256),
-        ] {
-            let is_hash = hash.len() == 64
-                && hash
-                    .bytes()
-                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        for (key, hash) in
+            [("exit.base.sha256", &self.base.sha256), ("exit.base.infos_sha256", &self.base.infos_sha256)]
+        {
+            let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
             ensure(is_hash, key, "a SHA-256 in lower-case hexadecimal", hash)?;
         }
         let (n_exits, n_levels) = (self.layers.len(), self.agreements.len());
-        ensure(
-            self.layers.is_sorted_by(|a, b| a < b),
-            "exit.layers",
-            "ascending layers",
-            &self.layers,
-        )?;
-        let before_last = |layer: &u32| {
-            layer
-                .checked_add(1)
-                .is_some_and(|next| next < self.base.n_layer)
-        };
+        ensure(self.layers.is_sorted_by(|a, b| a < b), "exit.layers", "ascending layers", &self.layers)?;
+        let before_last = |layer: &u32| layer.checked_add(1).is_some_and(|next| next < self.base.n_layer);
         let expected = format!("layers before the last of {}", self.base.n_layer);
-        ensure(
-            self.layers.iter().all(before_last),
-            "exit.layers",
-            &expected,
-            &self.layers,
-        )?;
+        ensure(self.layers.iter().all(before_last), "exit.layers", &expected, &self.layers)?;
         let one_each = format!("one entry for each of {n_exits} exits");
-        ensure(
-            self.head_types.len() == n_exits,
-            "exit.head_types",
-            &one_each,
-            &self.head_types,
-        )?;
-        ensure(
-            self.head_ranks.len() == n_exits,
-            "exit.head_ranks",
-            &one_each,
-            &self.head_ranks,
-        )?;
+        ensure(self.head_types.len() == n_exits, "exit.head_types", &one_each, &self.head_types)?;
+        ensure(self.head_ranks.len() == n_exits, "exit.head_ranks", &one_each, &self.head_ranks)?;
         for (ty, &rank) in self.head_types.iter().zip(&self.head_ranks) {
             let right = ty.is_low_rank() == (rank > 0) && rank <= self.base.n_embd;
-            ensure(
-                right,
-                "exit.head_ranks",
-                "0 for affine heads, 1 to n_embd for low-rank ones",
-                &self.head_ranks,
-            )?;
+            ensure(right, "exit.head_ranks", "0 for affine heads, 1 to n_embd for low-rank ones", &self.head_ranks)?;
         }
         let screen = &self.screen;
-        ensure(
-            screen.rank <= self.base.n_embd,
-            "exit.screen.rank",
-            "at most n_embd",
-            &screen.rank,
-        )?;
-        let right =
-            screen.shortlist <= self.base.n_vocab && (screen.rank > 0) == (screen.shortlist > 0);
-        ensure(
-            right,
-            "exit.screen.shortlist",
-            "1 to n_vocab with a screen, 0 without",
-            &screen.shortlist,
-        )?;
-        ensure(
-            self.confidence.len() == n_exits,
-            "exit.confidence.*",
-            &one_each,
-            &self.confidence.len(),
-        )?;
+        ensure(screen.rank <= self.base.n_embd, "exit.screen.rank", "at most n_embd", &screen.rank)?;
+        let right = screen.shortlist <= self.base.n_vocab && (screen.rank > 0) == (screen.shortlist > 0);
+        ensure(right, "exit.screen.shortlist", "1 to n_vocab with a screen, 0 without", &screen.shortlist)?;
+        ensure(self.confidence.len() == n_exits, "exit.confidence.*", &one_each, &self.confidence.len())?;
         for map in self.confidence.iter().chain([&screen.confidence]) {
             map.check()?;
         }
         let ascending = self.agreements.is_sorted_by(|a, b| a < b);
-        let right = ascending
-            && self
-                .agreements
-                .iter()
-                .all(|&level| level > 0.0 && level <= 1.0);
-        ensure(
-            right,
-            "exit.agreements",
-            "ascending shares above 0, at most 1",
-            &self.agreements,
-        )?;
+        let right = ascending && self.agreements.iter().all(|&level| level > 0.0 && level <= 1.0);
+        ensure(right, "exit.agreements", "ascending shares above 0, at most 1", &self.agreements)?;
 
         let is_threshold = |value: &f32| (0.0..=f32::INFINITY).contains(value);
         let is_table = |table: &[Vec<f32>]| {
-            table.len() == n_levels
-                && table
-                    .iter()
-                    .all(|row| row.len() == n_exits && row.iter().all(is_threshold))
+            table.len() == n_levels && table.iter().all(|row| row.len() == n_exits && row.iter().all(is_threshold))
         };
         let expected = format!("{n_levels} levels of {n_exits} thresholds that are not negative");
         let is_empty = n_exits == 0 && self.thresholds.is_empty();
-        ensure(
-            is_empty || is_table(&self.thresholds),
-            "exit.thresholds",
-            &expected,
-            &self.thresholds,
-        )?;
+        ensure(is_empty || is_table(&self.thresholds), "exit.thresholds", &expected, &self.thresholds)?;
         let right = self.gate_thresholds.is_empty() || is_table(&self.gate_thresholds);
-        ensure(
-            right,
-            "exit.gate_thresholds",
-            &expected,
-            &self.gate_thresholds,
-        )?;
+        ensure(right, "exit.gate_thresholds", &expected, &self.gate_thresholds)?;
         let n_screen = if screen.rank > 0 { n_levels } else { 0 };
-        let right =
-            screen.thresholds.len() == n_screen && screen.thresholds.iter().all(is_threshold);
-        ensure(
-            right,
-            "exit.screen.thresholds",
-            "one threshold for each level",
-            &screen.thresholds,
-        )?;
-        self.calibration
-            .as_ref()
-            .map_or(Ok(()), |calibration| calibration.check(n_levels))
+        let right = screen.thresholds.len() == n_screen && screen.thresholds.iter().all(is_threshold);
+        ensure(right, "exit.screen.thresholds", "one threshold for each level", &screen.thresholds)?;
+        self.calibration.as_ref().map_or(Ok(()), |calibration| calibration.check(n_levels))
     }
 }
 
@@ -482,37 +384,18 @@ impl ConfidenceMap {
 
     fn check(&self) -> Result<()> {
         let key = "exit.confidence";
-        ensure(
-            self.metric.iter().all(|x| x.is_finite()),
-            key,
-            "finite points",
-            &self.metric,
-        )?;
-        ensure(
-            self.metric.is_sorted_by(|a, b| a < b),
-            key,
-            "ascending points",
-            &self.metric,
-        )?;
+        ensure(self.metric.iter().all(|x| x.is_finite()), key, "finite points", &self.metric)?;
+        ensure(self.metric.is_sorted_by(|a, b| a < b), key, "ascending points", &self.metric)?;
         let right = self.agreement.len() == self.metric.len()
             && self.agreement.is_sorted()
             && self.agreement.iter().all(is_share);
-        ensure(
-            right,
-            key,
-            "a share for each point, never falling",
-            &self.agreement,
-        )
+        ensure(right, key, "a share for each point, never falling", &self.agreement)
     }
 }
 
 impl Calibration {
     fn write(&self, writer: &mut Writer) -> Result<()> {
-        let mut key = |name: &str, value: OwnedValue| {
-            writer
-                .key(&format!("exit.calibration.{name}"), value)
-                .map(drop)
-        };
+        let mut key = |name: &str, value: OwnedValue| writer.key(&format!("exit.calibration.{name}"), value).map(drop);
         key("prompts", (&*self.prompts).into())?;
         key("n_prompts", self.n_prompts.into())?;
         key("n_tokens", self.n_tokens.into())?;
@@ -538,39 +421,13 @@ impl Calibration {
             ensure(right, key, "one share for each level of agreement", values)?;
         }
         let right = self.delta > 0.0 && self.delta < 1.0;
-        ensure(
-            right,
-            "exit.calibration.delta",
-            "a probability between 0 and 1",
-            &self.delta,
-        )?;
-        ensure(
-            is_share(&self.near_ties),
-            "exit.calibration.near_ties",
-            "a share",
-            &self.near_ties,
-        )?;
-        ensure(
-            self.batch_width > 0,
-            "exit.calibration.batch_width",
-            "at least 1",
-            &self.batch_width,
-        )?;
+        ensure(right, "exit.calibration.delta", "a probability between 0 and 1", &self.delta)?;
+        ensure(is_share(&self.near_ties), "exit.calibration.near_ties", "a share", &self.near_ties)?;
+        ensure(self.batch_width > 0, "exit.calibration.batch_width", "at least 1", &self.batch_width)?;
         let date = self.date.as_bytes();
         let right = date.len() == 10
-            && date.iter().enumerate().all(|(i, b)| {
-                if i == 4 || i == 7 {
-                    *b == b'-'
-                } else {
-                    b.is_ascii_digit()
-                }
-            });
-        ensure(
-            right,
-            "exit.calibration.date",
-            "a day such as 2026-01-31",
-            &self.date,
-        )
+            && date.iter().enumerate().all(|(i, b)| if i == 4 || i == 7 { *b == b'-' } else { b.is_ascii_digit() });
+        ensure(right, "exit.calibration.date", "a day such as 2026-01-31", &self.date)
     }
 }
 
@@ -584,12 +441,7 @@ fn ensure(is_right: bool, key: &str, expected: &str, found: &impl std::fmt::Debu
         return Ok(());
     }
     let found = super::super::error::printable(&format!("{found:?}"));
-    Err(Error::KeyValue {
-        key: key.into(),
-        offset: 0,
-        expected: expected.into(),
-        found,
-    })
+    Err(Error::KeyValue { key: key.into(), offset: 0, expected: expected.into(), found })
 }
 
 fn write_confidence(writer: &mut Writer, key: &str, map: &ConfidenceMap) -> Result<()> {
@@ -605,10 +457,7 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
-        value.ok_or_else(|| Error::MissingKey {
-            key: key.into(),
-            why: "heads are described by it",
-        })
+        value.ok_or_else(|| Error::MissingKey { key: key.into(), why: "heads are described by it" })
     }
 
     fn u32(&self, key: &str) -> Result<u32> {
@@ -634,53 +483,31 @@ impl Keys<'_> {
         let array = self.required(key, self.file.array(key, &[ty], expected)?)?;
         if array.len() > MAX_ENTRIES {
             let expected = format!("at most {MAX_ENTRIES} entries");
-            return Err(self.file.key_value_error(
-                key,
-                expected,
-                format!("{} entries", array.len()),
-            ));
+            return Err(self.file.key_value_error(key, expected, format!("{} entries", array.len())));
         }
         Ok(array.iter().collect())
     }
 
     fn u32s(&self, key: &str) -> Result<Vec<u32>> {
         let values = self.values(key, ValueType::U32, "arr[u32]")?;
-        Ok(values
-            .iter()
-            .filter_map(|value| value.as_u64()?.try_into().ok())
-            .collect())
+        Ok(values.iter().filter_map(|value| value.as_u64()?.try_into().ok()).collect())
     }
 
     fn f32s(&self, key: &str) -> Result<Vec<f32>> {
         let values = self.values(key, ValueType::F32, "arr[f32]")?;
-        Ok(values
-            .iter()
-            .filter_map(|value| value.as_f64())
-            .map(|value| value as f32)
-            .collect())
+        Ok(values.iter().filter_map(|value| value.as_f64()).map(|value| value as f32).collect())
     }
 
     fn name<T>(&self, key: &str, read: impl Fn(&str) -> Option<T>, expected: &str) -> Result<T> {
         let name = self.str(key)?;
-        read(&name).ok_or_else(|| {
-            self.file
-                .key_value_error(key, expected, format!("{name:?}"))
-        })
+        read(&name).ok_or_else(|| self.file.key_value_error(key, expected, format!("{name:?}")))
     }
 
-    fn names<T>(
-        &self,
-        key: &str,
-        read: impl Fn(&str) -> Option<T>,
-        expected: &str,
-    ) -> Result<Vec<T>> {
+    fn names<T>(&self, key: &str, read: impl Fn(&str) -> Option<T>, expected: &str) -> Result<Vec<T>> {
         let values = self.values(key, ValueType::Str, "arr[str]")?;
         let read = |value: &Value<'_>| {
             let name = value.as_str().unwrap_or_default();
-            read(name).ok_or_else(|| {
-                self.file
-                    .key_value_error(key, expected, format!("{name:?}"))
-            })
+            read(name).ok_or_else(|| self.file.key_value_error(key, expected, format!("{name:?}")))
         };
         values.iter().map(read).collect()
     }
@@ -704,11 +531,7 @@ impl Keys<'_> {
             risk: self.f32s("exit.calibration.risk")?,
             risk_bound: self.f32s("exit.calibration.risk_bound")?,
             exit_rate: self.f32s("exit.calibration.exit_rate")?,
-            kv_policy: self.name(
-                "exit.calibration.kv_policy",
-                KvPolicy::from_name,
-                KvPolicy::NAMES,
-            )?,
+            kv_policy: self.name("exit.calibration.kv_policy", KvPolicy::from_name, KvPolicy::NAMES)?,
             sampler: self.str("exit.calibration.sampler")?,
             batch_width: self.u32("exit.calibration.batch_width")?,
             near_ties: self.f32("exit.calibration.near_ties")?,

@@ -16,12 +16,8 @@ mod heads;
 mod meta;
 
 pub use hash::{base_sha256, file_sha256, infos_sha256, tensor_sha256};
-pub use heads::{
-    BaseCheck, ExitHeads, Form, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View,
-};
-pub use meta::{
-    Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta,
-};
+pub use heads::{BaseCheck, ExitHeads, Form, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View};
+pub use meta::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta};
 
 use std::path::Path;
 
@@ -50,12 +46,7 @@ pub fn base(file: &File) -> Result<Option<File>> {
     };
     let range = file.data_range(header);
     let inner = File::parse(file.source().clone(), range.start)?;
-    let wrong = |defect| {
-        Err(Error::WrongForm {
-            path: file.path().to_path_buf(),
-            defect,
-        })
-    };
+    let wrong = |defect| Err(Error::WrongForm { path: file.path().to_path_buf(), defect });
     if inner.tensor(BASE_HEADER).is_some() {
         return wrong("the model inside the merged file is itself a merged file");
     }
@@ -63,39 +54,26 @@ pub fn base(file: &File) -> Result<Option<File>> {
         return wrong("the tensor exit.base_header is not the header of the model inside");
     }
     if inner.data_start() % LEAST_ALIGNMENT != 0 {
-        return wrong(
-            "the data of the model inside is not aligned to 32 bytes, so that it cannot be mapped",
-        );
+        return wrong("the data of the model inside is not aligned to 32 bytes, so that it cannot be mapped");
     }
     for tensor in inner.tensors() {
         let found = inner.data_range(tensor);
         let outer = file.tensor(tensor.name());
         if outer.is_none_or(|outer| {
-            (outer.ty(), outer.dims(), file.data_range(outer))
-                != (tensor.ty(), tensor.dims(), found.clone())
+            (outer.ty(), outer.dims(), file.data_range(outer)) != (tensor.ty(), tensor.dims(), found.clone())
         }) {
             return Err(Error::Inconsistent {
                 name: printable(tensor.name()),
-                outer: outer.map_or("missing".into(), |outer| {
-                    describe(outer, file.data_range(outer).start)
-                }),
+                outer: outer.map_or("missing".into(), |outer| describe(outer, file.data_range(outer).start)),
                 inner: describe(tensor, found.start),
             });
         }
     }
-    let n_heads = file
-        .tensors()
-        .iter()
-        .filter(|tensor| is_head_name(tensor.name()))
-        .count();
+    let n_heads = file.tensors().iter().filter(|tensor| is_head_name(tensor.name())).count();
     if n_heads + 1 + inner.tensors().len() != file.tensors().len() {
         return wrong("the file holds tensors that are neither heads nor the model's");
     }
-    if inner
-        .tensors()
-        .iter()
-        .any(|tensor| is_head_name(tensor.name()))
-    {
+    if inner.tensors().iter().any(|tensor| is_head_name(tensor.name())) {
         return wrong("the model inside has tensors with the names of heads");
     }
     Ok(Some(inner))
@@ -127,10 +105,9 @@ pub fn is_head_name(name: &str) -> bool {
 /// A description that contradicts itself, or the base's keys.
 pub fn sidecar(base: &File, meta: &ExitMeta) -> Result<Writer> {
     let mut writer = Writer::new();
-    let architecture = base.str("general.architecture")?.ok_or(Error::MissingKey {
-        key: "general.architecture".into(),
-        why: "heads name their base by it",
-    })?;
+    let architecture = base
+        .str("general.architecture")?
+        .ok_or(Error::MissingKey { key: "general.architecture".into(), why: "heads name their base by it" })?;
     sidecar_keys(&mut writer, architecture, &meta.base.name)?;
     meta.write(&mut writer)?;
     Ok(writer)
@@ -152,12 +129,7 @@ fn sidecar_keys(writer: &mut Writer, architecture: &str, base_name: &str) -> Res
 /// [`Error::WrongBase`], [`Error::NoHeads`], or [`Error::WrongForm`] where the model has heads already or
 /// cannot be mapped from within another file.
 pub fn attach(model: &File, heads: &File, progress: &mut Progress<'_>) -> Result<Writer> {
-    let wrong = |defect| {
-        Err(Error::WrongForm {
-            path: model.path().to_path_buf(),
-            defect,
-        })
-    };
+    let wrong = |defect| Err(Error::WrongForm { path: model.path().to_path_buf(), defect });
     if model.tensor(BASE_HEADER).is_some() {
         return wrong("the model has exit heads already; take them off with strip-heads first");
     }
@@ -165,23 +137,17 @@ pub fn attach(model: &File, heads: &File, progress: &mut Progress<'_>) -> Result
         return wrong("the file holds no tensors; it is no model");
     }
     if model.alignment() < LEAST_ALIGNMENT {
-        return wrong(
-            "the model's data is aligned to less than 32 bytes, so that it could not be mapped",
-        );
+        return wrong("the model's data is aligned to less than 32 bytes, so that it could not be mapped");
     }
     let view = ExitHeads::open(heads)?;
     view.check_base(model, BaseCheck::Data, progress)?;
 
     let mut writer = Writer::new();
     writer.copy_keys(model, |name| {
-        let is_array = model
-            .get(name)
-            .is_some_and(|value| value.as_array().is_some());
+        let is_array = model.get(name).is_some_and(|value| value.as_array().is_some());
         !(is_array && name.starts_with("tokenizer."))
     })?;
-    writer.copy_keys(heads, |name| {
-        name.starts_with("exit.") && name != BASE_FILE_SHA256
-    })?;
+    writer.copy_keys(heads, |name| name.starts_with("exit.") && name != BASE_FILE_SHA256)?;
     writer.key(BASE_FILE_SHA256, file_sha256(model, progress)?)?;
     for tensor in view.tensors() {
         writer.copy_tensor(heads, tensor)?;
@@ -199,15 +165,10 @@ pub fn extract(merged: &File) -> Result<Writer> {
     let view = ExitHeads::open(merged)?;
     let architecture = merged
         .str("general.architecture")?
-        .ok_or(Error::MissingKey {
-            key: "general.architecture".into(),
-            why: "heads name their base by it",
-        })?;
+        .ok_or(Error::MissingKey { key: "general.architecture".into(), why: "heads name their base by it" })?;
     let mut writer = Writer::new();
     sidecar_keys(&mut writer, architecture, &view.meta().base.name)?;
-    writer.copy_keys(merged, |name| {
-        name.starts_with("exit.") && name != BASE_FILE_SHA256
-    })?;
+    writer.copy_keys(merged, |name| name.starts_with("exit.") && name != BASE_FILE_SHA256)?;
     for tensor in view.tensors() {
         writer.copy_tensor(merged, tensor)?;
     }
@@ -220,12 +181,7 @@ pub fn extract(merged: &File) -> Result<Writer> {
 ///
 /// [`Error::WrongForm`] for a file that is not merged, [`Error::HashMismatch`] where the model inside was
 /// damaged (nothing is written then), or whatever the system refuses.
-pub fn strip(
-    merged: &File,
-    path: &Path,
-    options: WriteOptions,
-    progress: &mut Progress<'_>,
-) -> Result<String> {
+pub fn strip(merged: &File, path: &Path, options: WriteOptions, progress: &mut Progress<'_>) -> Result<String> {
     let Some(inner) = base(merged)? else {
         return Err(Error::WrongForm {
             path: merged.path().to_path_buf(),
@@ -233,10 +189,9 @@ pub fn strip(
         });
     };
     refuse_same_file(merged.path(), path)?;
-    let expected = merged.str(BASE_FILE_SHA256)?.ok_or(Error::MissingKey {
-        key: BASE_FILE_SHA256.into(),
-        why: "the restored model is checked against it",
-    })?;
+    let expected = merged
+        .str(BASE_FILE_SHA256)?
+        .ok_or(Error::MissingKey { key: BASE_FILE_SHA256.into(), why: "the restored model is checked against it" })?;
     let mut file = AtomicFile::create(path, options.replace)?;
     let range = inner.start()..inner.file_size();
     // Half of the progress is the copy, half the check of what was written.

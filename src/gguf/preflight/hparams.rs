@@ -26,36 +26,19 @@ pub(super) struct Hparams {
 }
 
 pub(super) fn check(model: &File, architecture: &str, is_read: bool) -> Result<Hparams> {
-    let keys = Keys {
-        model,
-        prefix: architecture,
-    };
+    let keys = Keys { model, prefix: architecture };
     let n_ctx = keys.required("context_length", 1, MAX_CONTEXT)?;
     let n_embd = keys.required("embedding_length", 1, MAX_LENGTH)?;
     let n_layer = keys.required("block_count", 1, MAX_LAYERS)?;
     keys.optional("nextn_predict_layers", 0, n_layer - 1)?;
     experts(&keys, n_layer)?;
     rope(&keys)?;
-    for name in [
-        "attention.layer_norm_rms_epsilon",
-        "attention.layer_norm_epsilon",
-        "attention.group_norm_epsilon",
-    ] {
+    for name in ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.group_norm_epsilon"] {
         keys.float(name, |value| value >= 0.0, "a number that is not negative")?;
     }
     keys.per_layer("feed_forward_length", n_layer, 0, MAX_LENGTH)?;
-    let n_head = keys.per_layer(
-        "attention.head_count",
-        n_layer,
-        u64::from(is_read),
-        MAX_LENGTH,
-    )?;
-    let n_head_kv = keys.per_layer(
-        "attention.head_count_kv",
-        n_layer,
-        u64::from(is_read),
-        MAX_LENGTH,
-    )?;
+    let n_head = keys.per_layer("attention.head_count", n_layer, u64::from(is_read), MAX_LENGTH)?;
+    let n_head_kv = keys.per_layer("attention.head_count_kv", n_layer, u64::from(is_read), MAX_LENGTH)?;
     let mut hparams = Hparams {
         architecture: architecture.to_string(),
         n_embd,
@@ -82,20 +65,12 @@ fn decoder(keys: &Keys<'_>, hparams: &mut Hparams) -> Result<()> {
     for (&n_head, &n_head_kv) in hparams.n_head.iter().zip(&hparams.n_head_kv) {
         // Attention repeats each K/V head for a whole number of query heads.
         if n_head % n_head_kv != 0 {
-            return Err(keys.value_error(
-                "attention.head_count_kv",
-                format!("a divisor of {n_head}"),
-                n_head_kv,
-            ));
+            return Err(keys.value_error("attention.head_count_kv", format!("a divisor of {n_head}"), n_head_kv));
         }
     }
     let derived = hparams.n_embd / hparams.n_head[0];
-    let key_length = keys
-        .optional("attention.key_length", 1, MAX_LENGTH)?
-        .unwrap_or(derived);
-    let value_length = keys
-        .optional("attention.value_length", 1, MAX_LENGTH)?
-        .unwrap_or(derived);
+    let key_length = keys.optional("attention.key_length", 1, MAX_LENGTH)?.unwrap_or(derived);
+    let value_length = keys.optional("attention.value_length", 1, MAX_LENGTH)?.unwrap_or(derived);
     if key_length == 0 {
         return Err(keys.value_error(
             "attention.head_count",
@@ -104,11 +79,7 @@ fn decoder(keys: &Keys<'_>, hparams: &mut Hparams) -> Result<()> {
         ));
     }
     if key_length != value_length {
-        return Err(keys.value_error(
-            "attention.value_length",
-            format!("the key length {key_length}"),
-            value_length,
-        ));
+        return Err(keys.value_error("attention.value_length", format!("the key length {key_length}"), value_length));
     }
     // These two size their attention tensors by the embedding alone.
     if matches!(&*hparams.architecture, "phi3" | "qwen2moe")
@@ -120,24 +91,11 @@ fn decoder(keys: &Keys<'_>, hparams: &mut Hparams) -> Result<()> {
             key_length,
         ));
     }
-    let n_rot = keys
-        .optional("rope.dimension_count", 1, MAX_LENGTH)?
-        .unwrap_or(key_length);
-    let partial = matches!(
-        &*hparams.architecture,
-        "phi3" | "gemma" | "gemma2" | "gemma3"
-    );
+    let n_rot = keys.optional("rope.dimension_count", 1, MAX_LENGTH)?.unwrap_or(key_length);
+    let partial = matches!(&*hparams.architecture, "phi3" | "gemma" | "gemma2" | "gemma3");
     if n_rot % 2 != 0 || n_rot > key_length || (!partial && n_rot != key_length) {
-        let expected = if partial {
-            "an even number, at most"
-        } else {
-            "an even number, equal to"
-        };
-        return Err(keys.value_error(
-            "rope.dimension_count",
-            format!("{expected} the key length {key_length}"),
-            n_rot,
-        ));
+        let expected = if partial { "an even number, at most" } else { "an even number, equal to" };
+        return Err(keys.value_error("rope.dimension_count", format!("{expected} the key length {key_length}"), n_rot));
     }
     for (name, expected) in [
         ("attention.key_length_swa", key_length),
@@ -151,15 +109,8 @@ fn decoder(keys: &Keys<'_>, hparams: &mut Hparams) -> Result<()> {
     }
     keys.optional("attention.sliding_window", 0, MAX_CONTEXT)?;
     keys.optional_or_array("attention.sliding_window_pattern", MAX_LAYERS)?;
-    if keys
-        .get("attention.causal")
-        .is_some_and(|value| value != Value::Bool(true))
-    {
-        return Err(keys.value_error(
-            "attention.causal",
-            "true; this is no encoder",
-            "something else",
-        ));
+    if keys.get("attention.causal").is_some_and(|value| value != Value::Bool(true)) {
+        return Err(keys.value_error("attention.causal", "true; this is no encoder", "something else"));
     }
     hparams.head_length = key_length;
     Ok(())
@@ -168,28 +119,17 @@ fn decoder(keys: &Keys<'_>, hparams: &mut Hparams) -> Result<()> {
 /// The assertions of `load_hparams` on experts.
 fn experts(keys: &Keys<'_>, n_layer: u64) -> Result<()> {
     let n_expert = keys.optional("expert_count", 0, MAX_EXPERTS)?.unwrap_or(0);
-    let used = keys
-        .per_layer("expert_used_count", n_layer, 0, n_expert)?
-        .unwrap_or_default();
+    let used = keys.per_layer("expert_used_count", n_layer, 0, n_expert)?.unwrap_or_default();
     let most_used = used.iter().copied().max().unwrap_or(0);
     if n_expert > 0 && most_used == 0 {
         return Err(keys.value_error("expert_used_count", format!("1 to {n_expert}"), 0));
     }
-    let groups = keys
-        .optional("expert_group_count", 0, n_expert.saturating_sub(1))?
-        .unwrap_or(0);
+    let groups = keys.optional("expert_group_count", 0, n_expert.saturating_sub(1))?.unwrap_or(0);
     if groups > 1 {
         if n_expert % groups != 0 {
-            return Err(keys.value_error(
-                "expert_group_count",
-                format!("a divisor of {n_expert}"),
-                groups,
-            ));
+            return Err(keys.value_error("expert_group_count", format!("a divisor of {n_expert}"), groups));
         }
-        if keys
-            .optional("expert_group_used_count", 1, groups - 1)?
-            .is_none()
-        {
+        if keys.optional("expert_group_used_count", 1, groups - 1)?.is_none() {
             return Err(keys.missing("expert_group_used_count"));
         }
     }
@@ -201,21 +141,13 @@ fn rope(keys: &Keys<'_>) -> Result<()> {
     if let Some(value) = keys.get("rope.scaling.type") {
         let known = ["none", "linear", "yarn", "longrope"];
         if !value.as_str().is_some_and(|kind| known.contains(&kind)) {
-            return Err(keys.value_error(
-                "rope.scaling.type",
-                known.join(", "),
-                format!("{value:?}"),
-            ));
+            return Err(keys.value_error("rope.scaling.type", known.join(", "), format!("{value:?}")));
         }
     }
     for name in ["rope.freq_base", "rope.freq_base_swa"] {
         keys.float(name, |value| value > 0.0, "a positive number")?;
     }
-    for name in [
-        "rope.scaling.factor",
-        "rope.scale_linear",
-        "rope.scaling.attn_factor",
-    ] {
+    for name in ["rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"] {
         keys.float(name, |value| value >= 0.0, "a number that is not negative")?;
     }
     keys.optional("rope.scaling.original_context_length", 0, MAX_CONTEXT)?;
@@ -238,15 +170,11 @@ impl Keys<'_> {
     }
 
     fn missing(&self, name: &str) -> Error {
-        Error::MissingKey {
-            key: self.name(name),
-            why: "the model cannot be loaded without it",
-        }
+        Error::MissingKey { key: self.name(name), why: "the model cannot be loaded without it" }
     }
 
     fn value_error(&self, name: &str, expected: impl Into<String>, found: impl ToString) -> Error {
-        self.model
-            .key_value_error(&self.name(name), expected, found)
+        self.model.key_value_error(&self.name(name), expected, found)
     }
 
     /// A `u32` within bounds, as llama.cpp reads it; other types are its errors, and so are ours.
@@ -256,60 +184,38 @@ impl Keys<'_> {
             return Ok(None);
         };
         if !(least..=most).contains(&value) {
-            let expected = if least == most {
-                least.to_string()
-            } else {
-                format!("{least} to {most}")
-            };
+            let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
             return Err(self.value_error(name, expected, value));
         }
         Ok(Some(value))
     }
 
     fn required(&self, name: &str, least: u64, most: u64) -> Result<u64> {
-        self.optional(name, least, most)?
-            .ok_or_else(|| self.missing(name))
+        self.optional(name, least, most)?.ok_or_else(|| self.missing(name))
     }
 
     fn float(&self, name: &str, is_right: impl Fn(f32) -> bool, expected: &str) -> Result<()> {
         match self.model.f32(&self.name(name))? {
-            Some(value) if !value.is_finite() || !is_right(value) => {
-                Err(self.value_error(name, expected, value))
-            }
+            Some(value) if !value.is_finite() || !is_right(value) => Err(self.value_error(name, expected, value)),
             _ => Ok(()),
         }
     }
 
     /// One number for all layers, or an array of one for each.
-    fn per_layer(
-        &self,
-        name: &str,
-        n_layer: u64,
-        least: u64,
-        most: u64,
-    ) -> Result<Option<Vec<u64>>> {
+    fn per_layer(&self, name: &str, n_layer: u64, least: u64, most: u64) -> Result<Option<Vec<u64>>> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
         if value.as_array().is_none() {
-            return Ok(self
-                .optional(name, least, most)?
-                .map(|value| vec![value; n_layer as usize]));
+            return Ok(self.optional(name, least, most)?.map(|value| vec![value; n_layer as usize]));
         }
         let key = self.name(name);
         let types = [ValueType::U32, ValueType::I32];
-        let Some(array) = self
-            .model
-            .array(&key, &types, "u32 or arr[u32], one for each layer")?
-        else {
+        let Some(array) = self.model.array(&key, &types, "u32 or arr[u32], one for each layer")? else {
             return Ok(None);
         };
         if array.len() != n_layer {
-            return Err(self.value_error(
-                name,
-                format!("one number for each of {n_layer} layers"),
-                array.len(),
-            ));
+            return Err(self.value_error(name, format!("one number for each of {n_layer} layers"), array.len()));
         }
         let mut values = Vec::new();
         for (index, value) in array.iter().enumerate() {
@@ -337,9 +243,7 @@ impl Keys<'_> {
             }
             Some(_) => {
                 let types = [ValueType::Bool, ValueType::U32, ValueType::I32];
-                self.model
-                    .array(&self.name(name), &types, "u32 or arr[bool]")
-                    .map(drop)
+                self.model.array(&self.name(name), &types, "u32 or arr[bool]").map(drop)
             }
         }
     }

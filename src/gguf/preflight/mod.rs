@@ -19,8 +19,8 @@ use super::reader::File;
 
 /// The architectures whose loaders and graphs have been read: decoder-only transformers of the usual shape.
 pub const ARCHITECTURES: &[&str] = &[
-    "llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3",
-    "phi3", "smollm3", "olmo2",
+    "llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3", "smollm3",
+    "olmo2",
 ];
 
 /// The most tokens a context may be declared for; llama.cpp computes with 32-bit counts of cells.
@@ -74,19 +74,12 @@ fn check(file: &File, allow_unread: bool) -> Result<Preflight> {
     let model = inner.as_ref().unwrap_or(file);
 
     if let Some(kind) = model.str("general.type")?.filter(|kind| *kind != "model") {
-        return Err(model.key_value_error(
-            "general.type",
-            "\"model\"; this file is none",
-            format!("{kind:?}"),
-        ));
+        return Err(model.key_value_error("general.type", "\"model\"; this file is none", format!("{kind:?}")));
     }
     refuse_splits(model)?;
     let architecture = model
         .str("general.architecture")?
-        .ok_or(Error::MissingKey {
-            key: "general.architecture".into(),
-            why: "no model can be loaded without it",
-        })?;
+        .ok_or(Error::MissingKey { key: "general.architecture".into(), why: "no model can be loaded without it" })?;
     let is_read = ARCHITECTURES.contains(&architecture);
     if !is_read && !allow_unread {
         return Err(Error::UnreadLoader {
@@ -116,9 +109,7 @@ fn refuse_splits(model: &File) -> Result<()> {
         None => Ok(()),
         Some(value) => match value.as_u64() {
             Some(0 | 1) => Ok(()),
-            Some(n) => {
-                Err(model.key_value_error("split.count", "a whole model; merge its parts first", n))
-            }
+            Some(n) => Err(model.key_value_error("split.count", "a whole model; merge its parts first", n)),
             None => Err(model.key_type_error("split.count", "u16")),
         },
     }

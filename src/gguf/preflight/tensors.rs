@@ -13,10 +13,7 @@ use super::hparams::Hparams;
 pub(super) fn check(model: &File, hparams: &Hparams, n_vocab: u32, is_read: bool) -> Result<()> {
     for tensor in model.tensors() {
         if tensor.dims().contains(&0) {
-            return Err(Error::ZeroDim {
-                name: printable(tensor.name()),
-                dims: tensor.dims().to_vec(),
-            });
+            return Err(Error::ZeroDim { name: printable(tensor.name()), dims: tensor.dims().to_vec() });
         }
         if is_read {
             computable(tensor)?;
@@ -26,11 +23,7 @@ pub(super) fn check(model: &File, hparams: &Hparams, n_vocab: u32, is_read: bool
         return Err(missing("token_embd.weight"));
     }
     if is_read {
-        shape(
-            model,
-            "token_embd.weight",
-            &[hparams.n_embd, n_vocab.into()],
-        )?;
+        shape(model, "token_embd.weight", &[hparams.n_embd, n_vocab.into()])?;
         shape(model, "output_norm.weight", &[hparams.n_embd])?;
         for layer in 0..hparams.n_layer {
             attention(model, hparams, layer)?;
@@ -55,45 +48,24 @@ fn computable(tensor: &TensorInfo) -> Result<()> {
         }
         "a type that matrices can be multiplied in"
     };
-    Err(Error::TensorShape {
-        name: printable(name),
-        expected: expected.into(),
-        found: tensor.ty().to_string(),
-    })
+    Err(Error::TensorShape { name: printable(name), expected: expected.into(), found: tensor.ty().to_string() })
 }
 
 /// The attention matrices of one layer: one for all three, or one each.
 fn attention(model: &File, hparams: &Hparams, layer: u64) -> Result<()> {
     let index = layer as usize;
-    let (Some(&n_head), Some(&n_head_kv)) =
-        (hparams.n_head.get(index), hparams.n_head_kv.get(index))
-    else {
+    let (Some(&n_head), Some(&n_head_kv)) = (hparams.n_head.get(index), hparams.n_head_kv.get(index)) else {
         return Err(missing(&format!("blk.{layer}.attn_q.weight")));
     };
     // Both factors are at most 2^24.
-    let (q, kv) = (
-        hparams.head_length * n_head,
-        hparams.head_length * n_head_kv,
-    );
+    let (q, kv) = (hparams.head_length * n_head, hparams.head_length * n_head_kv);
     let fused = format!("blk.{layer}.attn_qkv.weight");
     if model.tensor(&fused).is_some() {
         return shape(model, &fused, &[hparams.n_embd, q + 2 * kv]);
     }
-    shape(
-        model,
-        &format!("blk.{layer}.attn_q.weight"),
-        &[hparams.n_embd, q],
-    )?;
-    shape(
-        model,
-        &format!("blk.{layer}.attn_k.weight"),
-        &[hparams.n_embd, kv],
-    )?;
-    shape(
-        model,
-        &format!("blk.{layer}.attn_v.weight"),
-        &[hparams.n_embd, kv],
-    )?;
+    shape(model, &format!("blk.{layer}.attn_q.weight"), &[hparams.n_embd, q])?;
+    shape(model, &format!("blk.{layer}.attn_k.weight"), &[hparams.n_embd, kv])?;
+    shape(model, &format!("blk.{layer}.attn_v.weight"), &[hparams.n_embd, kv])?;
     Ok(())
 }
 
@@ -112,8 +84,5 @@ fn shape(model: &File, name: &str, expected: &[u64]) -> Result<()> {
 }
 
 fn missing(name: &str) -> Error {
-    Error::MissingTensor {
-        name: name.into(),
-        why: "the model cannot be computed without it",
-    }
+    Error::MissingTensor { name: name.into(), why: "the model cannot be computed without it" }
 }

@@ -21,11 +21,8 @@ const MERGES: &str = "tokenizer.ggml.merges";
 const BYTE: i32 = 6;
 
 /// The tokenizers whose loaders have been read, with the begin and end tokens they assume.
-const KNOWN: &[(&str, Option<u64>, Option<u64>)] = &[
-    ("llama", Some(1), Some(2)),
-    ("gpt2", Some(11), Some(11)),
-    ("gemma4", None, None),
-];
+const KNOWN: &[(&str, Option<u64>, Option<u64>)] =
+    &[("llama", Some(1), Some(2)), ("gpt2", Some(11), Some(11)), ("gemma4", None, None)];
 
 /// The keys that name one token each.
 const SPECIAL: &[&str] = &[
@@ -53,20 +50,13 @@ const SPECIAL: &[&str] = &[
 pub(super) fn check(model: &File, allow_unread: bool) -> Result<u32> {
     let kind = model
         .str("tokenizer.ggml.model")?
-        .ok_or(Error::MissingKey {
-            key: "tokenizer.ggml.model".into(),
-            why: "text cannot be tokenized without it",
-        })?;
+        .ok_or(Error::MissingKey { key: "tokenizer.ggml.model".into(), why: "text cannot be tokenized without it" })?;
     let known = KNOWN.iter().find(|(name, ..)| *name == kind);
     if known.is_none() && !allow_unread {
         return Err(Error::UnreadLoader {
             what: "tokenizer",
             found: printable(kind),
-            known: KNOWN
-                .iter()
-                .map(|(name, ..)| *name)
-                .collect::<Vec<_>>()
-                .join(", "),
+            known: KNOWN.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", "),
         });
     }
     let (texts, n_vocab) = tokens(model)?;
@@ -75,25 +65,11 @@ pub(super) fn check(model: &File, allow_unread: bool) -> Result<u32> {
     for special in SPECIAL {
         let key = format!("tokenizer.ggml.{special}_token_id");
         if let Some(id) = model.u32(&key)?.filter(|&id| id >= n_vocab) {
-            return Err(model.key_value_error(
-                &key,
-                format!("a token of the {n_vocab} in the vocabulary"),
-                id,
-            ));
+            return Err(model.key_value_error(&key, format!("a token of the {n_vocab} in the vocabulary"), id));
         }
     }
-    model.array(
-        "tokenizer.ggml.suppress_tokens",
-        &[ValueType::I32],
-        "arr[i32]",
-    )?;
-    for flag in [
-        "add_bos_token",
-        "add_eos_token",
-        "add_sep_token",
-        "add_space_prefix",
-        "remove_extra_whitespaces",
-    ] {
+    model.array("tokenizer.ggml.suppress_tokens", &[ValueType::I32], "arr[i32]")?;
+    for flag in ["add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces"] {
         flag_value(model, flag)?;
     }
     if let Some(&(_, bos, eos)) = known {
@@ -105,20 +81,8 @@ pub(super) fn check(model: &File, allow_unread: bool) -> Result<u32> {
             merges(model)?;
         }
         // Some pre-tokenizers add the begin token unasked, so it may only be missing where that is ruled out.
-        added_token(
-            model,
-            "bos",
-            flag_value(model, "add_bos_token")? != Some(false),
-            bos,
-            n_vocab,
-        )?;
-        added_token(
-            model,
-            "eos",
-            flag_value(model, "add_eos_token")? == Some(true),
-            eos,
-            n_vocab,
-        )?;
+        added_token(model, "bos", flag_value(model, "add_bos_token")? != Some(false), bos, n_vocab)?;
+        added_token(model, "eos", flag_value(model, "add_eos_token")? == Some(true), eos, n_vocab)?;
     }
     Ok(n_vocab)
 }
@@ -127,19 +91,10 @@ pub(super) fn check(model: &File, allow_unread: bool) -> Result<u32> {
 fn tokens(model: &File) -> Result<(HashSet<&str>, u32)> {
     let array = model
         .array(TOKENS, &[ValueType::Str], "arr[str]")?
-        .ok_or(Error::MissingKey {
-            key: TOKENS.into(),
-            why: "a model cannot be loaded without its vocabulary",
-        })?;
-    let n_vocab = u32::try_from(array.len())
-        .ok()
-        .filter(|&n| n > 0 && n <= i32::MAX as u32);
+        .ok_or(Error::MissingKey { key: TOKENS.into(), why: "a model cannot be loaded without its vocabulary" })?;
+    let n_vocab = u32::try_from(array.len()).ok().filter(|&n| n > 0 && n <= i32::MAX as u32);
     let Some(n_vocab) = n_vocab else {
-        return Err(model.key_value_error(
-            TOKENS,
-            "at least one token",
-            format!("{} tokens", array.len()),
-        ));
+        return Err(model.key_value_error(TOKENS, "at least one token", format!("{} tokens", array.len())));
     };
     let mut texts = HashSet::with_capacity(n_vocab as usize);
     for (index, token) in array.iter().enumerate() {
@@ -195,10 +150,7 @@ fn scores(model: &File, n_vocab: u32) -> Result<()> {
         return Ok(());
     };
     one_each(model, SCORES, array.len(), n_vocab)?;
-    match array
-        .iter()
-        .position(|value| matches!(value, Value::F32(score) if score.is_nan()))
-    {
+    match array.iter().position(|value| matches!(value, Value::F32(score) if score.is_nan())) {
         Some(index) => Err(Error::ArrayEntry {
             key: SCORES.into(),
             index: index as u64,
@@ -220,8 +172,7 @@ fn one_each(model: &File, key: &str, found: u64, n_vocab: u32) -> Result<()> {
 /// Byte tokens must spell their byte as `<0x` and two hexadecimal digits and `>`.
 fn byte_tokens(model: &File, texts: &HashSet<&str>, types: Option<Vec<i32>>) -> Result<()> {
     debug_assert!(!texts.is_empty());
-    let (Some(types), Some(array)) = (types, model.array(TOKENS, &[ValueType::Str], "arr[str]")?)
-    else {
+    let (Some(types), Some(array)) = (types, model.array(TOKENS, &[ValueType::Str], "arr[str]")?) else {
         return Ok(());
     };
     for (index, (token, ty)) in array.iter().zip(types).enumerate() {
@@ -241,9 +192,7 @@ fn byte_tokens(model: &File, texts: &HashSet<&str>, types: Option<Vec<i32>>) -> 
 fn byte_of(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     let is_hex = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_hex
-        .then(|| u8::from_str_radix(digits, 16).ok())
-        .flatten()
+    is_hex.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// SentencePiece falls back to one token a byte, and llama.cpp throws where that token does not exist.
@@ -267,10 +216,7 @@ fn all_bytes(texts: &HashSet<&str>) -> Result<()> {
 /// Each merge is two texts with a space between them.
 fn merges(model: &File) -> Result<()> {
     let Some(array) = model.array(MERGES, &[ValueType::Str], "arr[str]")? else {
-        return Err(Error::MissingKey {
-            key: MERGES.into(),
-            why: "byte pair encoding needs its merges",
-        });
+        return Err(Error::MissingKey { key: MERGES.into(), why: "byte pair encoding needs its merges" });
     };
     for (index, merge) in array.iter().enumerate() {
         let merge = merge.as_str().unwrap_or_default();
@@ -297,20 +243,11 @@ fn flag_value(model: &File, flag: &str) -> Result<Option<bool>> {
 }
 
 /// A token that is added to prompts must exist.
-fn added_token(
-    model: &File,
-    name: &str,
-    is_added: bool,
-    default: Option<u64>,
-    n_vocab: u32,
-) -> Result<()> {
+fn added_token(model: &File, name: &str, is_added: bool, default: Option<u64>, n_vocab: u32) -> Result<()> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     let id = model.u32(&key)?.map(u64::from).or(default);
     if is_added && id.is_none_or(|id| id >= n_vocab.into()) {
-        return Err(Error::MissingKey {
-            key,
-            why: "the tokenizer adds this token to every prompt",
-        });
+        return Err(Error::MissingKey { key, why: "the tokenizer adds this token to every prompt" });
     }
     Ok(())
 }
