@@ -10,7 +10,6 @@ mod random;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use offramp::gguf::exits::{self, HeadType};
 use offramp::gguf::{File, preflight};
 use offramp::{Model, ModelParams, Session, SessionParams};
 
@@ -114,32 +113,4 @@ fn no_damaged_model_that_passes_ends_the_process() {
     }
     let results = load_in_child(files);
     println!("{} of 300 damaged models decode, of {tried} tried", count(&results, "decoded"));
-}
-
-/// llama.cpp reads the model of a merged file from within it, and computes the same.
-#[test]
-fn a_merged_file_is_a_model() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    let model = random::open(&random::model(1));
-    std::fs::write(path("model.gguf"), random::model(1).to_bytes().unwrap()).unwrap();
-    let sidecar = random::open(&random::heads(&model, &[0], &[HeadType::Affine], 2));
-    std::fs::write(path("merged.gguf"), exits::attach(&model, &sidecar, &mut |_, _| true).unwrap().to_bytes().unwrap())
-        .unwrap();
-    let run = |name: &str| {
-        let model = Model::load(path(name), &ModelParams::default()).unwrap();
-        let mut params = SessionParams::default();
-        params.n_ctx = 64;
-        let mut session = Session::new(&model, &params).unwrap();
-        let prompt = model.vocab().tokenize("the text", true, true).unwrap();
-        session.set_prompt(&prompt, &mut |_| {}).unwrap();
-        let mut greedy = offramp::SamplerParams::default();
-        greedy.temperature = 0.0;
-        let mut sampler = offramp::Sampler::new(&model, &greedy).unwrap();
-        let mut params = offramp::GenerateParams::default();
-        params.max_tokens = 16;
-        params.ignore_eos = true;
-        session.generate(&mut sampler, &params, &mut |_| std::ops::ControlFlow::Continue(())).unwrap().tokens
-    };
-    assert_eq!(run("model.gguf"), run("merged.gguf"));
 }
