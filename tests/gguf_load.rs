@@ -2,6 +2,7 @@
 //! is loaded and decodes, or is refused with an error. Neither may end the process.
 
 #[path = "gguf/hostile.rs"]
+#[allow(dead_code)]
 mod hostile;
 #[path = "gguf/random.rs"]
 #[allow(dead_code)]
