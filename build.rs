@@ -16,10 +16,7 @@ fn main() {
 }
 
 fn fact(name: &str, value: Option<String>) {
-    println!(
-        "cargo::rustc-env=OFFRAMP_BUILD_{name}={}",
-        value.as_deref().unwrap_or("unknown")
-    );
+    println!("cargo::rustc-env=OFFRAMP_BUILD_{name}={}", value.as_deref().unwrap_or("unknown"));
 }
 
 /// The commit of our own repository; none when this is a package inside something else's.
@@ -29,15 +26,7 @@ fn commit(root: &str) -> Option<String> {
         return None;
     }
     // The log of HEAD grows with every commit and checkout, so it tells when to look again.
-    let log = git(
-        root,
-        &[
-            "rev-parse",
-            "--path-format=absolute",
-            "--git-path",
-            "logs/HEAD",
-        ],
-    )?;
+    let log = git(root, &["rev-parse", "--path-format=absolute", "--git-path", "logs/HEAD"])?;
     if Path::new(&log).exists() {
         println!("cargo::rerun-if-changed={log}");
     }
@@ -45,12 +34,7 @@ fn commit(root: &str) -> Option<String> {
 }
 
 fn git(root: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git")
-        .arg("-C")
-        .arg(root)
-        .args(arguments)
-        .output()
-        .ok()?;
+    let output = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (output.status.success() && !text.is_empty()).then_some(text)
 }
@@ -58,9 +42,7 @@ fn git(root: &str, arguments: &[&str]) -> Option<String> {
 /// What rustc was told to compile for; llama-cpp-sys-2 passes it on to llama.cpp.
 fn target_cpu() -> Option<String> {
     let flags = std::env::var("CARGO_ENCODED_RUSTFLAGS").ok()?;
-    let cpu = flags
-        .rsplit('\u{1f}')
-        .find_map(|flag| flag.rsplit_once("target-cpu="));
+    let cpu = flags.rsplit('\u{1f}').find_map(|flag| flag.rsplit_once("target-cpu="));
     Some(cpu.map_or("generic", |(_, cpu)| cpu).to_owned())
 }
 

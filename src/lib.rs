@@ -4,3 +4,41 @@
 //! run:      GGUF file -> model + heads -> session (gate, exits, K/V policy) -> tokens -> CLI | C ABI | server
 //! convert:  prompts -> hidden states -> trained heads -> calibrated thresholds -> GGUF file
 //! ```
+//!
+//! Data flows one way, and a module imports only what stands before it in the flow. A [`Model`] is immutable and shared;
+//! a [`Session`] is one mutable conversation on it:
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use offramp::{GenerateParams, Model, ModelParams, Sampler, SamplerParams, Session, SessionParams};
+//!
+//! # fn main() -> offramp::Result<()> {
+//! let model = Model::load("model.gguf", &ModelParams::default())?;
+//! let mut session = Session::new(&model, &SessionParams::default())?;
+//! let prompt = model.vocab().tokenize("The capital of France is", true, true)?;
+//! session.set_prompt(&prompt, &mut |_| {})?;
+//! let mut sampler = Sampler::new(&model, &SamplerParams::default())?;
+//! session.generate(&mut sampler, &GenerateParams::default(), &mut |event| {
+//!     print!("{}", event.text);
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+#![deny(missing_docs)]
+#![deny(unsafe_code)]
+
+mod error;
+pub mod gate;
+#[allow(unsafe_code)]
+mod llama;
+mod session;
+
+pub use error::{Error, LlamaLog, Result};
+pub use llama::batch::Logits;
+pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
+pub use session::{
+    CacheType, CancelHandle, ChatTemplate, ExitPoint, FlashAttn, GenerateParams, Generation, GpuLayers, Message, Model,
+    ModelInfo, ModelParams, PromptProgress, PromptReport, Sampler, SamplerParams, Session, SessionParams, StopReason,
+    TemplateError, TokenEvent,
+};

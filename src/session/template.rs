@@ -35,10 +35,7 @@ pub struct Message {
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
+        Self { role: role.into(), content: content.into() }
     }
 }
 
@@ -47,9 +44,7 @@ impl Message {
 #[non_exhaustive]
 pub enum TemplateError {
     /// The source is not Jinja that we know.
-    #[error(
-        "the chat template does not parse: {detail} (line {line}); run with --raw and write the format yourself"
-    )]
+    #[error("the chat template does not parse: {detail} (line {line}); run with --raw and write the format yourself")]
     Syntax {
         /// Line in the template's source, from 1; 0 when unknown.
         line: usize,
@@ -97,22 +92,14 @@ impl ChatTemplate {
         let source = without_generation_marks(source);
         let source = program::without_folded_products(&source)?;
         program::compile(&source)?;
-        Ok(Self {
-            source: source.into_owned(),
-            bos: bos.to_owned(),
-            eos: eos.to_owned(),
-        })
+        Ok(Self { source: source.into_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
     /// The text of a conversation; with `add_generation_prompt` it ends where the assistant's next turn begins.
     ///
     /// # Errors
     /// Any [`TemplateError`] but `Syntax`.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<String, TemplateError> {
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
         self.render_with(context! { messages, add_generation_prompt })
     }
 
@@ -136,20 +123,11 @@ impl ChatTemplate {
         let mut text = String::new();
         let spending = guard::start_spending();
         Vm::new(&environment)
-            .eval(
-                &program.root,
-                root,
-                &program.blocks,
-                &mut make_string_output(&mut text),
-                AutoEscape::None,
-            )
+            .eval(&program.root, root, &program.blocks, &mut make_string_output(&mut text), AutoEscape::None)
             .map_err(|error| explain(&error))?;
         drop(spending);
         if text.len() > guard::MAX_TEXT {
-            return Err(TemplateError::Stopped(format!(
-                "its text has more than {} bytes",
-                guard::MAX_TEXT
-            )));
+            return Err(TemplateError::Stopped(format!("its text has more than {} bytes", guard::MAX_TEXT)));
         }
         Ok(text)
     }
@@ -161,25 +139,17 @@ fn environment<'a>() -> Environment<'a> {
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(|out, _, value| guard::emit(out, value));
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raised")
-                .with_source(TemplateError::Raised(message)))
-        },
-    );
+    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raised").with_source(TemplateError::Raised(message)))
+    });
     environment.add_function("strftime_now", |format: &str| python::strftime_now(format));
     environment.add_filter(
         "tojson",
-        |value: &Value,
-         indent: Option<usize>,
-         options: Kwargs|
-         -> Result<Value, minijinja::Error> {
+        |value: &Value, indent: Option<usize>, options: Kwargs| -> Result<Value, minijinja::Error> {
             let indent = indent.or(options.get::<Option<usize>>("indent")?);
             let _: Option<bool> = options.get("ensure_ascii")?;
             options.assert_all_used()?;
-            guard::written(|out| python::write_json(out, value, indent, 0))
-                .map(Value::from_safe_string)
+            guard::written(|out| python::write_json(out, value, indent, 0)).map(Value::from_safe_string)
         },
     );
     environment.add_filter("indent", python::indent);
@@ -194,10 +164,7 @@ fn without_generation_marks(source: &str) -> Cow<'_, str> {
     }
     let mut plain = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some((start, length)) = rest
-        .find("{%")
-        .and_then(|start| Some((start, rest[start..].find("%}")?)))
-    {
+    while let Some((start, length)) = rest.find("{%").and_then(|start| Some((start, rest[start..].find("%}")?))) {
         let (before, tag) = (&rest[..start], &rest[start..start + length]);
         plain.push_str(before);
         match tag[2..].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace()) {
@@ -226,13 +193,10 @@ fn explain(error: &minijinja::Error) -> TemplateError {
         None => error.kind().to_string(),
     };
     match error.kind() {
-        ErrorKind::SyntaxError => TemplateError::Syntax {
-            line,
-            detail: error.detail().unwrap_or("syntax error").to_owned(),
-        },
-        ErrorKind::OutOfFuel => {
-            TemplateError::Stopped("it runs longer than any real one".to_owned())
+        ErrorKind::SyntaxError => {
+            TemplateError::Syntax { line, detail: error.detail().unwrap_or("syntax error").to_owned() }
         }
+        ErrorKind::OutOfFuel => TemplateError::Stopped("it runs longer than any real one".to_owned()),
         _ => TemplateError::Failed { line, detail },
     }
 }

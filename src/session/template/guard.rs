@@ -57,15 +57,7 @@ const STRUCTURAL: &[&str] = &[
 ];
 
 /// Filters on text.
-const TEXTUAL: &[&str] = &[
-    "capitalize",
-    "indent",
-    "lower",
-    "replace",
-    "title",
-    "trim",
-    "upper",
-];
+const TEXTUAL: &[&str] = &["capitalize", "indent", "lower", "replace", "title", "trim", "upper"];
 
 /// Filters and methods whose result holds the argument one level deeper.
 const NESTING: &[&str] = &["batch", "dictsort", "groupby", "items", "slice", "zip"];
@@ -95,28 +87,20 @@ pub(super) fn on_deep_stack<T: Send>(
     render: impl FnOnce() -> Result<T, TemplateError> + Send,
 ) -> Result<T, TemplateError> {
     std::thread::scope(|scope| {
-        let worker = std::thread::Builder::new()
-            .name("chat-template".to_owned())
-            .stack_size(STACK)
-            .spawn_scoped(scope, render);
-        let worker = worker.map_err(|error| {
-            TemplateError::Stopped(format!("no thread could be started for it ({error})"))
-        })?;
-        worker
-            .join()
-            .unwrap_or_else(|_| Err(TemplateError::Stopped("its evaluation panicked".to_owned())))
+        let worker =
+            std::thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK).spawn_scoped(scope, render);
+        let worker =
+            worker.map_err(|error| TemplateError::Stopped(format!("no thread could be started for it ({error})")))?;
+        worker.join().unwrap_or_else(|_| Err(TemplateError::Stopped("its evaluation panicked".to_owned())))
     })
 }
 
 pub(super) fn stopped(reason: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, "stopped")
-        .with_source(TemplateError::Stopped(reason.into()))
+    Error::new(ErrorKind::InvalidOperation, "stopped").with_source(TemplateError::Stopped(reason.into()))
 }
 
 fn too_long() -> Error {
-    stopped(format!(
-        "it makes a text of more than {MAX_TEXT} bytes, or one nested too deep to write"
-    ))
+    stopped(format!("it makes a text of more than {MAX_TEXT} bytes, or one nested too deep to write"))
 }
 
 pub(super) fn charge(bytes: usize) -> Result<(), Error> {
@@ -126,18 +110,10 @@ pub(super) fn charge(bytes: usize) -> Result<(), Error> {
     let spent = SPENT.get().saturating_add(bytes);
     SPENT.set(spent);
     if spent > MAX_TOTAL {
-        return Err(stopped(format!(
-            "it makes more than {MAX_TOTAL} bytes of text on the way"
-        )));
+        return Err(stopped(format!("it makes more than {MAX_TOTAL} bytes of text on the way")));
     }
-    if DEADLINE
-        .get()
-        .is_some_and(|deadline| Instant::now() > deadline)
-    {
-        return Err(stopped(format!(
-            "it takes longer than {} seconds",
-            MAX_TIME.as_secs()
-        )));
+    if DEADLINE.get().is_some_and(|deadline| Instant::now() > deadline) {
+        return Err(stopped(format!("it takes longer than {} seconds", MAX_TIME.as_secs())));
     }
     Ok(())
 }
@@ -184,20 +160,11 @@ pub(super) fn admit(value: &Value, whole: bool) -> Result<(), Error> {
     if let Some(text) = value.as_str() {
         return charge(text.len());
     }
-    let container = matches!(
-        value.kind(),
-        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
-    );
+    let container = matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable);
     if container && value.len().is_none_or(|items| items > MAX_ITEMS) {
-        return Err(stopped(format!(
-            "it makes a list of more than {MAX_ITEMS} elements"
-        )));
+        return Err(stopped(format!("it makes a list of more than {MAX_ITEMS} elements")));
     }
-    if container && whole {
-        text_of(value).map(drop)
-    } else {
-        charge(0)
-    }
+    if container && whole { text_of(value).map(drop) } else { charge(0) }
 }
 
 /// How large a filter or method can make its result from its arguments, where that is not about their own size.
@@ -206,11 +173,7 @@ fn growth(name: &str, arguments: &[Value]) -> usize {
     let number = |i: usize| arguments.get(i).and_then(Value::as_usize).unwrap_or(0);
     match name {
         "replace" => {
-            let hits = if text(1).is_empty() {
-                text(0).len() + 1
-            } else {
-                text(0).matches(text(1)).count()
-            };
+            let hits = if text(1).is_empty() { text(0).len() + 1 } else { text(0).matches(text(1)).count() };
             hits.saturating_mul(text(2).len())
         }
         "indent" => (text(0).lines().count() + 1).saturating_mul(number(1)),
@@ -222,13 +185,8 @@ fn growth(name: &str, arguments: &[Value]) -> usize {
 
 /// The largest number written in a format string: what it can pad to.
 fn longest_number(format: &str) -> usize {
-    let numbers = format
-        .split(|c: char| !c.is_ascii_digit())
-        .filter(|digits| !digits.is_empty());
-    numbers
-        .map(|digits| digits.parse().unwrap_or(usize::MAX))
-        .max()
-        .unwrap_or(0)
+    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    numbers.map(|digits| digits.parse().unwrap_or(usize::MAX)).max().unwrap_or(0)
 }
 
 /// Calls a filter or method between the checks of what goes in and what comes out.
@@ -244,11 +202,7 @@ pub(super) fn guarded(
     let arguments = &*as_text(name, arguments)?;
     if name == "join" {
         // The separator stands first in Python's method and second in the filter; a bound on both at once is enough.
-        let texts: usize = arguments
-            .iter()
-            .filter_map(Value::as_str)
-            .map(str::len)
-            .sum();
+        let texts: usize = arguments.iter().filter_map(Value::as_str).map(str::len).sum();
         let items = arguments.iter().filter_map(Value::len).max().unwrap_or(0);
         charge(texts.saturating_mul(items))?;
     }
@@ -261,9 +215,7 @@ pub(super) fn guarded(
 /// A filter on text takes any other value by its text, as Python writes it.
 fn as_text<'v>(name: &str, arguments: &'v [Value]) -> Result<Cow<'v, [Value]>, Error> {
     match arguments.first() {
-        Some(value)
-            if TEXTUAL.contains(&name) && !value.is_undefined() && value.as_str().is_none() =>
-        {
+        Some(value) if TEXTUAL.contains(&name) && !value.is_undefined() && value.as_str().is_none() => {
             let mut arguments = arguments.to_vec();
             arguments[0] = text_of(&arguments[0])?;
             Ok(Cow::Owned(arguments))
@@ -274,9 +226,5 @@ fn as_text<'v>(name: &str, arguments: &'v [Value]) -> Result<Cow<'v, [Value]>, E
 
 /// A lazy sequence keeps what it was made from, and a chain of them evaluates recursively: here it becomes a list.
 fn settled(value: Value) -> Result<Value, Error> {
-    if value.kind() == ValueKind::Iterable {
-        Ok(Value::from(value.try_iter()?.collect::<Vec<_>>()))
-    } else {
-        Ok(value)
-    }
+    if value.kind() == ValueKind::Iterable { Ok(Value::from(value.try_iter()?.collect::<Vec<_>>())) } else { Ok(value) }
 }

@@ -4,9 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use minijinja::machinery::{
-    CodeGenerator, Instruction, Instructions, Token, WhitespaceConfig, parse, tokenize,
-};
+use minijinja::machinery::{CodeGenerator, Instruction, Instructions, Token, WhitespaceConfig, parse, tokenize};
 use minijinja::value::{Rest, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 
@@ -25,13 +23,9 @@ pub(super) struct Program<'source> {
 }
 
 pub(super) fn compile(source: &str) -> Result<Program<'_>, TemplateError> {
-    let whitespace = WhitespaceConfig {
-        keep_trailing_newline: false,
-        lstrip_blocks: true,
-        trim_blocks: true,
-    };
-    let tree = parse(source, "chat_template", Default::default(), whitespace)
-        .map_err(|error| super::explain(&error))?;
+    let whitespace = WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
+    let tree =
+        parse(source, "chat_template", Default::default(), whitespace).map_err(|error| super::explain(&error))?;
     let mut generator = CodeGenerator::new("chat_template", source);
     generator.compile_stmt(&tree);
     let (root, blocks) = generator.finish();
@@ -57,19 +51,9 @@ impl Calls {
                     Instruction::CallMethod(name, _) => (*name, true),
                     _ => continue,
                 };
-                if !calls
-                    .iter()
-                    .any(|call| call.is_method == is_method && call.original == name)
-                {
-                    let guarded = format!(
-                        "guarded-{}-{name}",
-                        if is_method { "method" } else { "filter" }
-                    );
-                    calls.push(Call {
-                        guarded,
-                        original: name.to_owned(),
-                        is_method,
-                    });
+                if !calls.iter().any(|call| call.is_method == is_method && call.original == name) {
+                    let guarded = format!("guarded-{}-{name}", if is_method { "method" } else { "filter" });
+                    calls.push(Call { guarded, original: name.to_owned(), is_method });
                 }
             }
         }
@@ -94,34 +78,19 @@ pub(super) fn install<'a>(
     calls: &'a Calls,
 ) -> Result<(), TemplateError> {
     operators::install(environment);
-    for Call {
-        guarded: guarded_name,
-        original,
-        is_method,
-    } in &calls.0
-    {
+    for Call { guarded: guarded_name, original, is_method } in &calls.0 {
         let (name, is_method) = (original.clone(), *is_method);
-        environment.add_filter(
-            guarded_name.clone(),
-            move |state: &State, arguments: Rest<Value>| {
-                guarded(&name, &arguments, |arguments| {
-                    match arguments.split_first() {
-                        Some((receiver, rest)) if is_method => {
-                            receiver.call_method(state, &name, rest)
-                        }
-                        _ => state.apply_filter(&name, arguments).map_err(|error| {
-                            match error.kind() {
-                                ErrorKind::UnknownFilter => Error::new(
-                                    ErrorKind::UnknownFilter,
-                                    format!("filter {name} is unknown"),
-                                ),
-                                _ => error,
-                            }
-                        }),
+        environment.add_filter(guarded_name.clone(), move |state: &State, arguments: Rest<Value>| {
+            guarded(&name, &arguments, |arguments| match arguments.split_first() {
+                Some((receiver, rest)) if is_method => receiver.call_method(state, &name, rest),
+                _ => state.apply_filter(&name, arguments).map_err(|error| match error.kind() {
+                    ErrorKind::UnknownFilter => {
+                        Error::new(ErrorKind::UnknownFilter, format!("filter {name} is unknown"))
                     }
-                })
-            },
-        );
+                    _ => error,
+                }),
+            })
+        });
     }
     let mut longest_raw = 1;
     for instructions in std::iter::once(&mut program.root).chain(program.blocks.values_mut()) {
@@ -129,24 +98,17 @@ pub(super) fn install<'a>(
     }
     let fuel = (MAX_RAW / longest_raw).min(MAX_FUEL);
     if fuel < MAX_FUEL / 100 {
-        return Err(TemplateError::Stopped(format!(
-            "it has a raw text of {longest_raw} bytes"
-        )));
+        return Err(TemplateError::Stopped(format!("it has a raw text of {longest_raw} bytes")));
     }
     environment.set_fuel(Some(fuel as u64));
     Ok(())
 }
 
 /// Rewrites one instruction for one, so that jumps stay right. Returns the length of the longest raw text.
-fn rewrite<'a>(
-    instructions: &mut Instructions<'a>,
-    calls: &'a Calls,
-) -> Result<usize, TemplateError> {
+fn rewrite<'a>(instructions: &mut Instructions<'a>, calls: &'a Calls) -> Result<usize, TemplateError> {
     const NO_LOCAL: u8 = !0;
     let count = |n: usize| {
-        u16::try_from(n)
-            .map(Some)
-            .map_err(|_| TemplateError::Stopped(format!("it has a literal of {n} elements")))
+        u16::try_from(n).map(Some).map_err(|_| TemplateError::Stopped(format!("it has a literal of {n} elements")))
     };
     let mut longest_raw = 0;
     for index in 0..instructions.len() as u32 {
@@ -163,15 +125,11 @@ fn rewrite<'a>(
             Instruction::Mul => (operators::MUL, Some(2), NO_LOCAL),
             Instruction::Slice => (operators::SLICE, Some(4), NO_LOCAL),
             Instruction::BuildList(Some(items)) => (operators::LIST, count(*items)?, NO_LOCAL),
-            Instruction::BuildMap(pairs) => {
-                (operators::MAP, count(pairs.saturating_mul(2))?, NO_LOCAL)
-            }
-            Instruction::ApplyFilter(name, arguments, local) => {
-                match calls.guarded_name(name, false) {
-                    Some(guarded) => (guarded, *arguments, *local),
-                    None => continue,
-                }
-            }
+            Instruction::BuildMap(pairs) => (operators::MAP, count(pairs.saturating_mul(2))?, NO_LOCAL),
+            Instruction::ApplyFilter(name, arguments, local) => match calls.guarded_name(name, false) {
+                Some(guarded) => (guarded, *arguments, *local),
+                None => continue,
+            },
             Instruction::CallMethod(name, arguments) => match calls.guarded_name(name, true) {
                 Some(guarded) => (guarded, *arguments, NO_LOCAL),
                 None => continue,
@@ -192,11 +150,7 @@ pub(super) fn without_folded_products(source: &str) -> Result<Cow<'_, str>, Temp
     if !source.contains('*') {
         return Ok(Cow::Borrowed(source));
     }
-    let whitespace = WhitespaceConfig {
-        keep_trailing_newline: true,
-        lstrip_blocks: true,
-        trim_blocks: true,
-    };
+    let whitespace = WhitespaceConfig { keep_trailing_newline: true, lstrip_blocks: true, trim_blocks: true };
     let mut changed = String::with_capacity(source.len());
     let mut copied = 0;
     let mut after_operand = false;

@@ -50,12 +50,7 @@ fn write_repr(out: &mut dyn Write, value: &Value, depth: usize) -> fmt::Result {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-pub(super) fn write_json(
-    out: &mut dyn Write,
-    value: &Value,
-    indent: Option<usize>,
-    depth: usize,
-) -> fmt::Result {
+pub(super) fn write_json(out: &mut dyn Write, value: &Value, indent: Option<usize>, depth: usize) -> fmt::Result {
     if depth > MAX_DEPTH {
         return Err(fmt::Error);
     }
@@ -73,11 +68,7 @@ pub(super) fn write_json(
         ValueKind::Number => write_number(out, value),
         ValueKind::String => write_json_text(out, value.as_str().unwrap_or_default()),
         kind @ (ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) => {
-            let (open, close) = if kind == ValueKind::Map {
-                ('{', '}')
-            } else {
-                ('[', ']')
-            };
+            let (open, close) = if kind == ValueKind::Map { ('{', '}') } else { ('[', ']') };
             out.write_char(open)?;
             let mut empty = true;
             for item in value.try_iter().map_err(|_| fmt::Error)? {
@@ -89,12 +80,7 @@ pub(super) fn write_json(
                     write_str(&mut key, &item)?;
                     write_json_text(out, &key)?;
                     out.write_str(": ")?;
-                    write_json(
-                        out,
-                        &value.get_item(&item).unwrap_or_default(),
-                        indent,
-                        depth + 1,
-                    )?;
+                    write_json(out, &value.get_item(&item).unwrap_or_default(), indent, depth + 1)?;
                 } else {
                     write_json(out, &item, indent, depth + 1)?;
                 }
@@ -128,11 +114,7 @@ fn write_json_text(out: &mut dyn Write, text: &str) -> fmt::Result {
 
 /// Python prefers single quotes and changes to double ones where that saves an escape.
 fn write_quoted(out: &mut dyn Write, text: &str) -> fmt::Result {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.write_char(quote)?;
     for c in text.chars() {
         match c {
@@ -169,12 +151,7 @@ fn write_number(out: &mut dyn Write, value: &Value) -> fmt::Result {
     if number == 0.0 || (-4..16).contains(&exponent) {
         write!(out, "{number:?}")
     } else {
-        write!(
-            out,
-            "{digits}e{}{:02}",
-            if exponent < 0 { '-' } else { '+' },
-            exponent.abs()
-        )
+        write!(out, "{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
     }
 }
 
@@ -191,21 +168,12 @@ pub(super) fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
 }
 
 /// Jinja's `indent` filter. The engine's own drops a line break at the end.
-pub(super) fn indent(
-    text: &str,
-    width: Option<usize>,
-    first: Option<bool>,
-    blank: Option<bool>,
-) -> String {
+pub(super) fn indent(text: &str, width: Option<usize>, first: Option<bool>, blank: Option<bool>) -> String {
     let margin = " ".repeat(width.unwrap_or(4));
     let mut indented = String::with_capacity(text.len());
     for (i, line) in text.split('\n').enumerate() {
         indented.push_str(if i > 0 { "\n" } else { "" });
-        let wanted = if i == 0 {
-            first.unwrap_or(false)
-        } else {
-            !line.is_empty() || blank.unwrap_or(false)
-        };
+        let wanted = if i == 0 { first.unwrap_or(false) } else { !line.is_empty() || blank.unwrap_or(false) };
         indented.push_str(if wanted { &margin } else { "" });
         indented.push_str(line);
     }

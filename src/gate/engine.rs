@@ -1,0 +1,289 @@
+//! The gate itself: one context, the tokens that stopped early in it, and the batches that take them up again.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::hook::{Hook, HookError, Resume};
+use super::{Observer, Tap};
+use crate::error::{Error, Result};
+use crate::llama::Token;
+use crate::llama::batch::Logits;
+use crate::llama::context::Context;
+
+/// How a gated decode ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All layers and the output matrix ran; there are logits.
+    Complete,
+    /// The observer stopped at this tap. At [`Tap::ResultNorm`] all layers ran and only the logits are missing; at a
+    /// layer the tokens are pending.
+    Stopped(Tap),
+}
+
+/// Decodes tokens through chosen layers of one context, and keeps the books of those that stopped early.
+///
+/// Tokens that stopped after a block are *pending*: the layers above it hold no K/V for them. Until
+/// [`Gate::catch_up`] has run those layers, no token may pass the lowest block that a pending one stopped after.
+#[derive(Debug)]
+pub struct Gate {
+    context: Context,
+    n_embd: usize,
+    n_layer: u32,
+    /// Positions in the cache, those of the pending tokens included.
+    position: usize,
+    /// The last positions of the cache, oldest first.
+    pending: Vec<Pending>,
+    /// Hidden states of one window, kept to spare an allocation a decode.
+    hidden: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    token: Token,
+    /// The last block that ran.
+    layer: u32,
+    /// Its hidden states after the blocks that were tapped, lowest first, `[n_embd]` each.
+    hidden: Vec<(u32, Vec<f32>)>,
+    /// Its cell in each cache that the blocks up to `layer` store to.
+    cells: Vec<i64>,
+}
+
+impl Gate {
+    pub(crate) fn new(context: Context, n_layer: u32, n_embd: u32) -> Self {
+        Self { context, n_embd: n_embd as usize, n_layer, position: 0, pending: Vec::new(), hidden: Vec::new() }
+    }
+
+    /// Positions that the cache holds, pending ones included. The next token's position.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Number of pending tokens.
+    pub fn n_pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Positions that the context holds at most.
+    pub fn n_ctx(&self) -> usize {
+        self.context.n_ctx()
+    }
+
+    /// Tokens that a plain decode takes at most.
+    pub fn n_batch(&self) -> usize {
+        self.context.n_batch()
+    }
+
+    /// Tokens that a gated decode takes at most.
+    pub fn n_ubatch(&self) -> usize {
+        self.context.n_ubatch()
+    }
+
+    /// True if decodes can be watched and stopped; otherwise they are exactly those of plain llama.cpp.
+    pub fn can_tap(&self) -> bool {
+        self.context.has_eval_callback()
+    }
+
+    pub(crate) fn cancel_flag(&self) -> &Arc<AtomicBool> {
+        self.context.cancel_flag()
+    }
+
+    /// Runs `tokens` through all layers, after catching up on the pending ones.
+    ///
+    /// # Errors
+    /// As llama.cpp's decode; then the tokens that failed are not in the cache ([`Gate::position`] tells).
+    pub fn decode(&mut self, tokens: &[Token], logits: Logits) -> Result<()> {
+        self.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+        self.decoded(tokens.len(), |context, position| context.decode(tokens, position, logits))
+    }
+
+    /// Runs `tokens` (at most `n_ubatch`) and shows their hidden states at each of `taps`, lowest first, until
+    /// `observer` breaks. All of the tokens get logits. While tokens are pending, the decode stops at the lowest block
+    /// that one of them stopped after, whatever the observer says, so that this block must be among the taps.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] for taps that are out of order or above what the pending tokens allow; [`Error::Gate`]
+    /// if the graph lacks one; and as llama.cpp's decode. The tokens are then not in the cache.
+    pub fn decode_tapped(&mut self, tokens: &[Token], taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
+        let ceiling = self.pending.last().map(|pending| Tap::Layer(pending.layer));
+        self.check_taps(taps, None, ceiling)?;
+        let n_embd = self.n_embd;
+        let mut saved: Vec<(u32, Vec<f32>)> = Vec::new();
+        let mut watch = |tap: Tap, hidden: &[f32]| {
+            if let Tap::Layer(il) = tap {
+                saved.push((il, hidden.to_vec()));
+            }
+            match observer(tap, hidden) {
+                ControlFlow::Continue(()) if Some(tap) != ceiling => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
+        };
+        let (stopped, cells) =
+            self.decoded(tokens.len(), |context, position| hooked(context, tokens, position, taps, None, &mut watch))?;
+        let Some(tap) = stopped else { return Ok(Outcome::Complete) };
+        if let Tap::Layer(layer) = tap {
+            let row = |values: &[f32], i: usize| values.get(i * n_embd..(i + 1) * n_embd).map(<[f32]>::to_vec);
+            for (i, &token) in tokens.iter().enumerate() {
+                let hidden = saved.iter().filter_map(|(il, values)| Some((*il, row(values, i)?))).collect();
+                let cells = cells.iter().map(|cache| cache[i]).collect();
+                self.pending.push(Pending { token, layer, hidden, cells });
+            }
+        }
+        Ok(Outcome::Stopped(tap))
+    }
+
+    /// Runs the layers that the pending tokens skipped, for all of them in one batch, and shows the hidden states at
+    /// `taps` above the block that they resume after. Every pending token gets logits, oldest first. Does nothing if
+    /// none is pending.
+    ///
+    /// # Errors
+    /// As [`Gate::decode_tapped`]. The pending tokens are then no longer in the cache: [`Gate::position`] is that of
+    /// the first of them, and they may be decoded again.
+    pub fn catch_up(&mut self, taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
+        let Some(layer) = self.pending.last().map(|pending| pending.layer) else { return Ok(Outcome::Complete) };
+        self.check_taps(taps, Some(Tap::Layer(layer)), None)?;
+        let pending = std::mem::take(&mut self.pending);
+        let tokens: Vec<Token> = pending.iter().map(|pending| pending.token).collect();
+        let first = self.position - pending.len();
+        // Freed, the cells are handed out again in order, with the lower layers' K/V still in them.
+        self.forget_from(first)?;
+        if let Some((hidden, cells)) = self.window(&pending, layer) {
+            let resume = Resume { layer, hidden: &hidden, cells: &cells };
+            let result = self.decoded(tokens.len(), |context, position| {
+                hooked(context, &tokens, position, taps, Some(resume), observer)
+            });
+            self.hidden = hidden;
+            match result {
+                Ok((stopped, _)) => return Ok(stopped.map_or(Outcome::Complete, Outcome::Stopped)),
+                Err(Failure::Hook(HookError::CellsMoved)) => {
+                    tracing::debug!("the cells of {} pending tokens moved: decoding them again", tokens.len());
+                    self.forget_from(first)?;
+                }
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        let (stopped, _) =
+            self.decoded(tokens.len(), |context, position| hooked(context, &tokens, position, taps, None, observer))?;
+        Ok(stopped.map_or(Outcome::Complete, Outcome::Stopped))
+    }
+
+    /// The hidden states of the pending tokens after block `layer`, `[n_embd, n_tokens]`, and their cells in each cache
+    /// that the blocks up to it store to. `None` if one of them was not tapped there.
+    fn window(&mut self, pending: &[Pending], layer: u32) -> Option<(Vec<f32>, Vec<Vec<i64>>)> {
+        let mut hidden = std::mem::take(&mut self.hidden);
+        hidden.clear();
+        for token in pending {
+            let (_, values) = token.hidden.iter().find(|(il, _)| *il == layer)?;
+            hidden.extend_from_slice(values);
+        }
+        let n_caches = pending.iter().map(|token| token.cells.len()).min()?;
+        let cells = (0..n_caches).map(|cache| pending.iter().map(|token| token.cells[cache]).collect()).collect();
+        Some((hidden, cells))
+    }
+
+    /// The logits of the `index`-th token of the last decode that got some, `[n_vocab]`; the ids are the indices.
+    pub fn logits(&mut self, index: usize) -> Option<&[f32]> {
+        self.context.logits(index)
+    }
+
+    /// Drops the positions from `position` on. False if the model's memory cannot forget them, or if it has already
+    /// forgotten what a sliding window would need there; then nothing has changed, and [`Gate::clear`] is what is left.
+    pub fn truncate(&mut self, position: usize, n_swa: usize) -> bool {
+        if position >= self.position {
+            return true;
+        }
+        let needed = if n_swa == 0 { 0 } else { position.saturating_sub(n_swa) };
+        if position > 0 && self.context.first_position().is_some_and(|first| first > needed) {
+            return false;
+        }
+        if !self.context.remove_from(position) {
+            return false;
+        }
+        let first_pending = self.position - self.pending.len();
+        self.pending.truncate(position.saturating_sub(first_pending));
+        self.position = position;
+        true
+    }
+
+    /// Empties the cache.
+    pub fn clear(&mut self) {
+        self.context.clear();
+        self.pending.clear();
+        self.position = 0;
+    }
+
+    fn forget_from(&mut self, position: usize) -> Result<()> {
+        if !self.context.remove_from(position) {
+            return Err(Error::Gate { found: "a memory that cannot forget its last tokens".to_owned() });
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    /// Runs one decode of `n` tokens at the current position and books them, or their absence if it fails.
+    fn decoded<T, E>(
+        &mut self,
+        n: usize,
+        decode: impl FnOnce(&mut Context, usize) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let position = self.position;
+        let result = decode(&mut self.context, position);
+        match result {
+            Ok(_) => self.position += n,
+            // llama.cpp takes back the part of the batch that failed, not those before it.
+            Err(_) => {
+                self.context.remove_from(position);
+            }
+        }
+        result
+    }
+
+    fn check_taps(&self, taps: &[Tap], above: Option<Tap>, ceiling: Option<Tap>) -> Result<()> {
+        let ordered = taps.windows(2).all(|pair| pair[0] < pair[1]);
+        let exist = taps.iter().all(|&tap| tap < Tap::Layer(self.n_layer) || tap == Tap::ResultNorm);
+        let above_resume = above.is_none_or(|above| taps.iter().all(|&tap| tap > above));
+        let below_ceiling = ceiling.is_none_or(|ceiling| taps.last() == Some(&ceiling));
+        if ordered && exist && above_resume && below_ceiling {
+            return Ok(());
+        }
+        Err(Error::InvalidValue {
+            name: "taps",
+            found: format!("{taps:?} with {} pending tokens", self.pending.len()),
+            expected: "existing blocks in ascending order, above the block that pending tokens resume after, or ending \
+                       at it while they are pending",
+        })
+    }
+}
+
+/// Why a watched decode failed.
+enum Failure {
+    Hook(HookError),
+    Decode(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Hook(error) => Self::Gate { found: error.to_string() },
+            Failure::Decode(error) => error,
+        }
+    }
+}
+
+/// One decode with a hook: the tap it stopped at, and the cells that each cache gave to the tokens.
+fn hooked(
+    context: &mut Context,
+    tokens: &[Token],
+    position: usize,
+    taps: &[Tap],
+    resume: Option<Resume<'_>>,
+    observer: &mut Observer<'_>,
+) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
+    let mut hook = Hook::new(tokens.len(), taps, resume, observer);
+    context.decode_hooked(tokens, position, Logits::All, &mut hook).map_err(Failure::Decode)?;
+    if let Some(error) = hook.error.take().or_else(|| hook.missing()) {
+        return Err(Failure::Hook(error));
+    }
+    let stopped = hook.stopped;
+    Ok((stopped, hook.into_cells()))
+}

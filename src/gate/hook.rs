@@ -1,0 +1,233 @@
+//! What the gate does at each node of one graph.
+//!
+//! Three jobs: show the hidden states at the taps; when resuming, switch off everything that is computed from the
+//! token embeddings up to the block that is resumed after, and put the saved hidden states in its place; and read which
+//! cache cells the tokens were given, since resuming is right only on the cells that the lower layers wrote before.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::{Observer, Tap};
+use crate::llama::eval::{EvalHook, Node, NodeError, NodeId, Verdict};
+
+/// Name of the graph input that holds the token ids (`llm_graph_context::build_inp_embd`).
+const INP_TOKENS: &[u8] = b"inp_tokens";
+
+/// Why a gated decode could not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HookError {
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A node above the resumed block reads something that was switched off.
+    #[error("{node} reads the token embeddings past {from}")]
+    Leak { node: String, from: Tap },
+    /// The slot finder gave the tokens other cells than before.
+    #[error("the cache cells of the pending tokens moved")]
+    CellsMoved,
+    /// The graph ended before a tap came by.
+    #[error("the graph has no {0}")]
+    Missing(Tap),
+}
+
+/// Where a decode resumes.
+pub(super) struct Resume<'a> {
+    /// The block whose output is put in.
+    pub(super) layer: u32,
+    /// That output, `[n_embd, n_tokens]`.
+    pub(super) hidden: &'a [f32],
+    /// Per cache, in the order the graph stores to them, the cells that the tokens hold.
+    pub(super) cells: &'a [Vec<i64>],
+}
+
+pub(super) struct Hook<'a, 'o> {
+    taps: Vec<(Tap, Vec<u8>)>,
+    next_tap: usize,
+    resume: Option<(Resume<'a>, Vec<u8>)>,
+    /// Nodes that were switched off, or that depend on one.
+    tainted: HashSet<NodeId, BuildHasherDefault<IdHasher>>,
+    injected: bool,
+    caches: Caches,
+    observer: &'a mut Observer<'o>,
+    hidden: Vec<f32>,
+    /// The tap at which the observer stopped.
+    pub(super) stopped: Option<Tap>,
+    pub(super) error: Option<HookError>,
+}
+
+/// The cells that each K/V cache gave to the tokens, in the order the graph stores to the caches.
+#[derive(Default)]
+struct Caches {
+    n_tokens: usize,
+    seen: Vec<NodeId>,
+    cells: Vec<Vec<i64>>,
+}
+
+impl<'a, 'o> Hook<'a, 'o> {
+    /// `taps` in the order of the graph, all of them above the block to resume after.
+    pub(super) fn new(
+        n_tokens: usize,
+        taps: &[Tap],
+        resume: Option<Resume<'a>>,
+        observer: &'a mut Observer<'o>,
+    ) -> Self {
+        Self {
+            taps: taps.iter().map(|&tap| (tap, node_name(tap))).collect(),
+            next_tap: 0,
+            resume: resume.map(|resume| {
+                let name = node_name(Tap::Layer(resume.layer));
+                (resume, name)
+            }),
+            tainted: HashSet::default(),
+            injected: false,
+            caches: Caches { n_tokens, ..Caches::default() },
+            observer,
+            hidden: Vec::new(),
+            stopped: None,
+            error: None,
+        }
+    }
+
+    /// The cells that each cache gave to the tokens.
+    pub(super) fn into_cells(self) -> Vec<Vec<i64>> {
+        self.caches.cells
+    }
+
+    /// Called after the decode: what it should have met but did not.
+    pub(super) fn missing(&self) -> Option<HookError> {
+        if self.error.is_some() || self.stopped.is_some() {
+            return None;
+        }
+        match &self.resume {
+            Some((resume, _)) if !self.injected => Some(HookError::Missing(Tap::Layer(resume.layer))),
+            _ => self.taps.get(self.next_tap).map(|(tap, _)| HookError::Missing(*tap)),
+        }
+    }
+
+    /// Switches the node off if it is computed from the token embeddings. True if it is the block to resume after.
+    fn mute_below(&mut self, node: &mut Node<'_>) -> Result<bool, HookError> {
+        let Some((resume, name)) = &self.resume else { return Ok(false) };
+        let id = node.id();
+        if self.injected {
+            if node.sources().any(|source| self.tainted.contains(&source)) {
+                let node = String::from_utf8_lossy(node.name()).into_owned();
+                return Err(HookError::Leak { node, from: Tap::Layer(resume.layer) });
+            }
+            return Ok(false);
+        }
+        let tainted = node.sources().any(|source| self.tainted.contains(&source)) || node.reads(INP_TOKENS);
+        if !tainted {
+            return Ok(false);
+        }
+        // The muted stores of the lower layers tell where their K/V lie.
+        self.caches.note(node)?;
+        let n = self.caches.cells.len();
+        if n > 0 && resume.cells.get(n - 1) != self.caches.cells.last() {
+            return Err(HookError::CellsMoved);
+        }
+        let last = node.name() == name.as_slice();
+        self.tainted.insert(id);
+        node.mute();
+        Ok(last)
+    }
+
+    fn inject(&mut self, node: &mut Node<'_>) -> Result<(), HookError> {
+        let Some((resume, _)) = &self.resume else { return Ok(()) };
+        node.write_f32(resume.hidden)?;
+        // From here on the value is sound again, and so is what is computed from it.
+        self.tainted.remove(&node.id());
+        self.injected = true;
+        Ok(())
+    }
+
+    fn is_next_tap(&self, node: &Node<'_>) -> bool {
+        self.taps.get(self.next_tap).is_some_and(|(_, name)| node.name() == name.as_slice())
+    }
+
+    fn fail(&mut self, error: HookError) {
+        self.error.get_or_insert(error);
+    }
+}
+
+impl EvalHook for Hook<'_, '_> {
+    fn ask(&mut self, node: &mut Node<'_>) -> bool {
+        if self.resume.is_some() {
+            match self.mute_below(node) {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => {
+                    // Ask for this node, so that the graph can be abandoned at it.
+                    self.fail(error);
+                    return true;
+                }
+            }
+        } else if let Err(error) = self.caches.note(node) {
+            self.fail(error.into());
+            return true;
+        }
+        self.is_next_tap(node)
+    }
+
+    fn data(&mut self, node: &mut Node<'_>) -> Verdict {
+        if self.error.is_some() {
+            return Verdict::Abandon;
+        }
+        if self.resume.is_some() && !self.injected {
+            if let Err(error) = self.inject(node) {
+                self.fail(error);
+                return Verdict::Abandon;
+            }
+            return Verdict::Continue;
+        }
+        let Some(&(tap, _)) = self.taps.get(self.next_tap) else { return Verdict::Continue };
+        self.next_tap += 1;
+        if let Err(error) = node.read_f32(&mut self.hidden) {
+            self.fail(error.into());
+            return Verdict::Abandon;
+        }
+        if (self.observer)(tap, &self.hidden).is_break() {
+            self.stopped = Some(tap);
+            return Verdict::Abandon;
+        }
+        Verdict::Continue
+    }
+}
+
+impl Caches {
+    /// Reads the cells if `node` stores K/V through indices that were not read before. Indices that address single
+    /// values rather than cells (a transposed V cache) repeat what the K cache's say.
+    fn note(&mut self, node: &Node<'_>) -> Result<(), NodeError> {
+        let Some(indices) = node.store_indices() else { return Ok(()) };
+        if self.seen.contains(&indices) {
+            return Ok(());
+        }
+        self.seen.push(indices);
+        let cells = node.stored_cells()?;
+        if cells.len() == self.n_tokens {
+            self.cells.push(cells);
+        }
+        Ok(())
+    }
+}
+
+fn node_name(tap: Tap) -> Vec<u8> {
+    match tap {
+        Tap::Layer(il) => format!("l_out-{il}").into_bytes(),
+        Tap::ResultNorm => b"result_norm".to_vec(),
+    }
+}
+
+/// Tensor addresses are spread well enough: a multiplication mixes them into the high and low bits a table uses.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_usize(byte.into()));
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.0 = (self.0 ^ value as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32);
+    }
+}

@@ -1,0 +1,199 @@
+//! What the gate can safely do on one model, found out by doing it.
+//!
+//! A few tokens are decoded plainly and through windows, and the logits compared. Two plain decodes that differ in batch
+//! width alone set the scale: kernels may round differently by width, and a window is right if it is no further from the
+//! plain decode of its own width than that. Architectures whose graphs carry something past the resumed block
+//! (per-layer inputs), or whose memory cannot forget (recurrent states), fail here instead of giving wrong tokens later.
+
+use std::ops::ControlFlow;
+
+use super::Tap;
+use super::engine::{Gate, Outcome};
+use crate::error::Result;
+use crate::llama::Token;
+use crate::llama::batch::Logits;
+
+/// Tokens before the window, and in it. Together with the widths they need fewer than 64 positions.
+const N_BEFORE: usize = 12;
+const N_WINDOW: usize = 4;
+
+/// What the gate can do on a model. `Display` says it in plain words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GateSupport {
+    /// Decodes can stop at [`Tap::ResultNorm`], which skips the output matrix. Safe on every memory.
+    pub stop_at_result_norm: bool,
+    /// Why decodes cannot stop after a block and resume there; `None` if they can.
+    pub no_resume: Option<String>,
+    /// Largest difference of a logit between a window and the plain decode of the same width.
+    pub window_difference: f32,
+    /// Largest difference of a logit between plain decodes of width 1 and width 4: the scale to judge it by.
+    pub width_difference: f32,
+}
+
+impl GateSupport {
+    /// True if decodes can stop after blocks and resume there.
+    pub fn can_resume(&self) -> bool {
+        self.no_resume.is_none()
+    }
+}
+
+impl std::fmt::Display for GateSupport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.no_resume {
+            None if self.window_difference == 0.0 => {
+                f.write_str("stop after any block and resume: yes, bit for bit")?
+            }
+            None => write!(
+                f,
+                "stop after any block and resume: yes (logits differ by at most {:.2e}; batches of 1 and of {N_WINDOW} \
+                 differ by {:.2e})",
+                self.window_difference, self.width_difference
+            )?,
+            Some(reason) => write!(f, "stop after any block and resume: resume is not supported here ({reason})")?,
+        }
+        let yes = if self.stop_at_result_norm { "yes" } else { "no" };
+        write!(f, "\nstop before the output matrix: {yes}")
+    }
+}
+
+/// Finds out what `gate` can do. Its cache is used and left empty.
+///
+/// # Errors
+/// Only if plain decoding fails.
+pub(crate) fn self_test(gate: &mut Gate, n_layer: u32, n_vocab: usize) -> Result<GateSupport> {
+    let tokens: Vec<Token> = probe_tokens(n_vocab);
+    let (before, window) = tokens.split_at(N_BEFORE);
+
+    gate.clear();
+    gate.decode(before, Logits::Last)?;
+    gate.decode(window, Logits::All)?;
+    let wide = all_logits(gate);
+
+    gate.clear();
+    gate.decode(before, Logits::Last)?;
+    let mut narrow = Vec::new();
+    for &token in window {
+        gate.decode(&[token], Logits::All)?;
+        narrow.extend(all_logits(gate));
+    }
+    let width_difference = largest_difference(&wide, &narrow);
+
+    let stop_at_result_norm = stops_at_result_norm(gate, before, window, &wide, width_difference)?;
+    let mut support = GateSupport { stop_at_result_norm, no_resume: None, window_difference: 0.0, width_difference };
+    if n_layer < 2 {
+        support.no_resume = Some("the model has a single block".to_owned());
+    }
+    // The lowest and the highest block that leave something to resume, and one between them.
+    let mut layers = vec![0, (n_layer / 2).min(n_layer.saturating_sub(2)), n_layer.saturating_sub(2)];
+    layers.dedup();
+    for layer in layers {
+        if support.no_resume.is_some() {
+            break;
+        }
+        match windowed_logits(gate, before, window, layer) {
+            Ok(logits) => {
+                let difference = largest_difference(&wide, &logits);
+                support.window_difference = support.window_difference.max(difference);
+                // Negated, so that a NaN fails.
+                if !(difference <= width_difference) {
+                    support.no_resume = Some(format!(
+                        "after block {layer} the logits differ by {difference:.2e}, plain batch widths by \
+                         {width_difference:.2e}"
+                    ));
+                }
+            }
+            Err(error) => support.no_resume = Some(error.to_string()),
+        }
+    }
+    gate.clear();
+    Ok(support)
+}
+
+/// Ids spread over the vocabulary; what they mean is of no account.
+fn probe_tokens(n_vocab: usize) -> Vec<Token> {
+    (0..N_BEFORE + N_WINDOW).map(|i| Token(((i * 7919 + 11) % n_vocab.max(1)) as i32)).collect()
+}
+
+fn all_logits(gate: &mut Gate) -> Vec<f32> {
+    let mut all = Vec::new();
+    let mut index = 0;
+    while let Some(logits) = gate.logits(index) {
+        all.extend_from_slice(logits);
+        index += 1;
+    }
+    all
+}
+
+/// Each token of the window stops after `layer`, then all of them resume in one batch.
+fn windowed_logits(gate: &mut Gate, before: &[Token], window: &[Token], layer: u32) -> Result<Vec<f32>> {
+    gate.clear();
+    gate.decode(before, Logits::Last)?;
+    for &token in window {
+        gate.decode_tapped(&[token], &[Tap::Layer(layer)], &mut |_, _| ControlFlow::Break(()))?;
+    }
+    gate.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+    Ok(all_logits(gate))
+}
+
+/// Stopping at the final norm must leave a memory that decodes on as if nothing had been stopped.
+fn stops_at_result_norm(
+    gate: &mut Gate,
+    before: &[Token],
+    window: &[Token],
+    wide: &[f32],
+    width_difference: f32,
+) -> Result<bool> {
+    let Some((last, stopped)) = window.split_last() else { return Ok(false) };
+    gate.clear();
+    gate.decode(before, Logits::Last)?;
+    for &token in stopped {
+        let outcome = gate.decode_tapped(&[token], &[Tap::ResultNorm], &mut |_, _| ControlFlow::Break(()));
+        if !matches!(outcome, Ok(Outcome::Stopped(Tap::ResultNorm))) {
+            return Ok(false);
+        }
+    }
+    gate.decode(&[*last], Logits::All)?;
+    let logits = all_logits(gate);
+    let last_row = &wide[wide.len() - logits.len().min(wide.len())..];
+    Ok(largest_difference(last_row, &logits) <= width_difference)
+}
+
+/// NaN anywhere counts as an infinite difference.
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() || a.is_empty() {
+        return f32::INFINITY;
+    }
+    let mut largest = 0f32;
+    for (a, b) in a.iter().zip(b) {
+        let difference = (a - b).abs();
+        if difference.is_nan() {
+            return f32::INFINITY;
+        }
+        largest = largest.max(difference);
+    }
+    largest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nan_is_never_within_the_scale() {
+        assert_eq!(largest_difference(&[1.0, f32::NAN], &[1.0, f32::NAN]), f32::INFINITY);
+        assert_eq!(largest_difference(&[1.0], &[1.0, 2.0]), f32::INFINITY);
+        assert_eq!(largest_difference(&[1.0, 2.0], &[1.0, 2.5]), 0.5);
+    }
+
+    #[test]
+    fn the_answer_names_what_is_not_supported() {
+        let support = GateSupport {
+            stop_at_result_norm: true,
+            no_resume: Some("a recurrent state cannot forget".to_owned()),
+            window_difference: 0.0,
+            width_difference: 0.0,
+        };
+        let text = support.to_string();
+        assert!(text.contains("resume is not supported here (a recurrent state cannot forget)"), "{text}");
+    }
+}

@@ -1,0 +1,278 @@
+//! A context: one K/V cache and the compute buffers of one stream of tokens, and the decodes that run on it.
+//!
+//! It refuses what llama.cpp would abort on: an empty batch, one wider than `n_batch`, a token outside of the
+//! vocabulary, a position past the context.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use llama_cpp_sys_2 as sys;
+
+use super::batch::{Batch, Logits};
+use super::eval::{EvalHook, Trampoline};
+use super::log;
+use super::model::RawModel;
+use super::threads::ThreadPool;
+use super::vocab::Token;
+use crate::error::{Error, Result};
+
+/// What a context is made with. Sizes in tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct ContextParams {
+    pub(crate) n_ctx: u32,
+    pub(crate) n_batch: u32,
+    pub(crate) n_ubatch: u32,
+    pub(crate) n_threads: usize,
+    pub(crate) n_threads_batch: usize,
+    pub(crate) flash_attn: sys::llama_flash_attn_type,
+    pub(crate) type_k: sys::ggml_type,
+    pub(crate) type_v: sys::ggml_type,
+    /// Installs the eval callback. Without it, decodes are exactly those of plain llama.cpp.
+    pub(crate) eval_callback: bool,
+}
+
+/// Owns a `llama_context`, its thread pool, and the state that llama.cpp's callbacks point to.
+pub(crate) struct Context {
+    raw: NonNull<sys::llama_context>,
+    /// Made by `Box::into_raw`: llama.cpp holds the address, so that no Rust reference may be kept beside it.
+    trampoline: Option<NonNull<Trampoline>>,
+    cancelled: Arc<AtomicBool>,
+    batch: Batch,
+    pool: Option<ThreadPool>,
+    model: Arc<RawModel>,
+    n_vocab: usize,
+    n_ctx: usize,
+    n_batch: usize,
+    n_ubatch: usize,
+    n_outputs: usize,
+}
+
+// SAFETY: a context may move between threads; all of its methods that compute take it mutably.
+unsafe impl Send for Context {}
+
+impl Context {
+    /// # Errors
+    /// [`Error::Context`] with llama.cpp's reason.
+    pub(crate) fn new(model: Arc<RawModel>, n_vocab: usize, params: &ContextParams) -> Result<Self> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::<Trampoline>::default())));
+        // SAFETY: fills a plain struct with defaults.
+        let mut raw = unsafe { sys::llama_context_default_params() };
+        raw.n_ctx = params.n_ctx;
+        raw.n_batch = params.n_batch;
+        raw.n_ubatch = params.n_ubatch;
+        raw.n_seq_max = 1;
+        raw.n_threads = params.n_threads as i32;
+        raw.n_threads_batch = params.n_threads_batch as i32;
+        raw.flash_attn_type = params.flash_attn;
+        raw.type_k = params.type_k;
+        raw.type_v = params.type_v;
+        raw.swa_full = false;
+        raw.no_perf = true;
+        // The `Arc` in this context keeps the flag alive as long as llama.cpp may read it.
+        raw.abort_callback = Some(on_abort);
+        raw.abort_callback_data = Arc::as_ptr(&cancelled).cast_mut().cast();
+        if let Some(trampoline) = trampoline {
+            raw.cb_eval = Trampoline::CALLBACK;
+            raw.cb_eval_user_data = trampoline.as_ptr().cast();
+        }
+        // SAFETY: a live model, and parameters that outlive the call; what they point to outlives the context.
+        let (context, log) = log::recorded(|| unsafe { sys::llama_init_from_model(model.as_ptr(), raw) });
+        let Some(context) = NonNull::new(context) else {
+            if let Some(trampoline) = trampoline {
+                // SAFETY: leaked above, and no context was made that could hold it.
+                drop(unsafe { Box::from_raw(trampoline.as_ptr()) });
+            }
+            return Err(Error::Context { n_ctx: params.n_ctx, log });
+        };
+        let pool = ThreadPool::new(params.n_threads.max(params.n_threads_batch));
+        if let Some(pool) = &pool {
+            // SAFETY: both are live, and `drop` frees the context before the pool.
+            unsafe { sys::llama_attach_threadpool(context.as_ptr(), pool.as_ptr(), pool.as_ptr()) };
+        }
+        // SAFETY: a live context; three getters.
+        let (n_ctx, n_batch, n_ubatch) = unsafe {
+            let raw = context.as_ptr();
+            (sys::llama_n_ctx_seq(raw), sys::llama_n_batch(raw), sys::llama_n_ubatch(raw))
+        };
+        Ok(Self {
+            raw: context,
+            trampoline,
+            cancelled,
+            batch: Batch::default(),
+            pool,
+            model,
+            n_vocab,
+            n_ctx: n_ctx as usize,
+            n_batch: n_batch as usize,
+            n_ubatch: n_ubatch as usize,
+            n_outputs: 0,
+        })
+    }
+
+    /// Positions that the context holds.
+    pub(crate) fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    /// Tokens that one decode takes at most.
+    pub(crate) fn n_batch(&self) -> usize {
+        self.n_batch
+    }
+
+    /// Tokens that one graph takes at most; a hook watches one graph.
+    pub(crate) fn n_ubatch(&self) -> usize {
+        self.n_ubatch
+    }
+
+    /// True if hooks can be used.
+    pub(crate) fn has_eval_callback(&self) -> bool {
+        self.trampoline.is_some()
+    }
+
+    /// The flag that stops a decode from any thread. The decode answers [`Error::Cancelled`]; its tokens are not kept.
+    pub(crate) fn cancel_flag(&self) -> &Arc<AtomicBool> {
+        &self.cancelled
+    }
+
+    /// Decodes `tokens` from `position` on.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::Decode`], [`Error::ContextLengthExceeded`], [`Error::TokenOutOfRange`].
+    pub(crate) fn decode(&mut self, tokens: &[Token], position: usize, logits: Logits) -> Result<()> {
+        self.prepare(tokens, position, logits)?;
+        let batch = self.batch.raw();
+        let context = self.raw.as_ptr();
+        // SAFETY: a live context, and a batch that `prepare` has checked and that lives for the call.
+        let (status, log) = log::recorded(|| unsafe { sys::llama_decode(context, batch) });
+        self.finish(status, log, tokens.len(), position)
+    }
+
+    /// Decodes with `hook` watching. At most `n_ubatch` tokens, since a hook watches one graph.
+    ///
+    /// # Errors
+    /// As [`Context::decode`], and [`Error::InvalidValue`] for more tokens than one graph takes, or for a context
+    /// without the callback.
+    pub(crate) fn decode_hooked(
+        &mut self,
+        tokens: &[Token],
+        position: usize,
+        logits: Logits,
+        hook: &mut dyn EvalHook,
+    ) -> Result<()> {
+        let Some(trampoline) = self.trampoline.filter(|_| tokens.len() <= self.n_ubatch) else {
+            return Err(Error::InvalidValue {
+                name: "tokens of a gated decode",
+                found: tokens.len().to_string(),
+                expected: "at most n_ubatch, in a session that was made with a gate",
+            });
+        };
+        self.prepare(tokens, position, logits)?;
+        let batch = self.batch.raw();
+        let context = self.raw.as_ptr();
+        let (status, log) = log::recorded(|| {
+            // SAFETY: the trampoline is this context's, and `&mut self` keeps every other user away. The decode is as
+            // in `decode`.
+            unsafe { Trampoline::run(trampoline.as_ptr(), hook, || sys::llama_decode(context, batch)) }
+        });
+        self.finish(status, log, tokens.len(), position)
+    }
+
+    fn prepare(&mut self, tokens: &[Token], position: usize, logits: Logits) -> Result<()> {
+        if tokens.is_empty() || tokens.len() > self.n_batch {
+            return Err(Error::InvalidValue {
+                name: "tokens of one decode",
+                found: tokens.len().to_string(),
+                expected: "at least 1 and at most n_batch",
+            });
+        }
+        if position.checked_add(tokens.len()).is_none_or(|end| end > self.n_ctx) {
+            return Err(Error::ContextLengthExceeded {
+                prompt: position.saturating_add(tokens.len()),
+                n_ctx: self.n_ctx,
+            });
+        }
+        let outside = |token: &&Token| usize::try_from(token.0).map_or(true, |id| id >= self.n_vocab);
+        if let Some(token) = tokens.iter().find(outside) {
+            return Err(Error::TokenOutOfRange { token: token.0, n_vocab: self.n_vocab });
+        }
+        self.batch.fill(tokens, position, logits);
+        self.n_outputs = if logits == Logits::All { tokens.len() } else { 1 };
+        Ok(())
+    }
+
+    fn finish(&mut self, status: i32, log: crate::error::LlamaLog, n_tokens: usize, position: usize) -> Result<()> {
+        match status {
+            0 => Ok(()),
+            _ => {
+                self.n_outputs = 0;
+                // The abort callback ends a decode with status 2 (`llama_context::decode`).
+                if status == 2 || self.cancelled.load(Ordering::Relaxed) {
+                    return Err(Error::Cancelled);
+                }
+                Err(Error::Decode { n_tokens, position, status, log })
+            }
+        }
+    }
+
+    /// The logits of the `index`-th output of the last decode, `[n_vocab]`. `None` if it had no such output.
+    pub(crate) fn logits(&mut self, index: usize) -> Option<&[f32]> {
+        if index >= self.n_outputs {
+            return None;
+        }
+        // SAFETY: a live context whose last decode had more than `index` outputs. llama.cpp's array of logits holds one
+        // row an output, in batch order (it sorts them in this call).
+        let rows = unsafe { sys::llama_get_logits(self.raw.as_ptr()) };
+        if rows.is_null() {
+            return None;
+        }
+        // SAFETY: the array holds `n_outputs * n_vocab` values, which stay valid until the next decode, and that needs
+        // `&mut self`.
+        Some(unsafe { std::slice::from_raw_parts(rows.add(index * self.n_vocab), self.n_vocab) })
+    }
+
+    /// Drops all positions from `position` on. False if this cache cannot (a recurrent state, say).
+    pub(crate) fn remove_from(&mut self, position: usize) -> bool {
+        let Ok(position) = i32::try_from(position) else { return true };
+        // SAFETY: a live context's memory; sequence 0 exists in every context.
+        unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.raw.as_ptr()), 0, position, -1) }
+    }
+
+    /// Empties the cache.
+    pub(crate) fn clear(&mut self) {
+        // SAFETY: a live context's memory. The cells' data need not be cleared: an empty cell is never read.
+        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.raw.as_ptr()), false) };
+    }
+
+    /// The lowest position that every layer's cache still holds; `None` for an empty cache. Sliding windows forget.
+    pub(crate) fn first_position(&self) -> Option<usize> {
+        // SAFETY: a live context's memory.
+        let position = unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw.as_ptr()), 0) };
+        usize::try_from(position).ok()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, freed once; before the pool and the callback's state, which it points to.
+        unsafe { sys::llama_free(self.raw.as_ptr()) };
+        self.pool = None;
+        if let Some(trampoline) = self.trampoline.take() {
+            // SAFETY: leaked by `new`, and the context that held the address is gone.
+            drop(unsafe { Box::from_raw(trampoline.as_ptr()) });
+        }
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("n_ctx", &self.n_ctx).field("model", &self.model).finish_non_exhaustive()
+    }
+}
+
+unsafe extern "C" fn on_abort(data: *mut c_void) -> bool {
+    // SAFETY: the flag of the context that is computing, which keeps it alive.
+    unsafe { data.cast::<AtomicBool>().as_ref() }.is_some_and(|flag| flag.load(Ordering::Relaxed))
+}

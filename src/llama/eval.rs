@@ -1,0 +1,252 @@
+//! llama.cpp's eval callback as a safe trait.
+//!
+//! The scheduler (`ggml_backend_sched_compute_splits` in `ggml-backend.cpp`) asks about each node of a graph, in order,
+//! before it runs; nodes are gathered until one is wanted, computed, and shown. A false answer to the showing ends the
+//! current split only, so the trampoline here remembers that a graph was abandoned and lets just one node of each later
+//! split run. A panic in a hook is parked and resumed after `llama_decode` has returned: nothing unwinds through C. What
+//! a hook switches off is switched on again after the decode, because llama.cpp reuses its graph.
+
+use std::any::Any;
+use std::ffi::{CStr, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+
+/// What a hook wants after it has seen a node's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Go on with the graph.
+    Continue,
+    /// Abandon the rest of the graph.
+    Abandon,
+}
+
+/// Watches, and may stop, the computation of one graph.
+pub(crate) trait EvalHook {
+    /// Called before a node is computed; true asks for its data.
+    fn ask(&mut self, node: &mut Node<'_>) -> bool;
+    /// Called after a node that was asked for has been computed.
+    fn data(&mut self, node: &mut Node<'_>) -> Verdict;
+}
+
+/// The identity of a tensor during one decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct NodeId(usize);
+
+/// Why a tensor could not be read or written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("tensor {name} is {found}, expected {expected}")]
+pub(crate) struct NodeError {
+    pub(crate) name: String,
+    pub(crate) found: String,
+    pub(crate) expected: String,
+}
+
+/// One node of the graph, during the callback that shows it.
+pub(crate) struct Node<'a> {
+    tensor: NonNull<sys::ggml_tensor>,
+    muted: &'a mut Vec<(NonNull<sys::ggml_tensor>, sys::ggml_op)>,
+}
+
+impl Node<'_> {
+    fn tensor(&self) -> &sys::ggml_tensor {
+        // SAFETY: the scheduler passes a node of the live graph, and nothing else uses it during the callback.
+        unsafe { self.tensor.as_ref() }
+    }
+
+    /// The name, as `llama_context::graph_get_cb` set it: `l_out-<layer>`, `result_norm`, …
+    pub(crate) fn name(&self) -> &[u8] {
+        name_of(self.tensor())
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        NodeId(self.tensor.as_ptr() as usize)
+    }
+
+    /// The tensors that this node is computed from.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let tensor = self.tensor();
+        tensor.src.iter().chain([&tensor.view_src]).filter(|source| !source.is_null()).map(|&s| NodeId(s as usize))
+    }
+
+    /// True if one of the tensors that this node is computed from bears the name.
+    pub(crate) fn reads(&self, name: &[u8]) -> bool {
+        self.source_refs().any(|source| name_of(source) == name)
+    }
+
+    fn source_refs(&self) -> impl Iterator<Item = &sys::ggml_tensor> {
+        // SAFETY: a node's sources live as long as its graph.
+        self.tensor().src.iter().filter_map(|&source| unsafe { source.as_ref() })
+    }
+
+    /// The tensor of cell indices, if this node is a K/V store (`ggml_set_rows`).
+    pub(crate) fn store_indices(&self) -> Option<NodeId> {
+        let tensor = self.tensor();
+        (tensor.op == sys::GGML_OP_SET_ROWS && !tensor.src[1].is_null()).then_some(NodeId(tensor.src[1] as usize))
+    }
+
+    /// The cells that a K/V store writes to, as `llama_kv_cache::set_input_k_idxs` filled them in: one a token for K.
+    ///
+    /// # Errors
+    /// If this is no K/V store, or its indices are not 64-bit integers.
+    pub(crate) fn stored_cells(&self) -> Result<Vec<i64>, NodeError> {
+        let tensor = self.tensor();
+        // SAFETY: a node's sources live as long as its graph.
+        match unsafe { tensor.src[1].as_ref() } {
+            Some(indices) if tensor.op == sys::GGML_OP_SET_ROWS => {
+                read_values(indices, sys::GGML_TYPE_I64, "contiguous i64", 0i64)
+            }
+            _ => Err(node_error(tensor, "another operation".to_owned(), "a K/V store".to_owned())),
+        }
+    }
+
+    /// Copies the values into `to`, which is resized to fit. Shape as [`Node::shape`] tells.
+    ///
+    /// # Errors
+    /// If the tensor is not contiguous f32, or not allocated.
+    pub(crate) fn read_f32(&self, to: &mut Vec<f32>) -> Result<(), NodeError> {
+        *to = read_values(self.tensor(), sys::GGML_TYPE_F32, "contiguous f32", 0f32)?;
+        Ok(())
+    }
+
+    /// Overwrites the values.
+    ///
+    /// # Errors
+    /// If the tensor is not contiguous f32 of exactly as many values, or not allocated.
+    pub(crate) fn write_f32(&mut self, values: &[f32]) -> Result<(), NodeError> {
+        let tensor = self.tensor();
+        let n = checked_len(tensor, sys::GGML_TYPE_F32, "contiguous f32")?;
+        if n != values.len() {
+            return Err(node_error(tensor, format!("{n} values"), format!("{} values", values.len())));
+        }
+        // SAFETY: the tensor is allocated, contiguous, and holds exactly as many f32 values.
+        unsafe {
+            sys::ggml_backend_tensor_set(self.tensor.as_ptr(), values.as_ptr().cast(), 0, size_of_val(values));
+        }
+        Ok(())
+    }
+
+    /// Switches the node off for this decode: whatever its memory holds is taken for its result.
+    pub(crate) fn mute(&mut self) {
+        let op = self.tensor().op;
+        if op != sys::GGML_OP_NONE {
+            self.muted.push((self.tensor, op));
+            // SAFETY: as in `tensor`; the scheduler reads `op` only after this callback.
+            unsafe { self.tensor.as_mut() }.op = sys::GGML_OP_NONE;
+        }
+    }
+}
+
+fn name_of(tensor: &sys::ggml_tensor) -> &[u8] {
+    // SAFETY: the name is an array of 64 chars that ggml keeps NUL-terminated.
+    unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_bytes()
+}
+
+fn node_error(tensor: &sys::ggml_tensor, found: String, expected: String) -> NodeError {
+    NodeError { name: String::from_utf8_lossy(name_of(tensor)).into_owned(), found, expected }
+}
+
+/// Number of values of a tensor that is of type `wanted`, contiguous, and allocated.
+fn checked_len(tensor: &sys::ggml_tensor, wanted: sys::ggml_type, expected: &str) -> Result<usize, NodeError> {
+    let pointer: *const sys::ggml_tensor = tensor;
+    // SAFETY: these only read the tensor's own fields.
+    let (contiguous, n) = unsafe { (sys::ggml_is_contiguous(pointer), sys::ggml_nelements(pointer)) };
+    // SAFETY: a view's source lives as long as the view.
+    let buffer = unsafe { tensor.view_src.as_ref() }.map_or(tensor.buffer, |source| source.buffer);
+    if tensor.type_ != wanted || !contiguous || buffer.is_null() || tensor.data.is_null() {
+        let found = format!(
+            "of ggml type {}, {}contiguous, {}allocated",
+            tensor.type_,
+            if contiguous { "" } else { "not " },
+            if buffer.is_null() || tensor.data.is_null() { "not " } else { "" },
+        );
+        return Err(node_error(tensor, found, expected.to_owned()));
+    }
+    Ok(usize::try_from(n).unwrap_or(0))
+}
+
+fn read_values<T: Copy>(
+    tensor: &sys::ggml_tensor,
+    wanted: sys::ggml_type,
+    expected: &str,
+    zero: T,
+) -> Result<Vec<T>, NodeError> {
+    let n = checked_len(tensor, wanted, expected)?;
+    let mut values = vec![zero; n];
+    // SAFETY: the tensor is allocated and contiguous, and `values` has room for all of its bytes.
+    unsafe {
+        sys::ggml_backend_tensor_get(tensor, values.as_mut_ptr().cast(), 0, n * size_of::<T>());
+    }
+    Ok(values)
+}
+
+/// The hook of the decode that is running, at an address that llama.cpp keeps for the life of a context.
+#[derive(Default)]
+pub(crate) struct Trampoline {
+    hook: Option<NonNull<dyn EvalHook>>,
+    abandoned: bool,
+    muted: Vec<(NonNull<sys::ggml_tensor>, sys::ggml_op)>,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+// SAFETY: `hook` and `muted` are only set while a decode runs, on the thread that holds the context mutably.
+unsafe impl Send for Trampoline {}
+
+impl Trampoline {
+    /// The callback to give to llama.cpp, with a `*mut Trampoline` as user data.
+    pub(crate) const CALLBACK: sys::ggml_backend_sched_eval_callback = Some(on_eval);
+
+    /// Runs `decode` with `hook` watching. `this` must be the user data that [`Trampoline::CALLBACK`] was installed with.
+    ///
+    /// # Safety
+    /// `this` is valid, and nothing else uses it meanwhile.
+    pub(crate) unsafe fn run<T>(this: *mut Self, hook: &mut (dyn EvalHook + '_), decode: impl FnOnce() -> T) -> T {
+        let hook: NonNull<dyn EvalHook + '_> = NonNull::from(hook);
+        // SAFETY: only the lifetime changes, and the pointer is taken back below, before the borrow ends.
+        let hook: NonNull<dyn EvalHook + 'static> = unsafe { std::mem::transmute(hook) };
+        // SAFETY: the caller's promise.
+        unsafe {
+            (*this).hook = Some(hook);
+            (*this).abandoned = false;
+        }
+        let value = decode();
+        // SAFETY: the caller's promise; the decode is over, so that llama.cpp no longer uses the pointer.
+        let state = unsafe { &mut *this };
+        state.hook = None;
+        for (mut tensor, op) in state.muted.drain(..).rev() {
+            // SAFETY: llama.cpp keeps the graph of the last decode, and its tensors with it, until the next one.
+            unsafe { tensor.as_mut() }.op = op;
+        }
+        if let Some(panic) = state.panic.take() {
+            std::panic::resume_unwind(panic);
+        }
+        value
+    }
+}
+
+unsafe extern "C" fn on_eval(tensor: *mut sys::ggml_tensor, ask: bool, user_data: *mut c_void) -> bool {
+    // SAFETY: the user data is the context's trampoline, used on this thread alone while a decode runs.
+    let Some(state) = (unsafe { user_data.cast::<Trampoline>().as_mut() }) else { return !ask };
+    let (Some(mut hook), Some(tensor)) = (state.hook, NonNull::new(tensor)) else { return !ask };
+    if state.abandoned || state.panic.is_some() {
+        // A later split: let its first node run, then refuse again.
+        return ask;
+    }
+    let mut node = Node { tensor, muted: &mut state.muted };
+    let answer = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: set by `Trampoline::run` for the duration of this decode, and used by this callback alone.
+        let hook = unsafe { hook.as_mut() };
+        if ask { hook.ask(&mut node) } else { hook.data(&mut node) == Verdict::Continue }
+    }));
+    match answer {
+        Ok(answer) => {
+            state.abandoned = !ask && !answer;
+            answer
+        }
+        Err(panic) => {
+            state.panic = Some(panic);
+            ask
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! One mutable conversation on a shared model: a prompt goes in, tokens come out.
+//!
+//! A session knows every token of its text, and the gate knows how many of them its K/V cache holds. The two differ by
+//! the token that was sampled last, or by what a cancelled or failed decode left out; each call decodes what is missing
+//! first, so that after any error the session can simply be used again. It refuses prompts that are longer than the
+//! context; it never cuts them.
+
+mod model;
+mod params;
+mod sampler;
+mod template;
+mod text;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
+pub use params::{CacheType, FlashAttn, SessionParams};
+pub use sampler::{Sampler, SamplerParams};
+pub use template::{ChatTemplate, Message, TemplateError};
+
+use crate::error::{Error, Result};
+use crate::gate::Gate;
+use crate::llama::Token;
+use crate::llama::batch::Logits;
+use text::TextStream;
+
+/// A text, its K/V cache, and the means to go on with it.
+#[derive(Debug)]
+pub struct Session {
+    model: Model,
+    gate: Gate,
+    /// The whole text. The first `gate.position()` of these are in the cache.
+    tokens: Vec<Token>,
+    /// True if the last decode was of the last of `tokens`, so that its logits are there.
+    has_logits: bool,
+}
+
+/// Stops what a session is doing, from any thread. The decode in progress is given up within a graph node or so.
+#[derive(Debug, Clone)]
+pub struct CancelHandle(Arc<AtomicBool>);
+
+impl CancelHandle {
+    /// Stops the call in progress, and every later one until [`CancelHandle::reset`].
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// True since [`CancelHandle::cancel`], until [`CancelHandle::reset`].
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Lets the session go on.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// How far a prompt is, in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptProgress {
+    /// Decoded or reused so far.
+    pub done: usize,
+    /// All of the prompt.
+    pub total: usize,
+}
+
+/// What became of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PromptReport {
+    /// Tokens whose K/V were there already.
+    pub reused: usize,
+    /// Tokens that were decoded.
+    pub decoded: usize,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// True if it was cancelled; what was decoded is kept and reused by the next call.
+    pub cancelled: bool,
+}
+
+/// When a generation ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GenerateParams {
+    /// The most tokens to generate.
+    pub max_tokens: usize,
+    /// Texts that end it; they are not part of the result.
+    pub stop: Vec<String>,
+    /// Goes on after the model's own end token.
+    pub ignore_eos: bool,
+}
+
+impl Default for GenerateParams {
+    fn default() -> Self {
+        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false }
+    }
+}
+
+/// Where a token left the model early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ExitPoint {
+    /// After this block, by its exit head.
+    Layer(u32),
+    /// At the final norm, by the screened output matrix.
+    Screen,
+}
+
+impl serde::Serialize for ExitPoint {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Layer(il) => serializer.serialize_u32(*il),
+            Self::Screen => serializer.serialize_str("screen"),
+        }
+    }
+}
+
+/// One generated token, as it comes.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct TokenEvent<'a> {
+    /// The token.
+    pub token: Token,
+    /// What can be shown now: whole code points, possibly of earlier tokens too, possibly none.
+    pub text: &'a str,
+    /// Where it left the model; `None` if it ran through all of it.
+    pub exit: Option<ExitPoint>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The model's own end token.
+    Eos,
+    /// The most tokens were generated, or the context is full ([`Generation::context_full`]).
+    Length,
+    /// A stop text, or the callback.
+    Stop,
+    /// [`CancelHandle::cancel`].
+    Cancelled,
+}
+
+/// A finished generation.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Generation {
+    /// The tokens, without an end token.
+    pub tokens: Vec<Token>,
+    /// Their text, without a stop text.
+    pub text: String,
+    /// Where each token left the model.
+    pub exits: Vec<Option<ExitPoint>>,
+    /// Why it ended.
+    pub stop_reason: StopReason,
+    /// True if there was no room for a further token.
+    pub context_full: bool,
+    /// How long it took, from the logits of the prompt to the last token.
+    pub elapsed: Duration,
+}
+
+impl Session {
+    /// # Errors
+    /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`].
+    pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
+        let gate = model.new_gate(params)?;
+        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), has_logits: false })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens that the context holds.
+    pub fn n_ctx(&self) -> usize {
+        self.gate.n_ctx()
+    }
+
+    /// The whole text so far.
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    /// A handle that stops this session from any thread.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle(Arc::clone(self.gate.cancel_flag()))
+    }
+
+    /// The layer gate, for programs that decode by hand. What they add to the cache is not part of the session's text:
+    /// call [`Session::clear`] before using the session again.
+    pub fn gate(&mut self) -> &mut Gate {
+        self.has_logits = false;
+        &mut self.gate
+    }
+
+    /// Makes `tokens` the session's text: the K/V of their longest common beginning with the present text are kept, and
+    /// the rest is decoded, at most `n_ubatch` tokens at a time.
+    ///
+    /// # Errors
+    /// [`Error::ContextLengthExceeded`] and [`Error::InvalidValue`] (no tokens) before anything has changed;
+    /// [`Error::TokenOutOfRange`], [`Error::Decode`]. A cancelled prompt is no error: the report says so.
+    pub fn set_prompt(&mut self, tokens: &[Token], progress: &mut dyn FnMut(PromptProgress)) -> Result<PromptReport> {
+        let start = Instant::now();
+        if tokens.is_empty() {
+            return Err(Error::InvalidValue {
+                name: "prompt",
+                found: "empty".to_owned(),
+                expected: "at least one token",
+            });
+        }
+        if tokens.len() > self.n_ctx() {
+            return Err(Error::ContextLengthExceeded { prompt: tokens.len(), n_ctx: self.n_ctx() });
+        }
+        let common = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
+        // The last token is decoded in any case: its logits are what a generation starts from.
+        self.roll_back(common.min(tokens.len() - 1));
+        let reused = self.gate.position();
+        self.tokens.clear();
+        self.tokens.extend_from_slice(tokens);
+        let cancelled = match self.decode_missing(progress) {
+            Ok(()) => false,
+            Err(Error::Cancelled) => true,
+            Err(error) => return Err(error),
+        };
+        Ok(PromptReport { reused, decoded: self.gate.position() - reused, elapsed: start.elapsed(), cancelled })
+    }
+
+    /// Generates a continuation of the session's text and shows each token as it comes; a break stops after that token.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] without a prompt, [`Error::Decode`], [`Error::Grammar`].
+    pub fn generate(
+        &mut self,
+        sampler: &mut Sampler,
+        params: &GenerateParams,
+        on_token: &mut dyn FnMut(TokenEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        if self.tokens.is_empty() {
+            return Err(Error::InvalidValue {
+                name: "prompt",
+                found: "none".to_owned(),
+                expected: "at least one token",
+            });
+        }
+        if !self.has_logits {
+            let last = self.tokens.len() - 1;
+            self.roll_back(last.min(self.gate.position()));
+        }
+        let mut stream = TextStream::new(&params.stop);
+        let mut made = Generation {
+            tokens: Vec::new(),
+            text: String::new(),
+            exits: Vec::new(),
+            stop_reason: StopReason::Length,
+            context_full: false,
+            elapsed: Duration::ZERO,
+        };
+        let cancel = self.cancel_handle();
+        let mut start = None;
+        while made.tokens.len() < params.max_tokens {
+            if self.tokens.len() > self.n_ctx() {
+                made.context_full = true;
+                break;
+            }
+            match self.decode_missing(&mut |_| {}) {
+                Ok(()) if !cancel.is_cancelled() => {}
+                Ok(()) | Err(Error::Cancelled) => {
+                    made.stop_reason = StopReason::Cancelled;
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+            start.get_or_insert_with(Instant::now);
+            let token = self.pick(sampler)?;
+            self.tokens.push(token);
+            self.has_logits = false;
+            if self.model.vocab().is_eog(token) && !params.ignore_eos {
+                made.stop_reason = StopReason::Eos;
+                break;
+            }
+            let text = stream.push(&self.model.vocab().piece(token, false));
+            made.tokens.push(token);
+            made.exits.push(None);
+            made.text.push_str(&text);
+            let answer = on_token(TokenEvent { token, text: &text, exit: None });
+            if stream.stopped() || answer.is_break() {
+                made.stop_reason = StopReason::Stop;
+                break;
+            }
+        }
+        made.text.push_str(&stream.finish());
+        made.elapsed = start.map_or(Duration::ZERO, |start| start.elapsed());
+        Ok(made)
+    }
+
+    /// Cuts the session's text to its first `n_tokens`.
+    pub fn truncate(&mut self, n_tokens: usize) {
+        if n_tokens < self.tokens.len() {
+            self.roll_back(n_tokens.min(self.gate.position()));
+            self.tokens.truncate(n_tokens);
+            self.has_logits = false;
+        }
+    }
+
+    /// Forgets the whole text.
+    pub fn clear(&mut self) {
+        self.gate.clear();
+        self.tokens.clear();
+        self.has_logits = false;
+    }
+
+    fn pick(&mut self, sampler: &mut Sampler) -> Result<Token> {
+        let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };
+        let logits = self.gate.logits(0).ok_or_else(no_logits)?;
+        let token = sampler.pick(logits).ok_or_else(|| Error::InvalidValue {
+            name: "logits",
+            found: "no token that the model and the grammar allow".to_owned(),
+            expected: "at least one; a damaged model or a grammar that the text has left gives none",
+        })?;
+        sampler.accept(token)?;
+        Ok(token)
+    }
+
+    /// Brings the cache to the first `position` tokens, or empties it where the model's memory cannot go back.
+    fn roll_back(&mut self, position: usize) {
+        self.has_logits = false;
+        if !self.gate.truncate(position, self.model.info().n_swa as usize) {
+            tracing::debug!(position, "the memory cannot go back: decoding again from the start");
+            self.gate.clear();
+        }
+    }
+
+    /// Decodes the tokens that are not in the cache yet; the last one gets logits.
+    fn decode_missing(&mut self, progress: &mut dyn FnMut(PromptProgress)) -> Result<()> {
+        let total = self.tokens.len();
+        while self.gate.position() < total {
+            let position = self.gate.position();
+            let end = total.min(position + self.gate.n_ubatch());
+            self.has_logits = false;
+            self.gate.decode(&self.tokens[position..end], Logits::Last)?;
+            self.has_logits = end == total;
+            progress(PromptProgress { done: end, total });
+        }
+        Ok(())
+    }
+}

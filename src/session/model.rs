@@ -1,0 +1,282 @@
+//! An immutable model that any number of sessions share.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
+
+use llama_cpp_sys_2 as sys;
+
+use super::params::SessionParams;
+use crate::error::{Error, Result};
+use crate::gate::{self, Gate, GateSupport};
+use crate::llama::context::Context;
+use crate::llama::model::{LoadParams, RawModel};
+use crate::llama::{Device, Vocab, devices};
+
+/// How many layers a GPU computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GpuLayers {
+    /// As many as fit into the free memory of the GPUs.
+    #[default]
+    Auto,
+    /// All of them.
+    All,
+    /// This many, counted from the output.
+    Count(u32),
+}
+
+impl fmt::Display for GpuLayers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::All => f.write_str("all"),
+            Self::Count(n) => n.fmt(f),
+        }
+    }
+}
+
+impl FromStr for GpuLayers {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "all" | "-1" => Ok(Self::All),
+            _ => text.parse().map(Self::Count).map_err(|_| Error::InvalidValue {
+                name: "GPU layers",
+                found: text.to_owned(),
+                expected: "auto, all or a number",
+            }),
+        }
+    }
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelParams {
+    /// Layers on the GPU.
+    pub gpu_layers: GpuLayers,
+    /// Maps the file instead of reading it.
+    pub use_mmap: bool,
+    /// Keeps the weights from being swapped out.
+    pub use_mlock: bool,
+    /// Refuses a model whose weights do not fit into the memory that is free.
+    pub check_memory: bool,
+}
+
+impl Default for ModelParams {
+    fn default() -> Self {
+        Self { gpu_layers: GpuLayers::Auto, use_mmap: true, use_mlock: false, check_memory: true }
+    }
+}
+
+/// What a model says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// `general.name`.
+    pub name: Option<String>,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// llama.cpp's description: architecture, size class, quantization.
+    pub description: String,
+    /// Number of blocks.
+    pub n_layer: u32,
+    /// Length of a hidden state.
+    pub n_embd: u32,
+    /// Number of tokens in the vocabulary.
+    pub n_vocab: u32,
+    /// Tokens that the model was trained to attend to.
+    pub n_ctx_train: u32,
+    /// Length of the sliding window, 0 without one.
+    pub n_swa: u32,
+    /// Number of weights.
+    pub n_params: u64,
+    /// Bytes of the weights.
+    pub size: u64,
+    /// Keeps a recurrent state instead of a K/V cache.
+    pub recurrent: bool,
+    /// Keeps both.
+    pub hybrid: bool,
+}
+
+/// A loaded model: immutable, cheap to clone, shared between threads.
+#[derive(Debug, Clone)]
+pub struct Model(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    raw: Arc<RawModel>,
+    vocab: Vocab,
+    info: ModelInfo,
+    chat_template: Option<String>,
+    gate_support: OnceLock<GateSupport>,
+}
+
+impl Model {
+    /// Loads the model at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Load`], [`Error::OutOfMemory`], and [`Error::Unsupported`] for models that do not
+    /// generate text token by token.
+    pub fn load(path: impl AsRef<Path>, params: &ModelParams) -> Result<Self> {
+        Self::load_with_progress(path, params, &mut |_| true)
+    }
+
+    /// Loads the model at `path` and reports how far it is, from 0 to 1; a false answer cancels.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and [`Error::Cancelled`].
+    pub fn load_with_progress(
+        path: impl AsRef<Path>,
+        params: &ModelParams,
+        progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        let file_size = std::fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?.len();
+        let n_gpu_layers = match params.gpu_layers {
+            GpuLayers::All => None,
+            GpuLayers::Count(n) => Some(n),
+            GpuLayers::Auto => layers_that_fit(file_size, &devices()),
+        };
+        let load = LoadParams { n_gpu_layers, use_mmap: params.use_mmap, use_mlock: params.use_mlock, offset: 0 };
+        let raw = Arc::new(RawModel::load(path, &load, progress)?);
+        let vocab = Vocab::new(Arc::clone(&raw));
+        let info = describe(path, &raw, &vocab);
+        check_generates(&raw, &info)?;
+        let chat_template = raw.chat_template();
+        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, gate_support: OnceLock::new() })))
+    }
+
+    /// What the model says of itself.
+    pub fn info(&self) -> &ModelInfo {
+        &self.0.info
+    }
+
+    /// The model's tokenizer.
+    pub fn vocab(&self) -> &Vocab {
+        &self.0.vocab
+    }
+
+    /// The model's own chat template, a Jinja text.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.0.chat_template.as_deref()
+    }
+
+    /// What the layer gate can do on this model. The first call runs a self-test: a few short decodes in a small
+    /// context of their own.
+    ///
+    /// # Errors
+    /// [`Error::Context`] or [`Error::Decode`] if the model cannot decode at all.
+    pub fn gate_support(&self) -> Result<&GateSupport> {
+        if let Some(support) = self.0.gate_support.get() {
+            return Ok(support);
+        }
+        let params = SessionParams { n_ctx: 256, n_batch: 64, n_ubatch: 64, gate: true, ..SessionParams::default() };
+        let mut gate = self.new_gate(&params)?;
+        let support = gate::self_test(&mut gate, self.0.info.n_layer, self.0.vocab.n_tokens())?;
+        tracing::debug!(?support, "gate self-test");
+        Ok(self.0.gate_support.get_or_init(|| support))
+    }
+
+    pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
+        let context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?)?;
+        Ok(Gate::new(context, self.0.info.n_layer, self.0.info.n_embd))
+    }
+}
+
+fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {
+    ModelInfo {
+        path: path.to_owned(),
+        name: raw.metadata(c"general.name").filter(|name| !name.is_empty()),
+        architecture: raw.metadata(c"general.architecture").unwrap_or_default(),
+        description: raw.description(),
+        n_layer: raw.number(sys::llama_model_n_layer),
+        n_embd: raw.number(sys::llama_model_n_embd),
+        n_vocab: vocab.n_tokens() as u32,
+        n_ctx_train: raw.number(sys::llama_model_n_ctx_train),
+        n_swa: raw.number(sys::llama_model_n_swa),
+        n_params: raw.size(sys::llama_model_n_params),
+        size: raw.size(sys::llama_model_size),
+        recurrent: raw.flag(sys::llama_model_is_recurrent),
+        hybrid: raw.flag(sys::llama_model_is_hybrid),
+    }
+}
+
+fn check_generates(raw: &RawModel, info: &ModelInfo) -> Result<()> {
+    let found = if info.n_vocab == 0 {
+        "a model without a vocabulary"
+    } else if raw.flag(sys::llama_model_has_encoder) {
+        "a model with an encoder"
+    } else if !raw.flag(sys::llama_model_has_decoder) {
+        "a model without a decoder"
+    } else if raw.flag(sys::llama_model_is_diffusion) {
+        "a diffusion model"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Unsupported {
+        what: "text generation",
+        found: format!("{} is {found} (architecture {})", info.path.display(), info.architecture),
+        fix: "take a causal language model",
+    })
+}
+
+/// Layers to offload so that weights, cache and compute buffers fit; `None` for all of them.
+///
+/// The cache and the buffers are taken for a quarter of the weights, and 512 MiB are left to the system: llama.cpp
+/// aborts when a GPU allocation fails half way, so that too few layers are better than too many.
+fn layers_that_fit(file_size: u64, devices: &[Device]) -> Option<u32> {
+    const RESERVE: u64 = 512 << 20;
+    const PARTS: u64 = 100;
+    let gpus = devices.iter().filter(|device| device.is_gpu());
+    let free: u64 = gpus.map(|gpu| gpu.memory_free.saturating_sub(RESERVE)).sum();
+    let needed = file_size.saturating_add(file_size / 4).max(1);
+    if free >= needed {
+        return None;
+    }
+    // The number of layers is not known before loading; no model in use has fewer than a dozen, and a layer takes
+    // about its share. 12 parts keep the estimate on the safe side for deeper models.
+    let share = free.saturating_mul(PARTS) / needed;
+    Some(u32::try_from(share * 12 / PARTS).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(free: u64) -> Device {
+        Device {
+            name: "CUDA0".to_owned(),
+            description: String::new(),
+            kind: "GPU",
+            memory_free: free,
+            memory_total: free,
+        }
+    }
+
+    #[test]
+    fn without_a_gpu_nothing_is_offloaded() {
+        assert_eq!(layers_that_fit(1 << 30, &[]), Some(0));
+        let cpu = Device { kind: "CPU", ..gpu(64 << 30) };
+        assert_eq!(layers_that_fit(1 << 30, &[cpu]), Some(0));
+    }
+
+    #[test]
+    fn what_fits_is_offloaded_whole_and_the_rest_in_part() {
+        assert_eq!(layers_that_fit(1 << 30, &[gpu(8 << 30)]), None);
+        assert_eq!(layers_that_fit(4 << 30, &[gpu(3 << 30)]), Some(6));
+        assert_eq!(layers_that_fit(4 << 30, &[gpu(256 << 20)]), Some(0));
+    }
+
+    #[test]
+    fn gpu_layers_are_read_as_they_are_printed() {
+        for kind in [GpuLayers::Auto, GpuLayers::All, GpuLayers::Count(7)] {
+            assert_eq!(kind.to_string().parse::<GpuLayers>().unwrap(), kind);
+        }
+        assert!("some".parse::<GpuLayers>().is_err());
+    }
+}
