@@ -112,6 +112,9 @@ pub enum Error {
         /// Length of the text in bytes.
         bytes: usize,
     },
+    /// The model's chat template gave no text.
+    #[error(transparent)]
+    Template(#[from] crate::TemplateError),
     /// The caller cancelled the call.
     #[error("cancelled")]
     Cancelled,

@@ -8,6 +8,7 @@
 mod model;
 mod params;
 mod sampler;
+mod template;
 mod text;
 
 use std::ops::ControlFlow;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
 pub use sampler::{Sampler, SamplerParams};
+pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;

@@ -1,0 +1,90 @@
+//! `offramp inspect`, `--list-devices` and `--version`: what a model, a machine and a build are.
+
+use std::io::{self, Write};
+
+use offramp::Model;
+
+use crate::args::InspectArgs;
+use crate::failure::Failure;
+use crate::interrupt;
+
+/// What build.rs found out, by name.
+const BUILD: &[(&str, &str)] = &[
+    ("commit", env!("OFFRAMP_BUILD_COMMIT")),
+    ("target", env!("OFFRAMP_BUILD_TARGET")),
+    ("profile", env!("OFFRAMP_BUILD_PROFILE")),
+    ("target-cpu", env!("OFFRAMP_BUILD_CPU")),
+    ("llama-cpp-sys-2", env!("OFFRAMP_BUILD_LLAMA")),
+];
+
+/// Features that this was built with.
+const FEATURES: &[(&str, bool)] = &[
+    ("cuda", cfg!(feature = "cuda")),
+    ("metal", cfg!(feature = "metal")),
+    ("vulkan", cfg!(feature = "vulkan")),
+    ("dynamic-backends", cfg!(feature = "dynamic-backends")),
+    ("hf", cfg!(feature = "hf")),
+];
+
+/// # Errors
+/// When the model does not load, or whoever reads the output has gone.
+pub fn inspect(arguments: &InspectArgs) -> Result<(), Failure> {
+    interrupt::install(|| std::process::exit(130))?;
+    let model = arguments.model.load()?;
+    let support = model.gate_support()?.to_string();
+    let mut out = io::stdout().lock();
+    write_info(&mut out, &model)?;
+    writeln!(out, "layer gate:\n  {}", support.replace('\n', "\n  "))?;
+    Ok(())
+}
+
+fn write_info(out: &mut impl Write, model: &Model) -> io::Result<()> {
+    let info = model.info();
+    writeln!(out, "file: {}", info.path.display())?;
+    if let Some(name) = &info.name {
+        writeln!(out, "name: {name}")?;
+    }
+    writeln!(out, "architecture: {} ({})", info.architecture, info.description)?;
+    writeln!(out, "weights: {} in {} MiB", info.n_params, info.size >> 20)?;
+    writeln!(out, "layers: {}", info.n_layer)?;
+    writeln!(out, "hidden state: {} values", info.n_embd)?;
+    writeln!(out, "vocabulary: {} tokens", info.n_vocab)?;
+    writeln!(out, "trained context: {} tokens", info.n_ctx_train)?;
+    if info.n_swa > 0 {
+        writeln!(out, "sliding window: {} tokens", info.n_swa)?;
+    }
+    let memory = match (info.recurrent, info.hybrid) {
+        (true, _) => "recurrent state",
+        (_, true) => "K/V cache and recurrent state",
+        _ => "K/V cache",
+    };
+    writeln!(out, "memory: {memory}")?;
+    writeln!(out, "chat template: {}", if model.chat_template().is_some() { "yes" } else { "none" })
+}
+
+/// # Errors
+/// When whoever reads the output has gone.
+pub fn print_devices() -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    for device in offramp::devices() {
+        let (free, total) = (device.memory_free >> 20, device.memory_total >> 20);
+        writeln!(out, "{}: {} ({}), {free} of {total} MiB free", device.name, device.description, device.kind)?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When whoever reads the output has gone.
+pub fn print_version(verbose: bool) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "offramp {}", env!("CARGO_PKG_VERSION"))?;
+    if verbose {
+        for (name, value) in BUILD {
+            writeln!(out, "{name}: {value}")?;
+        }
+        let features: Vec<&str> = FEATURES.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        writeln!(out, "features: {}", features.join(" "))?;
+        writeln!(out, "CPU features that ggml uses: {}", offramp::cpu_features().join(" "))?;
+    }
+    Ok(())
+}

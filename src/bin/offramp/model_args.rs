@@ -1,0 +1,124 @@
+//! Which model, and how it is loaded: arguments that every command with a model shares.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use offramp::{CacheType, FlashAttn, GpuLayers, Model, ModelParams, Session, SessionParams};
+
+use crate::failure::Failure;
+use crate::{interrupt, progress, resolve};
+
+/// Tokens of context when none are asked for, unless the model was trained with fewer. The whole context of a model of
+/// today takes gigabytes of K/V cache.
+const DEFAULT_CTX: u32 = 8192;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A GGUF file; without -m and -hf it is the model that `make model` fetches
+    #[arg(short, long, value_name = "FILE", env = "LLAMA_ARG_MODEL", conflicts_with = "hf_repo")]
+    pub model: Option<PathBuf>,
+    /// A model on the Hugging Face hub, by default its Q4_K_M file [llama.cpp's -hf]
+    #[cfg(feature = "hf")]
+    #[arg(long, value_name = "USER/MODEL[:QUANT]", env = "LLAMA_ARG_HF_REPO")]
+    pub hf_repo: Option<String>,
+    /// Without this feature the hub is not asked
+    #[cfg(not(feature = "hf"))]
+    #[arg(long, hide = true)]
+    pub hf_repo: Option<String>,
+    /// Tokens of context; 0 takes what the model was trained with [default: that, at most 8192]
+    #[arg(short, long, value_name = "N", env = "LLAMA_ARG_CTX_SIZE")]
+    pub ctx_size: Option<u32>,
+    /// Threads for single tokens [default: the physical cores]
+    #[arg(short, long, value_name = "N", env = "LLAMA_ARG_THREADS")]
+    pub threads: Option<u32>,
+    /// Threads for prompts [default: as --threads] [llama.cpp's -tb]
+    #[arg(long, value_name = "N")]
+    pub threads_batch: Option<u32>,
+    /// Most tokens of one decode
+    #[arg(short, long, value_name = "N", default_value_t = 2048, env = "LLAMA_ARG_BATCH")]
+    pub batch_size: u32,
+    /// Most tokens of one graph [llama.cpp's -ub]
+    #[arg(long, value_name = "N", default_value_t = 512, env = "LLAMA_ARG_UBATCH")]
+    pub ubatch_size: u32,
+    /// Layers on the GPU: auto, all or a number [llama.cpp's -ngl]
+    #[arg(
+        long,
+        visible_alias = "n-gpu-layers",
+        value_name = "N",
+        default_value_t = GpuLayers::Auto,
+        allow_negative_numbers = true,
+        env = "LLAMA_ARG_N_GPU_LAYERS"
+    )]
+    pub gpu_layers: GpuLayers,
+    /// Read the file through memory mapping (the default)
+    #[arg(long, overrides_with = "no_mmap")]
+    pub mmap: bool,
+    /// Read the file into memory
+    #[arg(long)]
+    pub no_mmap: bool,
+    /// Keep the weights from being swapped out
+    #[arg(long)]
+    pub mlock: bool,
+    /// Fused attention: auto, on or off [llama.cpp's -fa]
+    #[arg(
+        long,
+        value_name = "WHEN",
+        num_args = 0..=1,
+        default_value = "auto",
+        default_missing_value = "on",
+        env = "LLAMA_ARG_FLASH_ATTN"
+    )]
+    pub flash_attn: FlashAttn,
+    /// Number format of the K cache [llama.cpp's -ctk]
+    #[arg(long, value_name = "TYPE", default_value_t = CacheType::F16, env = "LLAMA_ARG_CACHE_TYPE_K")]
+    pub cache_type_k: CacheType,
+    /// Number format of the V cache [llama.cpp's -ctv]
+    #[arg(long, value_name = "TYPE", default_value_t = CacheType::F16, env = "LLAMA_ARG_CACHE_TYPE_V")]
+    pub cache_type_v: CacheType,
+}
+
+impl ModelArgs {
+    pub fn model_params(&self) -> ModelParams {
+        let mut params = ModelParams::default();
+        params.gpu_layers = self.gpu_layers;
+        params.use_mmap = !self.no_mmap;
+        params.use_mlock = self.mlock;
+        params
+    }
+
+    /// For a model that was trained with `n_ctx_train` tokens of context.
+    pub fn session_params(&self, n_ctx_train: u32) -> SessionParams {
+        let mut params = SessionParams::default();
+        params.n_ctx = self.ctx_size.unwrap_or(DEFAULT_CTX.min(n_ctx_train));
+        params.n_batch = self.batch_size;
+        params.n_ubatch = self.ubatch_size;
+        params.n_threads = self.threads;
+        params.n_threads_batch = self.threads_batch;
+        params.flash_attn = self.flash_attn;
+        params.type_k = self.cache_type_k;
+        params.type_v = self.cache_type_v;
+        params
+    }
+
+    /// Finds the model's file and loads it, with progress on a terminal.
+    ///
+    /// # Errors
+    /// When there is no such file, when it does not load, and when the user interrupts.
+    pub fn load(&self) -> Result<Model, Failure> {
+        let path = resolve::model_file(self.model.as_deref(), self.hf_repo.as_deref())?;
+        let bar = progress::loading();
+        let model = Model::load_with_progress(path, &self.model_params(), &mut |share| {
+            bar.set_position((share * 100.0) as u64);
+            !interrupt::is_requested()
+        });
+        bar.finish_and_clear();
+        Ok(model?)
+    }
+
+    /// # Errors
+    /// When llama.cpp refuses the context.
+    pub fn open_session(&self, model: &Model) -> Result<Session, Failure> {
+        Ok(Session::new(model, &self.session_params(model.info().n_ctx_train))?)
+    }
+}

@@ -1,0 +1,167 @@
+//! What the user sees: the model's text on stdout, or one JSON object a prompt; everything about it on stderr.
+
+use std::io::{self, StdoutLock, Write};
+use std::time::Duration;
+
+use offramp::{ExitPoint, Model, Session, StopReason, Token};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::conversation::Reply;
+use crate::failure::Failure;
+
+/// The model's text, as it comes.
+pub struct TextOutput {
+    stdout: StdoutLock<'static>,
+    ends_line: bool,
+}
+
+impl TextOutput {
+    pub fn new() -> Self {
+        Self { stdout: io::stdout().lock(), ends_line: true }
+    }
+
+    /// # Errors
+    /// When whoever reads has gone.
+    pub fn show(&mut self, text: &str) -> Result<(), Failure> {
+        if !text.is_empty() {
+            self.stdout.write_all(text.as_bytes())?;
+            self.stdout.flush()?;
+            self.ends_line = text.ends_with('\n');
+        }
+        Ok(())
+    }
+
+    /// Ends a reply's last line, unless the model did.
+    ///
+    /// # Errors
+    /// When whoever reads has gone.
+    pub fn end(&mut self) -> Result<(), Failure> {
+        if !std::mem::replace(&mut self.ends_line, true) {
+            self.stdout.write_all(b"\n")?;
+            self.stdout.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// How long things took. Rates are null where nothing was done.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Timings {
+    load_ms: f64,
+    prompt_ms: f64,
+    decode_ms: f64,
+    prompt_per_second: Option<f64>,
+    decode_per_second: Option<f64>,
+}
+
+impl Timings {
+    pub fn new(load: Duration, replies: &[Reply]) -> Self {
+        let prompt: Duration = replies.iter().map(|reply| reply.prompt_elapsed).sum();
+        let decode: Duration = replies.iter().flat_map(|reply| &reply.generation).map(|made| made.elapsed).sum();
+        let n_prompt: usize = replies.iter().map(|reply| reply.prompt_decoded).sum();
+        let n_decode: usize = replies.iter().flat_map(|reply| &reply.generation).map(|made| made.tokens.len()).sum();
+        let per_second =
+            |n: usize, time: Duration| (n > 0 && !time.is_zero()).then(|| rounded(n as f64 / time.as_secs_f64()));
+        Self {
+            load_ms: milliseconds(load),
+            prompt_ms: milliseconds(prompt),
+            decode_ms: milliseconds(decode),
+            prompt_per_second: per_second(n_prompt, prompt),
+            decode_per_second: per_second(n_decode, decode),
+        }
+    }
+
+    /// One line on stderr.
+    pub fn report(&self, replies: &[Reply]) {
+        let n_prompt: usize = replies.iter().map(|reply| reply.prompt_decoded).sum();
+        let n_decode: usize = replies.iter().flat_map(|reply| &reply.generation).map(|made| made.tokens.len()).sum();
+        eprintln!(
+            "offramp: prompt {n_prompt} tokens in {:.0} ms ({:.0}/s), reply {n_decode} tokens in {:.0} ms ({:.1}/s)",
+            self.prompt_ms,
+            self.prompt_per_second.unwrap_or(0.0),
+            self.decode_ms,
+            self.decode_per_second.unwrap_or(0.0),
+        );
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    rounded(time.as_secs_f64() * 1e3)
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// One reply, as JSON.
+#[derive(Serialize)]
+struct Turn<'a> {
+    prompt_text: &'a str,
+    prompt_tokens: usize,
+    tokens: &'a [Token],
+    text: &'a str,
+    exit_layers: &'a [Option<ExitPoint>],
+    stop_reason: StopReason,
+}
+
+impl<'a> Turn<'a> {
+    fn new(reply: &'a Reply) -> Self {
+        let generation = reply.generation.as_ref();
+        Self {
+            prompt_text: &reply.prompt_text,
+            prompt_tokens: reply.prompt_tokens,
+            tokens: generation.map_or(&[], |made| &made.tokens),
+            text: reply.text(),
+            exit_layers: generation.map_or(&[], |made| &made.exits),
+            stop_reason: reply.stop_reason(),
+        }
+    }
+}
+
+/// One prompt, as JSON: the fields of its last reply, and with several turns all of them.
+#[derive(Serialize)]
+struct Record<'a> {
+    id: &'a Value,
+    #[serde(flatten)]
+    last: Turn<'a>,
+    timings: Timings,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    turns: Vec<Turn<'a>>,
+}
+
+/// Writes one line of JSON. `replies` has at least one element; otherwise nothing is written.
+///
+/// # Errors
+/// When whoever reads has gone.
+pub fn write_record(id: &Value, replies: &[Reply], timings: Timings) -> Result<(), Failure> {
+    let Some(last) = replies.last() else { return Ok(()) };
+    let turns = if replies.len() > 1 { replies.iter().map(Turn::new).collect() } else { Vec::new() };
+    let record = Record { id, last: Turn::new(last), timings, turns };
+    let mut line = serde_json::to_vec(&record).map_err(io::Error::from)?;
+    line.push(b'\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&line)?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// One line on stderr about the model.
+pub fn announce(session: &Session) {
+    let model: &Model = session.model();
+    let info = model.info();
+    let name =
+        info.name.clone().unwrap_or_else(|| info.path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    eprintln!(
+        "offramp: {name} ({}), {} layers, {} MiB, context {} tokens",
+        info.description,
+        info.n_layer,
+        info.size >> 20,
+        session.n_ctx()
+    );
+}
+
+/// Says on stderr that a reply ended because nothing more fits.
+pub fn report_full_context(session: &Session) {
+    eprintln!("offramp: the context of {} tokens is full; raise it with -c, or start over", session.n_ctx());
+}

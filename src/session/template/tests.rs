@@ -1,0 +1,178 @@
+//! Renderings held against Python's, and hostile templates that have to end in a typed error.
+
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use super::{ChatTemplate, Message, TemplateError};
+
+fn golden() -> Vec<Json> {
+    serde_json::from_str(include_str!("../../../tests/golden/chat_templates.json")).unwrap()
+}
+
+fn template(name: &str) -> ChatTemplate {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/chat-templates/{name}.jinja"));
+    let source = std::fs::read_to_string(path).unwrap();
+    ChatTemplate::new(&source, "<s>", "</s>").unwrap()
+}
+
+#[test]
+fn renderings_equal_those_of_python() {
+    let mut differences = String::new();
+    for case in golden() {
+        let name = case["template"].as_str().unwrap();
+        let rendered = template(name).render_with(&case["variables"]);
+        let same = match (&rendered, &case["expected"]) {
+            (Ok(text), expected) if expected["text"] == **text => true,
+            (Err(TemplateError::Raised(message)), expected) => expected["raised"] == **message,
+            (Err(TemplateError::Failed { .. }), expected) => expected["failed"] == true,
+            _ => false,
+        };
+        if !same {
+            differences += &format!(
+                "{name}, {}:\n  expected {}\n  got      {rendered:?}\n",
+                case["conversation"], case["expected"]
+            );
+        }
+    }
+    assert!(differences.is_empty(), "{differences}");
+}
+
+#[test]
+fn messages_render_like_the_same_messages_as_a_map() {
+    let text = template("chatml").render(&[Message::new("user", "Hi")], true).unwrap();
+    assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+}
+
+#[test]
+fn date_comes_from_the_clock() {
+    let text = ChatTemplate::new("{{ strftime_now('%Y') }}", "", "").unwrap().render(&[], true).unwrap();
+    assert!(text.parse::<u32>().unwrap() >= 2025, "{text}");
+}
+
+#[test]
+fn syntax_errors_name_the_line() {
+    let error = ChatTemplate::new("a\n{% if %}", "", "").unwrap_err();
+    assert!(matches!(error, TemplateError::Syntax { line: 2, .. }), "{error:?}");
+}
+
+#[test]
+fn failures_name_the_line() {
+    let error = ChatTemplate::new("a\n\n{{ messages.x.y }}", "", "").unwrap().render(&[], true).unwrap_err();
+    assert!(matches!(error, TemplateError::Failed { line: 3, .. }), "{error:?}");
+}
+
+/// Each of these would run for years, take all memory or overflow the stack in an engine without bounds.
+const HOSTILE: &[(&str, &str)] = &[
+    (
+        "loop without end",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    ),
+    ("printing without end", "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}"),
+    ("huge range", "{% for i in range(99999999999) %}{% endfor %}"),
+    (
+        "doubled string",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    ),
+    ("added string", "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}"),
+    ("repeated string", "{% set n = 99999999999 %}{{ 'x' * n }}"),
+    ("string repeated by the compiler", "{{ ('x' * 50000000) * 2 }}"),
+    ("repeated repetition", "{% set s = 'x' * 9999999 %}{% set l = [s, s] %}{{ l | join }}{{ l | join }}"),
+    (
+        "squared by replace",
+        "{% set ns = namespace(s='x' * 10000) %}{% for i in range(9) %}{% set ns.s = ns.s | replace('x', ns.s) %}{% endfor %}",
+    ),
+    (
+        "squared by the method",
+        "{% set ns = namespace(s='x' * 10000) %}{% for i in range(9) %}{% set ns.s = ns.s.replace('x', ns.s) %}{% endfor %}",
+    ),
+    ("joined list", "{% set s = 'x' * 1000000 %}{{ ([s] * 100000) | join(s) }}"),
+    ("wide indent", "{{ ('a\n' * 1000) | indent(99999999999) }}"),
+    ("wide JSON indent", "{{ {'a': 1} | tojson(indent=99999999999) }}"),
+    ("wide format", "{{ '%99999999999d' | format(1) }}"),
+    ("wide format method", "{{ '{:>99999999999}'.format(1) }}"),
+    (
+        "doubled list",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l | length }}",
+    ),
+    ("repeated list", "{% set n = 99999999999 %}{{ ([1] * n) | list }}"),
+    (
+        "list of itself twice",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l == ns.l }}",
+    ),
+    ("nested list", "{% set ns = namespace(l=[1]) %}{% for i in range(99999) %}{% set ns.l = [ns.l] %}{% endfor %}"),
+    ("nested map", "{% set ns = namespace(l={}) %}{% for i in range(99999) %}{% set ns.l = {'a': ns.l} %}{% endfor %}"),
+    (
+        "nested dict",
+        "{% set ns = namespace(l={}) %}{% for i in range(99999) %}{% set ns.l = dict(a=ns.l) %}{% endfor %}",
+    ),
+    (
+        "nested namespace",
+        "{% set ns = namespace() %}{% for i in range(99999) %}{% set ns.l = namespace(a=ns) %}{{ ns }}{% endfor %}",
+    ),
+    ("namespace in itself", "{% set ns = namespace() %}{% set ns.self = ns %}{{ ns }}"),
+    (
+        "batches of batches",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(99999) %}{% set ns.l = ns.l | batch(1) | list %}{% endfor %}",
+    ),
+    ("recursive macro", "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}"),
+    ("macro that doubles", "{% macro f(s) %}{{ f(s ~ s) }}{% endmacro %}{{ f('x') }}"),
+    ("recursive loop", "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}"),
+    (
+        "captured raw text",
+        "{% set x %}{% for i in range(99999) %}{% for j in range(99999) %}0123456789{% endfor %}{% endfor %}{% endset %}",
+    ),
+    (
+        "deep parentheses",
+        "{{ (((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((1))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))) }}",
+    ),
+    ("undefined attribute", "{{ nothing.at.all }}"),
+    ("undefined call", "{{ nothing() }}"),
+    ("attributes of Python's objects", "{{ ''.__class__.__mro__[1].__subclasses__() }}"),
+    ("include", "{% include '/etc/passwd' %}"),
+    ("import", "{% import 'os' as os %}{{ os.environ }}"),
+    ("extends", "{% extends 'other' %}"),
+    ("block that holds itself", "{% block a %}{{ self.a() }}{% endblock %}"),
+    ("unknown filter", "{{ 1 | system }}"),
+    ("zero step", "{{ [1][::0] }}"),
+    ("bad date", "{{ strftime_now('%Q%!') }}"),
+    ("wrong types", "{{ 1 + 'a' }}"),
+    (
+        "overflow",
+        "{% set ns = namespace(n=9) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
+    ),
+];
+
+#[test]
+fn hostile_templates_end_in_a_typed_error() {
+    for (title, source) in HOSTILE {
+        let result =
+            ChatTemplate::new(source, "", "").and_then(|template| template.render(&[Message::new("user", "Hi")], true));
+        assert!(result.is_err(), "{title} gave {} bytes", result.unwrap().len());
+    }
+}
+
+#[test]
+fn lazy_chains_end() {
+    for step in ["ns.l[0:]", "ns.l | reverse", "ns.l | map('trim')", "ns.l | select", "ns.l * 1", "ns.l + []"] {
+        let source = format!(
+            "{{% set ns = namespace(l=['a']) %}}{{% for i in range(90000) %}}{{% set ns.l = {step} %}}{{% endfor %}}{{{{ ns.l | list }}}}"
+        );
+        let result = ChatTemplate::new(&source, "", "").unwrap().render(&[], true);
+        assert_eq!(result.as_deref(), Ok("['a']"), "{step}");
+    }
+}
+
+#[test]
+fn chain_of_namespaces_is_dropped() {
+    let source = "{% set ns = namespace(l=1) %}{% for i in range(90000) %}{% set n = namespace() %}\
+                  {% set n.a = ns.l %}{% set ns.l = n %}{% endfor %}done";
+    let result = ChatTemplate::new(source, "", "").unwrap().render(&[], true);
+    assert!(matches!(result.as_deref(), Ok("done") | Err(TemplateError::Stopped(_))), "{result:?}");
+}
+
+#[test]
+fn too_long_a_source_is_refused() {
+    let error = ChatTemplate::new(&"x".repeat(super::MAX_SOURCE + 1), "", "").unwrap_err();
+    assert!(matches!(error, TemplateError::Stopped(_)), "{error:?}");
+}
