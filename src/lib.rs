@@ -30,6 +30,7 @@
 
 mod error;
 pub mod gate;
+pub mod gguf;
 #[allow(unsafe_code)]
 mod llama;
 mod session;

@@ -45,6 +45,7 @@ fn windowed(gate: &mut Gate, prompt: &[Token], text: &[Token], width: usize, lay
         assert_eq!(gate.n_pending(), 0);
         all.extend(logits(gate));
     }
+    assert_eq!(gate.n_redone(), 0, "windows fell back to full decodes");
     all
 }
 

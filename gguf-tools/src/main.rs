@@ -1,3 +1,52 @@
-fn main() {
-    println!("x");
+//! `gguf-tools`: looks into GGUF files, and moves exit heads in and out of them.
+//!
+//! Verb first, inputs before outputs. Results go to stdout, everything else to stderr; the exit status is 0,
+//! 1 where something failed or differs, 2 for wrong usage, 130 when interrupted. No input is ever changed.
+
+mod args;
+mod compare;
+mod hash;
+mod heads;
+mod inspect;
+mod output;
+mod show;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use offramp::gguf;
+
+use args::{Args, Verb};
+use output::Output;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut out = Output::new(args.json, args.verbose, args.diffable);
+    let result = match &args.verb {
+        Verb::Show { file } => show::run(file, &mut out),
+        Verb::InspectTensor { file, name, count } => inspect::run(file, name, *count, &mut out),
+        Verb::Compare { a, b } => compare::run(a, b, &mut out),
+        Verb::Hash { file } => hash::run(file, &mut out),
+        Verb::Verify { file, model } => verify::run(file, model.as_deref(), &mut out),
+        Verb::Attach { model, heads, write } => heads::attach(model, heads, write, &mut out),
+        Verb::ExtractHeads { file, write } => heads::extract(file, write, &mut out),
+        Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
+    };
+    match result.and_then(|code| out.flush().map(|()| code)) {
+        Ok(code) => code,
+        Err(error) => failure(&error),
+    }
+}
+
+/// Says what failed; a reader that has gone away is no failure.
+fn failure(error: &anyhow::Error) -> ExitCode {
+    if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("gguf-tools: {error:#}");
+    match error.downcast_ref::<gguf::Error>() {
+        Some(gguf::Error::Interrupted) => ExitCode::from(130),
+        _ => ExitCode::FAILURE,
+    }
 }

@@ -36,6 +36,7 @@ pub struct Gate {
     pending: Vec<Pending>,
     /// Hidden states of one window, kept to spare an allocation a decode.
     hidden: Vec<f32>,
+    n_redone: u64,
 }
 
 #[derive(Debug)]
@@ -51,7 +52,15 @@ struct Pending {
 
 impl Gate {
     pub(crate) fn new(context: Context, n_layer: u32, n_embd: u32) -> Self {
-        Self { context, n_embd: n_embd as usize, n_layer, position: 0, pending: Vec::new(), hidden: Vec::new() }
+        Self {
+            context,
+            n_embd: n_embd as usize,
+            n_layer,
+            position: 0,
+            pending: Vec::new(),
+            hidden: Vec::new(),
+            n_redone: 0,
+        }
     }
 
     /// Positions that the cache holds, pending ones included. The next token's position.
@@ -62,6 +71,12 @@ impl Gate {
     /// Number of pending tokens.
     pub fn n_pending(&self) -> usize {
         self.pending.len()
+    }
+
+    /// How many catch-ups had to decode their tokens from the first block on, because their cells had moved or their
+    /// hidden states were not all there. Right, but slower than a window.
+    pub fn n_redone(&self) -> u64 {
+        self.n_redone
     }
 
     /// Positions that the context holds at most.
@@ -162,6 +177,7 @@ impl Gate {
                 Err(failure) => return Err(failure.into()),
             }
         }
+        self.n_redone += 1;
         let (stopped, _) =
             self.decoded(tokens.len(), |context, position| hooked(context, &tokens, position, taps, None, observer))?;
         Ok(stopped.map_or(Outcome::Complete, Outcome::Stopped))
@@ -279,7 +295,7 @@ fn hooked(
     resume: Option<Resume<'_>>,
     observer: &mut Observer<'_>,
 ) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
-    let mut hook = Hook::new(tokens.len(), taps, resume, observer);
+    let mut hook = Hook::new(taps, resume, observer);
     context.decode_hooked(tokens, position, Logits::All, &mut hook).map_err(Failure::Decode)?;
     if let Some(error) = hook.error.take().or_else(|| hook.missing()) {
         return Err(Failure::Hook(error));

@@ -12,6 +12,9 @@ use crate::llama::eval::{EvalHook, Node, NodeError, NodeId, Verdict};
 
 /// Name of the graph input that holds the token ids (`llm_graph_context::build_inp_embd`).
 const INP_TOKENS: &[u8] = b"inp_tokens";
+/// Name of the cells that a graph stores K to; a model with a sliding window has one such tensor a cache
+/// (`llama_kv_cache::build_input_k_idxs`). V goes to the same cells.
+const K_CELLS: &[u8] = b"attn_inp_k_idxs";
 
 /// Why a gated decode could not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,19 +60,13 @@ pub(super) struct Hook<'a, 'o> {
 /// The cells that each K/V cache gave to the tokens, in the order the graph stores to the caches.
 #[derive(Default)]
 struct Caches {
-    n_tokens: usize,
     seen: Vec<NodeId>,
     cells: Vec<Vec<i64>>,
 }
 
 impl<'a, 'o> Hook<'a, 'o> {
     /// `taps` in the order of the graph, all of them above the block to resume after.
-    pub(super) fn new(
-        n_tokens: usize,
-        taps: &[Tap],
-        resume: Option<Resume<'a>>,
-        observer: &'a mut Observer<'o>,
-    ) -> Self {
+    pub(super) fn new(taps: &[Tap], resume: Option<Resume<'a>>, observer: &'a mut Observer<'o>) -> Self {
         Self {
             taps: taps.iter().map(|&tap| (tap, node_name(tap))).collect(),
             next_tap: 0,
@@ -79,7 +76,7 @@ impl<'a, 'o> Hook<'a, 'o> {
             }),
             tainted: HashSet::default(),
             injected: false,
-            caches: Caches { n_tokens, ..Caches::default() },
+            caches: Caches::default(),
             observer,
             hidden: Vec::new(),
             stopped: None,
@@ -193,18 +190,13 @@ impl EvalHook for Hook<'_, '_> {
 }
 
 impl Caches {
-    /// Reads the cells if `node` stores K/V through indices that were not read before. Indices that address single
-    /// values rather than cells (a transposed V cache) repeat what the K cache's say.
+    /// Reads the cells if `node` is the first to store K into a cache.
     fn note(&mut self, node: &Node<'_>) -> Result<(), NodeError> {
-        let Some(indices) = node.store_indices() else { return Ok(()) };
-        if self.seen.contains(&indices) {
+        let Some(indices) = node.store_indices(K_CELLS).filter(|indices| !self.seen.contains(indices)) else {
             return Ok(());
-        }
+        };
         self.seen.push(indices);
-        let cells = node.stored_cells()?;
-        if cells.len() == self.n_tokens {
-            self.cells.push(cells);
-        }
+        self.cells.push(node.stored_cells()?);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use super::Tap;
 use super::engine::{Gate, Outcome};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 
@@ -131,7 +131,11 @@ fn windowed_logits(gate: &mut Gate, before: &[Token], window: &[Token], layer: u
     for &token in window {
         gate.decode_tapped(&[token], &[Tap::Layer(layer)], &mut |_, _| ControlFlow::Break(()))?;
     }
+    let redone = gate.n_redone();
     gate.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+    if gate.n_redone() != redone {
+        return Err(Error::Gate { found: "a cache that hands out other cells than it took back".to_owned() });
+    }
     Ok(all_logits(gate))
 }
 

@@ -80,16 +80,21 @@ impl Node<'_> {
         self.tensor().src.iter().filter_map(|&source| unsafe { source.as_ref() })
     }
 
-    /// The tensor of cell indices, if this node is a K/V store (`ggml_set_rows`).
-    pub(crate) fn store_indices(&self) -> Option<NodeId> {
+    /// The tensor of row indices, if this node stores rows (`ggml_set_rows`) through one of that name.
+    pub(crate) fn store_indices(&self, name: &[u8]) -> Option<NodeId> {
         let tensor = self.tensor();
-        (tensor.op == sys::GGML_OP_SET_ROWS && !tensor.src[1].is_null()).then_some(NodeId(tensor.src[1] as usize))
+        if tensor.op != sys::GGML_OP_SET_ROWS {
+            return None;
+        }
+        // SAFETY: a node's sources live as long as its graph.
+        let indices = unsafe { tensor.src[1].as_ref() }?;
+        (name_of(indices) == name).then_some(NodeId(tensor.src[1] as usize))
     }
 
-    /// The cells that a K/V store writes to, as `llama_kv_cache::set_input_k_idxs` filled them in: one a token for K.
+    /// The rows that a K store writes to, as `llama_kv_cache::set_input_k_idxs` filled them in: one cell a token.
     ///
     /// # Errors
-    /// If this is no K/V store, or its indices are not 64-bit integers.
+    /// If this node stores no rows, or its indices are not 64-bit integers.
     pub(crate) fn stored_cells(&self) -> Result<Vec<i64>, NodeError> {
         let tensor = self.tensor();
         // SAFETY: a node's sources live as long as its graph.
@@ -97,7 +102,7 @@ impl Node<'_> {
             Some(indices) if tensor.op == sys::GGML_OP_SET_ROWS => {
                 read_values(indices, sys::GGML_TYPE_I64, "contiguous i64", 0i64)
             }
-            _ => Err(node_error(tensor, "another operation".to_owned(), "a K/V store".to_owned())),
+            _ => Err(node_error(tensor, "another operation".to_owned(), "a store of rows".to_owned())),
         }
     }
 

@@ -1,0 +1,542 @@
+//! The `exit.*` keys: what heads are, how sure they must be, and how that was measured.
+//!
+//! [`ExitMeta`] is read from and written to exactly these keys, and is checked both ways: a level without its
+//! thresholds, a confidence map that falls, a probability above one or a hash that is none is refused.
+//! `docs/gguf.md` lists every key.
+
+use super::super::error::{Error, Result};
+use super::super::reader::File;
+use super::super::types::ValueType;
+use super::super::value::{OwnedValue, Value};
+use super::super::writer::Writer;
+
+/// The version of the `exit.*` keys that is written, and the only one that is read.
+const VERSION: u32 = 1;
+/// The most exits, agreement levels, or points of a confidence map.
+const MAX_ENTRIES: u64 = 4096;
+
+/// Everything the `exit.*` keys say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExitMeta {
+    /// The model the heads were made for.
+    pub base: Base,
+    /// The layers with an exit, ascending: `N` stands for the hidden state after block `N`, from 0.
+    pub layers: Vec<u32>,
+    /// The type of each layer's head.
+    pub head_types: Vec<HeadType>,
+    /// The rank of each layer's head; 0 for an affine one.
+    pub head_ranks: Vec<u32>,
+    /// The screen that all exits share.
+    pub screen: ScreenMeta,
+    /// What is measured on a head's candidates.
+    pub metric: Metric,
+    /// For each layer, how the metric translates into the probability of agreement.
+    pub confidence: Vec<ConfidenceMap>,
+    /// The shares of agreement with the full model for which thresholds exist, ascending, in (0, 1].
+    pub agreements: Vec<f32>,
+    /// For each level of agreement, the confidence that each layer must reach; infinite where it never exits.
+    pub thresholds: Vec<Vec<f32>>,
+    /// For each level of agreement, the gate's output that makes a layer's head worth its evaluation; empty
+    /// where no layer has a gate.
+    pub gate_thresholds: Vec<Vec<f32>>,
+    /// How the thresholds were measured; absent from heads that were never calibrated, which must not exit.
+    pub calibration: Option<Calibration>,
+}
+
+/// The model that heads were made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Its name, for messages.
+    pub name: String,
+    /// The SHA-256 of its tensor entries and data ([`super::base_sha256`]).
+    pub sha256: String,
+    /// The SHA-256 of its tensor entries alone ([`super::infos_sha256`]).
+    pub infos_sha256: String,
+    /// The length of its hidden states.
+    pub n_embd: u32,
+    /// The number of its layers.
+    pub n_layer: u32,
+    /// The size of its vocabulary.
+    pub n_vocab: u32,
+}
+
+impl Base {
+    /// Describes and hashes a model.
+    ///
+    /// # Errors
+    ///
+    /// A key or tensor that is missing, or whatever keeps the file from being read.
+    pub fn of(model: &File, progress: &mut super::Progress<'_>) -> Result<Base> {
+        let architecture = model.str("general.architecture")?.unwrap_or_default();
+        let required = |name: &str| {
+            let key = format!("{architecture}.{name}");
+            model.u32(&key)?.ok_or(Error::MissingKey { key, why: "heads are made for a model of a known size" })
+        };
+        let tokens = model.array("tokenizer.ggml.tokens", &[ValueType::Str], "arr[str]")?;
+        let n_vocab = tokens.ok_or(Error::MissingKey {
+            key: "tokenizer.ggml.tokens".into(),
+            why: "heads are made for a model with a vocabulary",
+        })?;
+        Ok(Base {
+            name: base_name(model),
+            sha256: super::base_sha256(model, progress)?,
+            infos_sha256: super::infos_sha256(model),
+            n_embd: required("embedding_length")?,
+            n_layer: required("block_count")?,
+            n_vocab: u32::try_from(n_vocab.len()).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+/// The name by which messages call a model.
+pub(super) fn base_name(model: &File) -> String {
+    let named = model.get("general.name").and_then(|name| name.as_str());
+    let stem = || model.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    named.map_or_else(stem, str::to_string)
+}
+
+macro_rules! names {
+    ($(#[$doc:meta])* $ty:ident { $($(#[$vdoc:meta])* $variant:ident = $name:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum $ty {
+            $($(#[$vdoc])* $variant,)*
+        }
+
+        impl $ty {
+            /// The name in the file.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($ty::$variant => $name,)*
+                }
+            }
+
+            fn from_name(name: &str) -> Option<$ty> {
+                match name {
+                    $($name => Some($ty::$variant),)*
+                    _ => None,
+                }
+            }
+
+            const NAMES: &'static str = concat!("one of" $(, " ", $name)*);
+        }
+    };
+}
+
+names! {
+    /// The shape of a head's map from a hidden state to the final one.
+    HeadType {
+        /// One square matrix.
+        Affine = "affine",
+        /// Two matrices with a narrow waist.
+        LowRank = "low_rank",
+        /// A gated MLP, then one square matrix.
+        AffineMlp = "affine_mlp",
+        /// A gated MLP, then two matrices with a narrow waist.
+        LowRankMlp = "low_rank_mlp",
+    }
+}
+
+impl HeadType {
+    /// Whether the matrix is factored into two.
+    pub fn is_low_rank(self) -> bool {
+        matches!(self, HeadType::LowRank | HeadType::LowRankMlp)
+    }
+
+    /// Whether an MLP comes first.
+    pub fn has_mlp(self) -> bool {
+        matches!(self, HeadType::AffineMlp | HeadType::LowRankMlp)
+    }
+}
+
+names! {
+    /// What is measured on the probabilities of a head's candidates.
+    Metric {
+        /// The largest probability.
+        TopProbability = "top_probability",
+        /// The largest probability less the second largest.
+        Margin = "margin",
+        /// One less the entropy over its maximum, so that larger is surer.
+        NegativeEntropy = "negative_entropy",
+    }
+}
+
+names! {
+    /// Where the keys and values of skipped layers come from.
+    KvPolicy {
+        /// Skipped layers are computed before the next token that needs them.
+        CatchUp = "catch_up",
+        /// Learned maps predict them from the exit's hidden state.
+        Predict = "predict",
+        /// The exit's hidden state goes through the skipped layers' own matrices.
+        Propagate = "propagate",
+    }
+}
+
+/// How a metric translates into the probability that an exit agrees with the full model: straight lines
+/// between points, constant beyond the first and the last.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ConfidenceMap {
+    /// The metric's values, ascending.
+    pub metric: Vec<f32>,
+    /// The probability of agreement at each, never falling, in [0, 1].
+    pub agreement: Vec<f32>,
+}
+
+/// What the keys say about the screen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScreenMeta {
+    /// The rank of its factorization; 0 where the file has no screen.
+    pub rank: u32,
+    /// How many candidates it hands on to exact rescoring.
+    pub shortlist: u32,
+    /// How the metric translates into agreement when the screen replaces the full output at full depth.
+    pub confidence: ConfidenceMap,
+    /// For each level of agreement, the confidence the screen must reach at full depth.
+    pub thresholds: Vec<f32>,
+}
+
+/// How thresholds were measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calibration {
+    /// What the prompts were, in words or file names.
+    pub prompts: String,
+    /// How many prompts there were.
+    pub n_prompts: u32,
+    /// How many tokens were generated and compared.
+    pub n_tokens: u64,
+    /// The probability that a bound on the risk is exceeded.
+    pub delta: f32,
+    /// For each level of agreement, the share of tokens that differed from the full model's.
+    pub risk: Vec<f32>,
+    /// For each level of agreement, the upper bound on that share.
+    pub risk_bound: Vec<f32>,
+    /// For each level of agreement, the share of tokens that exited.
+    pub exit_rate: Vec<f32>,
+    /// Where the keys and values of skipped layers came from.
+    pub kv_policy: KvPolicy,
+    /// The sampler and its settings, in words.
+    pub sampler: String,
+    /// How many tokens were decoded at once when the full model's tokens were made.
+    pub batch_width: u32,
+    /// The share of tokens whose two best logits are closer than the differences between batch widths.
+    pub near_ties: f32,
+    /// The version of this program and of llama.cpp.
+    pub engine: String,
+    /// The day of the measurement, as `2026-01-31`.
+    pub date: String,
+}
+
+impl ExitMeta {
+    /// Whether a file has the keys at all.
+    pub fn is_in(file: &File) -> bool {
+        file.get("exit.version").is_some()
+    }
+
+    /// Reads and checks the keys.
+    ///
+    /// # Errors
+    ///
+    /// A key that is missing or has another type, or a contradiction between keys.
+    pub fn read(file: &File) -> Result<ExitMeta> {
+        let keys = Keys { file };
+        let version = keys.u32("exit.version")?;
+        if version != VERSION {
+            let expected = format!("{VERSION}; this program is older than the file");
+            return Err(file.key_value_error("exit.version", expected, version));
+        }
+        let layers = keys.u32s("exit.layers")?;
+        let agreements = keys.f32s("exit.agreements")?;
+        let confidence =
+            layers.iter().map(|layer| keys.confidence(&format!("exit.confidence.{layer}"))).collect::<Result<_>>()?;
+        let rows = |values: Vec<f32>| values.chunks(layers.len().max(1)).map(<[f32]>::to_vec).collect();
+        let meta = ExitMeta {
+            base: Base {
+                name: keys.str("exit.base.name")?,
+                sha256: keys.str("exit.base.sha256")?,
+                infos_sha256: keys.str("exit.base.infos_sha256")?,
+                n_embd: keys.u32("exit.base.n_embd")?,
+                n_layer: keys.u32("exit.base.n_layer")?,
+                n_vocab: keys.u32("exit.base.n_vocab")?,
+            },
+            head_types: keys.names("exit.head_types", HeadType::from_name, HeadType::NAMES)?,
+            head_ranks: keys.u32s("exit.head_ranks")?,
+            screen: ScreenMeta {
+                rank: keys.u32("exit.screen.rank")?,
+                shortlist: keys.u32("exit.screen.shortlist")?,
+                confidence: keys.confidence("exit.screen.confidence")?,
+                thresholds: keys.f32s("exit.screen.thresholds")?,
+            },
+            metric: keys.name("exit.metric", Metric::from_name, Metric::NAMES)?,
+            confidence,
+            thresholds: rows(keys.f32s("exit.thresholds")?),
+            gate_thresholds: rows(keys.f32s("exit.gate_thresholds")?),
+            calibration: keys.calibration()?,
+            layers,
+            agreements,
+        };
+        meta.check()?;
+        Ok(meta)
+    }
+
+    /// Adds the keys to a file in the making.
+    ///
+    /// # Errors
+    ///
+    /// A contradiction between the fields, or a key that the file has already.
+    pub fn write(&self, writer: &mut Writer) -> Result<()> {
+        self.check()?;
+        writer.key("exit.version", VERSION)?;
+        writer.key("exit.base.name", &*self.base.name)?;
+        writer.key("exit.base.sha256", &*self.base.sha256)?;
+        writer.key("exit.base.infos_sha256", &*self.base.infos_sha256)?;
+        writer.key("exit.base.n_embd", self.base.n_embd)?;
+        writer.key("exit.base.n_layer", self.base.n_layer)?;
+        writer.key("exit.base.n_vocab", self.base.n_vocab)?;
+        writer.key("exit.layers", &*self.layers)?;
+        let head_types: Vec<&str> = self.head_types.iter().map(|ty| ty.name()).collect();
+        writer.key("exit.head_types", head_types)?;
+        writer.key("exit.head_ranks", &*self.head_ranks)?;
+        writer.key("exit.screen.rank", self.screen.rank)?;
+        writer.key("exit.screen.shortlist", self.screen.shortlist)?;
+        write_confidence(writer, "exit.screen.confidence", &self.screen.confidence)?;
+        writer.key("exit.screen.thresholds", &*self.screen.thresholds)?;
+        writer.key("exit.metric", self.metric.name())?;
+        for (layer, map) in self.layers.iter().zip(&self.confidence) {
+            write_confidence(writer, &format!("exit.confidence.{layer}"), map)?;
+        }
+        writer.key("exit.agreements", &*self.agreements)?;
+        writer.key("exit.thresholds", self.thresholds.concat())?;
+        writer.key("exit.gate_thresholds", self.gate_thresholds.concat())?;
+        if let Some(calibration) = &self.calibration {
+            calibration.write(writer)?;
+        }
+        Ok(())
+    }
+
+    /// The position of the least level of agreement that is at least `wanted`.
+    pub fn level(&self, wanted: f32) -> Option<usize> {
+        self.agreements.iter().position(|&agreement| agreement >= wanted)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (key, hash) in
+            [("exit.base.sha256", &self.base.sha256), ("exit.base.infos_sha256", &self.base.infos_sha256)]
+        {
+            let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            ensure(is_hash, key, "a SHA-256 in lower-case hexadecimal", hash)?;
+        }
+        let (n_exits, n_levels) = (self.layers.len(), self.agreements.len());
+        ensure(self.layers.is_sorted_by(|a, b| a < b), "exit.layers", "ascending layers", &self.layers)?;
+        let before_last = |layer: &u32| layer.checked_add(1).is_some_and(|next| next < self.base.n_layer);
+        let expected = format!("layers before the last of {}", self.base.n_layer);
+        ensure(self.layers.iter().all(before_last), "exit.layers", &expected, &self.layers)?;
+        let one_each = format!("one entry for each of {n_exits} exits");
+        ensure(self.head_types.len() == n_exits, "exit.head_types", &one_each, &self.head_types)?;
+        ensure(self.head_ranks.len() == n_exits, "exit.head_ranks", &one_each, &self.head_ranks)?;
+        for (ty, &rank) in self.head_types.iter().zip(&self.head_ranks) {
+            let right = ty.is_low_rank() == (rank > 0) && rank <= self.base.n_embd;
+            ensure(right, "exit.head_ranks", "0 for affine heads, 1 to n_embd for low-rank ones", &self.head_ranks)?;
+        }
+        let screen = &self.screen;
+        ensure(screen.rank <= self.base.n_embd, "exit.screen.rank", "at most n_embd", &screen.rank)?;
+        let right = screen.shortlist <= self.base.n_vocab && (screen.rank > 0) == (screen.shortlist > 0);
+        ensure(right, "exit.screen.shortlist", "1 to n_vocab with a screen, 0 without", &screen.shortlist)?;
+        ensure(self.confidence.len() == n_exits, "exit.confidence.*", &one_each, &self.confidence.len())?;
+        for map in self.confidence.iter().chain([&screen.confidence]) {
+            map.check()?;
+        }
+        let ascending = self.agreements.is_sorted_by(|a, b| a < b);
+        let right = ascending && self.agreements.iter().all(|&level| level > 0.0 && level <= 1.0);
+        ensure(right, "exit.agreements", "ascending shares above 0, at most 1", &self.agreements)?;
+
+        let is_threshold = |value: &f32| (0.0..=f32::INFINITY).contains(value);
+        let is_table = |table: &[Vec<f32>]| {
+            table.len() == n_levels && table.iter().all(|row| row.len() == n_exits && row.iter().all(is_threshold))
+        };
+        let expected = format!("{n_levels} levels of {n_exits} thresholds that are not negative");
+        let is_empty = n_exits == 0 && self.thresholds.is_empty();
+        ensure(is_empty || is_table(&self.thresholds), "exit.thresholds", &expected, &self.thresholds)?;
+        let right = self.gate_thresholds.is_empty() || is_table(&self.gate_thresholds);
+        ensure(right, "exit.gate_thresholds", &expected, &self.gate_thresholds)?;
+        let n_screen = if screen.rank > 0 { n_levels } else { 0 };
+        let right = screen.thresholds.len() == n_screen && screen.thresholds.iter().all(is_threshold);
+        ensure(right, "exit.screen.thresholds", "one threshold for each level", &screen.thresholds)?;
+        self.calibration.as_ref().map_or(Ok(()), |calibration| calibration.check(n_levels))
+    }
+}
+
+impl ConfidenceMap {
+    /// The probability of agreement at a value of the metric; 0 where the map is empty or the value no number.
+    pub fn agreement_at(&self, value: f32) -> f32 {
+        let above = self.metric.partition_point(|&point| point <= value);
+        if value.is_nan() || self.metric.is_empty() {
+            return 0.0;
+        }
+        if above == 0 || above == self.metric.len() {
+            return self.agreement[above.saturating_sub(1)];
+        }
+        let (x0, x1) = (self.metric[above - 1], self.metric[above]);
+        let (y0, y1) = (self.agreement[above - 1], self.agreement[above]);
+        y0 + (y1 - y0) * ((value - x0) / (x1 - x0))
+    }
+
+    fn check(&self) -> Result<()> {
+        let key = "exit.confidence";
+        ensure(self.metric.iter().all(|x| x.is_finite()), key, "finite points", &self.metric)?;
+        ensure(self.metric.is_sorted_by(|a, b| a < b), key, "ascending points", &self.metric)?;
+        let right = self.agreement.len() == self.metric.len()
+            && self.agreement.is_sorted()
+            && self.agreement.iter().all(is_share);
+        ensure(right, key, "a share for each point, never falling", &self.agreement)
+    }
+}
+
+impl Calibration {
+    fn write(&self, writer: &mut Writer) -> Result<()> {
+        let mut key = |name: &str, value: OwnedValue| writer.key(&format!("exit.calibration.{name}"), value).map(drop);
+        key("prompts", (&*self.prompts).into())?;
+        key("n_prompts", self.n_prompts.into())?;
+        key("n_tokens", self.n_tokens.into())?;
+        key("delta", self.delta.into())?;
+        key("risk", (&*self.risk).into())?;
+        key("risk_bound", (&*self.risk_bound).into())?;
+        key("exit_rate", (&*self.exit_rate).into())?;
+        key("kv_policy", self.kv_policy.name().into())?;
+        key("sampler", (&*self.sampler).into())?;
+        key("batch_width", self.batch_width.into())?;
+        key("near_ties", self.near_ties.into())?;
+        key("engine", (&*self.engine).into())?;
+        key("date", (&*self.date).into())
+    }
+
+    fn check(&self, n_levels: usize) -> Result<()> {
+        for (key, values) in [
+            ("exit.calibration.risk", &self.risk),
+            ("exit.calibration.risk_bound", &self.risk_bound),
+            ("exit.calibration.exit_rate", &self.exit_rate),
+        ] {
+            let right = values.len() == n_levels && values.iter().all(is_share);
+            ensure(right, key, "one share for each level of agreement", values)?;
+        }
+        let right = self.delta > 0.0 && self.delta < 1.0;
+        ensure(right, "exit.calibration.delta", "a probability between 0 and 1", &self.delta)?;
+        ensure(is_share(&self.near_ties), "exit.calibration.near_ties", "a share", &self.near_ties)?;
+        ensure(self.batch_width > 0, "exit.calibration.batch_width", "at least 1", &self.batch_width)?;
+        let date = self.date.as_bytes();
+        let right = date.len() == 10
+            && date.iter().enumerate().all(|(i, b)| if i == 4 || i == 7 { *b == b'-' } else { b.is_ascii_digit() });
+        ensure(right, "exit.calibration.date", "a day such as 2026-01-31", &self.date)
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // for iterators
+fn is_share(value: &f32) -> bool {
+    (0.0..=1.0).contains(value)
+}
+
+fn ensure(is_right: bool, key: &str, expected: &str, found: &impl std::fmt::Debug) -> Result<()> {
+    if is_right {
+        return Ok(());
+    }
+    let found = super::super::error::printable(&format!("{found:?}"));
+    Err(Error::KeyValue { key: key.into(), offset: 0, expected: expected.into(), found })
+}
+
+fn write_confidence(writer: &mut Writer, key: &str, map: &ConfidenceMap) -> Result<()> {
+    writer.key(&format!("{key}.metric"), &*map.metric)?;
+    writer.key(&format!("{key}.agreement"), &*map.agreement)?;
+    Ok(())
+}
+
+/// Reads required keys.
+struct Keys<'a> {
+    file: &'a File,
+}
+
+impl Keys<'_> {
+    fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| Error::MissingKey { key: key.into(), why: "heads are described by it" })
+    }
+
+    fn u32(&self, key: &str) -> Result<u32> {
+        self.required(key, self.file.u32(key)?)
+    }
+
+    fn f32(&self, key: &str) -> Result<f32> {
+        self.required(key, self.file.f32(key)?)
+    }
+
+    fn u64(&self, key: &str) -> Result<u64> {
+        match self.required(key, self.file.get(key))? {
+            Value::U64(value) => Ok(value),
+            _ => Err(self.file.key_type_error(key, "u64")),
+        }
+    }
+
+    fn str(&self, key: &str) -> Result<String> {
+        self.required(key, self.file.str(key)?).map(str::to_string)
+    }
+
+    fn values(&self, key: &str, ty: ValueType, expected: &'static str) -> Result<Vec<Value<'_>>> {
+        let array = self.required(key, self.file.array(key, &[ty], expected)?)?;
+        if array.len() > MAX_ENTRIES {
+            let expected = format!("at most {MAX_ENTRIES} entries");
+            return Err(self.file.key_value_error(key, expected, format!("{} entries", array.len())));
+        }
+        Ok(array.iter().collect())
+    }
+
+    fn u32s(&self, key: &str) -> Result<Vec<u32>> {
+        let values = self.values(key, ValueType::U32, "arr[u32]")?;
+        Ok(values.iter().filter_map(|value| value.as_u64()?.try_into().ok()).collect())
+    }
+
+    fn f32s(&self, key: &str) -> Result<Vec<f32>> {
+        let values = self.values(key, ValueType::F32, "arr[f32]")?;
+        Ok(values.iter().filter_map(|value| value.as_f64()).map(|value| value as f32).collect())
+    }
+
+    fn name<T>(&self, key: &str, read: impl Fn(&str) -> Option<T>, expected: &str) -> Result<T> {
+        let name = self.str(key)?;
+        read(&name).ok_or_else(|| self.file.key_value_error(key, expected, format!("{name:?}")))
+    }
+
+    fn names<T>(&self, key: &str, read: impl Fn(&str) -> Option<T>, expected: &str) -> Result<Vec<T>> {
+        let values = self.values(key, ValueType::Str, "arr[str]")?;
+        let read = |value: &Value<'_>| {
+            let name = value.as_str().unwrap_or_default();
+            read(name).ok_or_else(|| self.file.key_value_error(key, expected, format!("{name:?}")))
+        };
+        values.iter().map(read).collect()
+    }
+
+    fn confidence(&self, key: &str) -> Result<ConfidenceMap> {
+        Ok(ConfidenceMap {
+            metric: self.f32s(&format!("{key}.metric"))?,
+            agreement: self.f32s(&format!("{key}.agreement"))?,
+        })
+    }
+
+    fn calibration(&self) -> Result<Option<Calibration>> {
+        if self.file.get("exit.calibration.prompts").is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Calibration {
+            prompts: self.str("exit.calibration.prompts")?,
+            n_prompts: self.u32("exit.calibration.n_prompts")?,
+            n_tokens: self.u64("exit.calibration.n_tokens")?,
+            delta: self.f32("exit.calibration.delta")?,
+            risk: self.f32s("exit.calibration.risk")?,
+            risk_bound: self.f32s("exit.calibration.risk_bound")?,
+            exit_rate: self.f32s("exit.calibration.exit_rate")?,
+            kv_policy: self.name("exit.calibration.kv_policy", KvPolicy::from_name, KvPolicy::NAMES)?,
+            sampler: self.str("exit.calibration.sampler")?,
+            batch_width: self.u32("exit.calibration.batch_width")?,
+            near_ties: self.f32("exit.calibration.near_ties")?,
+            engine: self.str("exit.calibration.engine")?,
+            date: self.str("exit.calibration.date")?,
+        }))
+    }
+}
