@@ -5,7 +5,7 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use support::{Finished, TempFolder, default_model, offramp};
@@ -23,7 +23,7 @@ struct Hub {
 
 impl Hub {
     /// The first answer with more than one byte of a file breaks off after `cut_after` bytes.
-    fn start(model: PathBuf, cut_after: Option<u64>) -> Self {
+    fn start(model: &'static Path, cut_after: Option<u64>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let ranges = Arc::new(Mutex::new(Vec::new()));
@@ -32,7 +32,7 @@ impl Hub {
             let mut cut_after = cut_after;
             for stream in listener.incoming().flatten() {
                 // A client that hangs up is its own business.
-                let _ = answer(stream, &model, &seen, &mut cut_after);
+                let _ = answer(stream, model, &seen, &mut cut_after);
             }
         });
         Self { endpoint, ranges }
@@ -65,7 +65,7 @@ fn answer(
             range = value.to_owned();
         }
     }
-    if target == "/api/models/user/tiny" {
+    if target.starts_with("/api/models/user/tiny/") {
         return respond(&mut stream, "200 OK", &[], LISTING.as_bytes());
     }
     if !target.starts_with("/user/tiny/resolve/main/tiny-") {

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 /// The program, without anything in the environment that would change what it does.
 pub fn offramp(arguments: &[&str]) -> Command {
@@ -59,7 +60,12 @@ pub fn run_with_input(arguments: &[&str], input: &str) -> Finished {
 }
 
 /// The default model, fetched by `make model` (or `make test`).
-pub fn default_model() -> PathBuf {
+pub fn default_model() -> &'static Path {
+    static MODEL: OnceLock<PathBuf> = OnceLock::new();
+    MODEL.get_or_init(fetch_default_model)
+}
+
+fn fetch_default_model() -> PathBuf {
     let fetched = Command::new("python3").arg(manifest_folder().join("scripts/fetch-model")).output();
     let fetched = fetched.expect("python3 runs scripts/fetch-model");
     assert!(fetched.status.success(), "no default model: {}", String::from_utf8_lossy(&fetched.stderr));
