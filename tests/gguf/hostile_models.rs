@@ -120,6 +120,7 @@ pub fn models() -> Vec<Case> {
         ("SentencePiece with byte tokens", spm(bytes_spelled()), None),
         ("begin token beyond the vocabulary", with_key("tokenizer.ggml.bos_token_id", u32(n as u32)), Some("KeyValue")),
         ("end token of 2^32 - 1", with_key("tokenizer.ggml.eos_token_id", u32(u32::MAX)), Some("KeyValue")),
+        ("padding token beyond the vocabulary", with_key("tokenizer.ggml.padding_token_id", u32(u32::MAX)), None),
         ("begin token as i32", with_key("tokenizer.ggml.bos_token_id", some(1i32.into())), Some("KeyType")),
         ("end token to be added, but none there", gemma4(), Some("MissingKey")),
         ("unknown tokenizer", with_key("tokenizer.ggml.model", some("magic".into())), Some("UnreadLoader")),
