@@ -56,3 +56,11 @@ fn a_model_cut_short_anywhere_fails_in_one_line() {
         assert_eq!((finished.stderr.lines().count(), finished.stdout.as_str()), (1, ""), "{finished:?}");
     }
 }
+
+#[test]
+fn a_context_that_does_not_fit_into_memory_is_refused_with_the_figure() {
+    let folder = TempFolder::new("memory");
+    let finished = run(&["run", "-m", &tiny(&folder, Arch::Llama), "-c", "2000000000", "-p", "a"]);
+    let line = finished.failure(1);
+    assert!(line.contains("needs about") && line.contains("MiB are free"), "{line}");
+}
