@@ -114,6 +114,17 @@ fn a_prompt_longer_than_the_context_is_refused_and_nothing_is_lost() {
 }
 
 #[test]
+fn learned_positions_end_where_the_model_has_no_more() {
+    let tiny = tiny(Arch::Gpt2);
+    let n = tiny.model.info().n_ctx_train as usize;
+    let mut session = session(&tiny.model, 2 * n as u32);
+    assert_eq!(session.n_ctx(), n);
+    assert!(matches!(session.set_prompt(&text(n + 1, 1), &mut |_| {}), Err(Error::ContextLengthExceeded { .. })));
+    session.set_prompt(&text(n - 2, 1), &mut |_| {}).unwrap();
+    assert!(generate(&mut session, 10).context_full);
+}
+
+#[test]
 fn a_full_context_ends_a_generation_and_says_so() {
     let tiny = tiny(Arch::Llama);
     let mut session = session(&tiny.model, 256);
