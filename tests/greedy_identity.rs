@@ -30,6 +30,9 @@ fn assert_identity(path: &Path, model: &Model, prompts: &[Vec<Token>], n: usize)
     let mut plain = Plain::load(path, 2048);
     let mut n_tokens = 0;
     for (i, prompt) in prompts.iter().enumerate() {
+        // Where kernels round by batch width (Q4_K), a prompt whose beginning is reused differs in its last bits from
+        // one that is decoded whole.
+        session.clear();
         let tokens = ours(&mut session, prompt, n);
         assert_eq!(tokens, plain.greedy(prompt, n), "prompt {i}");
         n_tokens += tokens.len();
