@@ -48,7 +48,7 @@ fn greedy_tokens_equal_those_of_a_plain_loop() {
 }
 
 /// `OFFRAMP_TEST_MODEL=m.gguf OFFRAMP_TEST_PROMPTS=p.jsonl cargo test --release --test greedy_identity -- --ignored
-/// --nocapture`: 20 prompts spread over a JSONL file of `{"turns": ["…"]}`, given to the model as they are.
+/// --nocapture`: 20 prompts spread over a JSONL file of `{"turns": ["…"]}`, given to the model as they are, their first 192 tokens.
 #[test]
 #[ignore = "needs another model and prompts"]
 fn greedy_tokens_of_a_given_model_equal_those_of_a_plain_loop() {
@@ -60,7 +60,7 @@ fn greedy_tokens_of_a_given_model_equal_those_of_a_plain_loop() {
     let every = (lines.len() / 20).max(1);
     let texts = lines.iter().step_by(every).take(20).map(|line| line["turns"][0].as_str().unwrap());
     let mut prompts: Vec<Vec<Token>> = texts.map(|text| model.vocab().tokenize(text, true, true).unwrap()).collect();
-    prompts.iter_mut().for_each(|prompt| prompt.truncate(1024));
+    prompts.iter_mut().for_each(|prompt| prompt.truncate(192));
     assert_identity(&path, &model, &prompts, 128);
 }
 
