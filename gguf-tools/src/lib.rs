@@ -9,3 +9,5 @@
 #![deny(unsafe_code)]
 
 pub mod calibrate;
+pub mod collect;
+pub mod screen;
