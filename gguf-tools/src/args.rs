@@ -87,6 +87,12 @@ pub enum Verb {
         write: Write,
     },
 
+    /// Give a model exit heads: collect what it says, fit a screen to it, and certify thresholds
+    AddHeads {
+        #[command(flatten)]
+        args: Box<AddHeads>,
+    },
+
     /// Let a model answer prompts, and keep what exit heads learn from: hidden states and the model's own choices
     Collect {
         #[command(flatten)]
@@ -125,6 +131,10 @@ pub struct Tokens {
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
 
+    /// Threads that decode; the physical cores where it is not given. Fewer are faster beside other work
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+
     /// Stop collecting after this time, such as 90s, 30m or 2h, and use what there is
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
@@ -150,6 +160,43 @@ pub struct Collect {
     /// Go on with the tokens that are in the folder already
     #[arg(long)]
     pub resume: bool,
+}
+
+/// How to make heads.
+#[derive(clap::Args)]
+pub struct AddHeads {
+    /// The model, left as it is
+    pub model: PathBuf,
+
+    #[command(flatten)]
+    pub write: Write,
+
+    /// Write the heads alone, to be put beside the model
+    #[arg(long)]
+    pub sidecar: bool,
+
+    #[command(flatten)]
+    pub tokens: Tokens,
+
+    /// Rank of the screen, a multiple of 32; chosen by measurement where it is not given
+    #[arg(long, value_name = "R")]
+    pub screen_rank: Option<usize>,
+
+    /// Candidates of the screen that get exact logits; chosen by measurement where it is not given
+    #[arg(long, value_name = "N")]
+    pub shortlist: Option<usize>,
+
+    /// Shares of tokens that must equal the full model's, to certify thresholds for
+    #[arg(long, value_name = "A,A", value_delimiter = ',', default_value = "0.9,0.95,0.98,0.99,0.995,0.999")]
+    pub agreement_levels: Vec<f32>,
+
+    /// Probability with which a certified level may turn out to be broken
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub delta: f64,
+
+    /// Go on with the tokens in this folder, from `collect` or from an interrupted run
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
 }
 
 /// A number of tokens, in thousands with a `k`.

@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+pub mod add_heads;
 pub mod calibrate;
 pub mod collect;
 pub mod screen;

@@ -39,6 +39,8 @@ pub struct Options {
     pub answer: usize,
     /// The seed of everything random.
     pub seed: u64,
+    /// Threads that decode; `None` takes the physical cores.
+    pub threads: Option<u32>,
     /// How long to go on at most; what there is then is kept.
     pub time_limit: Option<Duration>,
 }
@@ -59,6 +61,7 @@ pub fn run(
     let start = Instant::now();
     let mut params = SessionParams::default();
     params.gate = true;
+    params.n_threads = options.threads;
     params.n_ctx = N_CTX.min(model.info().n_ctx_train);
     let mut session = Session::new(model, &params)?;
     let n_ctx = session.n_ctx();
