@@ -56,19 +56,18 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
         return plan(args, &folder, out);
     }
     let base = base_of(&args.model)?;
-    let near_tie = {
-        let model = Model::load(&args.model, &ModelParams::default())?;
-        model.gate_support()?.width_difference
+    let is_there = args.resume.is_some() && has_tokens(&folder, args.tokens.tokens);
+    let outcome = if is_there {
+        Outcome::Complete
+    } else {
+        collect_into(&folder, &args.model, &base, &[], &args.tokens, args.resume.is_some())?.1
     };
-    let (store, outcome) = collect_into(&folder, &args.model, &base, &[], &args.tokens, args.resume.is_some())?;
-    drop(store);
     let options = add_heads::Options {
         rank: args.screen_rank,
         count: args.shortlist,
         agreements: args.agreement_levels.clone(),
         delta: args.delta,
         seed: args.tokens.seed,
-        near_tie,
         date: chrono::Local::now().format("%Y-%m-%d").to_string(),
     };
     let mut progress = Progress::counting("fitting", "tokens");
@@ -88,6 +87,11 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
     }
     summary(&made, args, bytes, why(outcome), out)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a folder holds as many tokens as are wanted; they are then used as they are, without the model.
+fn has_tokens(folder: &Path, wanted: u64) -> bool {
+    Reader::open(folder).is_ok_and(|reader| reader.n_tokens() >= wanted)
 }
 
 /// The folder for the tokens of an output.
@@ -138,7 +142,7 @@ fn write_heads(file: &File, made: &Made, args: &AddHeads) -> anyhow::Result<u64>
         sidecar.write(output, options, &mut step)?;
         return Ok(sidecar.size());
     }
-    let heads = File::from_bytes(sidecar.to_bytes()?, output)?;
+    let heads = File::from_bytes(sidecar.to_bytes()?, "the new heads")?;
     let merged = exits::attach(file, &heads, &mut step)?;
     merged.write(output, options, &mut step)?;
     Ok(merged.size())
@@ -235,7 +239,15 @@ fn collect_into(
     resume: bool,
 ) -> anyhow::Result<(Store, Outcome)> {
     let model = Model::load(path, &ModelParams::default())?;
-    check_layers(&model, layers)?;
+    let width_difference = check_layers(&model, layers)?;
+    let options = Options {
+        tokens: tokens.tokens,
+        answer: tokens.answer,
+        seed: tokens.seed,
+        threads: tokens.threads,
+        time_limit: tokens.time_limit,
+    };
+    options.check(&model)?;
     let source =
         if tokens.corpus.is_empty() { Source::of_model(&model)? } else { Source::of_corpus(&model, &tokens.corpus)? };
     let manifest = Manifest {
@@ -249,15 +261,9 @@ fn collect_into(
         answer: tokens.answer,
         seed: tokens.seed,
         engine: offramp::ENGINE.to_string(),
+        width_difference,
     };
     let mut store = Store::open(folder, manifest, tokens.tokens, resume)?;
-    let options = Options {
-        tokens: tokens.tokens,
-        answer: tokens.answer,
-        seed: tokens.seed,
-        threads: tokens.threads,
-        time_limit: tokens.time_limit,
-    };
     let mut progress = Progress::counting("collecting", "tokens");
     let outcome = collect::run(&model, &source, &mut store, &options, &mut |done, total| progress.step(done, total))?;
     drop(progress);
@@ -271,13 +277,14 @@ fn collect_into(
     Ok((store, outcome))
 }
 
-fn check_layers(model: &Model, layers: &[u32]) -> anyhow::Result<()> {
+/// Checks that the hidden states can be seen; gives the difference of logits between batch widths.
+fn check_layers(model: &Model, layers: &[u32]) -> anyhow::Result<f32> {
     let (support, n_layer) = (model.gate_support()?, model.info().n_layer);
     if !support.stop_at_result_norm {
         bail!("the hidden states of {} cannot be seen, so it cannot get exits: {support}", model.info().architecture);
     }
     if layers.is_empty() {
-        return Ok(());
+        return Ok(support.width_difference);
     }
     if let Some(reason) = &support.no_resume {
         bail!("the layers of {} cannot be stopped at: {reason}", model.info().architecture);
@@ -286,7 +293,7 @@ fn check_layers(model: &Model, layers: &[u32]) -> anyhow::Result<()> {
     if !layers.is_sorted_by(|a, b| a < b) || layers.iter().any(|layer| *layer > last) {
         bail!("layers {layers:?}: give ascending layers from 0 to {last}");
     }
-    Ok(())
+    Ok(support.width_difference)
 }
 
 fn why(outcome: Outcome) -> &'static str {

@@ -1,8 +1,8 @@
 //! From collected tokens to exits that can be written: split, fit, choose, certify.
 //!
-//! Sequences are divided once, at random: half to fit the screen, a tenth to choose its size and to map its slack to a
-//! confidence, the others to certify its thresholds. It refuses collections that are too small for that, and those of
-//! another model.
+//! Sequences are divided once, at random: three tenths to fit the screen, two tenths to choose its size and to map its slack
+//! to a confidence, and half to certify its thresholds, which is what takes the most. It refuses collections that
+//! are too small for that, and those of another model.
 
 use anyhow::{Context, bail, ensure};
 use offramp::gguf::exits::{Base, Calibration, ExitMeta, KvPolicy, Metric, ScreenMeta};
@@ -40,8 +40,6 @@ pub struct Options {
     pub delta: f64,
     /// The seed of everything random.
     pub seed: u64,
-    /// A margin below this is a near-tie: as much as logits differ between batch widths.
-    pub near_tie: f32,
     /// The day, as `2026-01-31`.
     pub date: String,
 }
@@ -171,8 +169,8 @@ impl Split {
         }
         let mut order: Vec<usize> = (0..n).collect();
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        let certify = order.split_off(n * 6 / 10);
-        let choose = order.split_off(n / 2);
+        let certify = order.split_off(n / 2);
+        let choose = order.split_off(n * 3 / 10);
         Ok(Split { fit: order, choose, certify })
     }
 }
@@ -270,10 +268,12 @@ fn calibration(
     levels: &[Level],
     options: &Options,
 ) -> anyhow::Result<Calibration> {
+    // A margin that is smaller than what logits differ by between batch widths.
+    let near_tie = reader.manifest().width_difference;
     let mut near_ties = 0u64;
     for &i in sequences {
         let labels = reader.labels(reader.sequences()[i].clone())?;
-        near_ties += labels.iter().filter(|label| label.margin < options.near_tie).count() as u64;
+        near_ties += labels.iter().filter(|label| label.margin < near_tie).count() as u64;
     }
     let n_tokens = count(reader, sequences);
     let of = |value: fn(&Level) -> f64| levels.iter().map(|level| value(level) as f32).collect();

@@ -45,6 +45,22 @@ pub struct Options {
     pub time_limit: Option<Duration>,
 }
 
+impl Options {
+    /// Checks that answers fit into a context of `model`, and gives the tokens of that context.
+    ///
+    /// # Errors
+    ///
+    /// Answers of no token, or longer than half of the context.
+    pub fn check(&self, model: &Model) -> anyhow::Result<u32> {
+        let n_ctx = N_CTX.min(model.info().n_ctx_train);
+        let longest = n_ctx as usize / 2;
+        if self.answer == 0 || self.answer > longest {
+            bail!("answers of {} tokens do not fit: give a number between 1 and {longest}", self.answer);
+        }
+        Ok(n_ctx)
+    }
+}
+
 /// Collects into `store` until it holds enough tokens, the time is over, or the corpus is used up. `progress` is told
 /// the tokens so far and the tokens wanted; `false` stops cleanly, and whole sequences stay in the store.
 ///
@@ -62,12 +78,9 @@ pub fn run(
     let mut params = SessionParams::default();
     params.gate = true;
     params.n_threads = options.threads;
-    params.n_ctx = N_CTX.min(model.info().n_ctx_train);
+    params.n_ctx = options.check(model)?;
     let mut session = Session::new(model, &params)?;
     let n_ctx = session.n_ctx();
-    if options.answer == 0 || options.answer * 2 > n_ctx {
-        bail!("answers of {} tokens do not fit: give a number between 1 and {}", options.answer, n_ctx / 2);
-    }
     let taps = store.taps();
     let mut n_empty = 0;
     while store.n_tokens() < options.tokens {

@@ -30,7 +30,7 @@ const SEQUENCES: &str = "sequences.jsonl";
 const LABELS: &str = "labels.bin";
 
 /// What a store is of. Two stores with equal settings hold equal bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The version of this layout.
     pub version: u32,
@@ -52,6 +52,8 @@ pub struct Manifest {
     pub seed: u64,
     /// This program and its llama.cpp.
     pub engine: String,
+    /// How much logits differ between batch widths, as measured when the store was begun: the scale of a near-tie.
+    pub width_difference: f32,
 }
 
 impl Manifest {
@@ -105,7 +107,7 @@ impl Store {
     ///
     /// A store that is there already, that belongs to other settings, or that is damaged; a disk with less than
     /// `tokens` need.
-    pub fn open(folder: &Path, manifest: Manifest, tokens: u64, resume: bool) -> anyhow::Result<Store> {
+    pub fn open(folder: &Path, mut manifest: Manifest, tokens: u64, resume: bool) -> anyhow::Result<Store> {
         let present = folder.join(MANIFEST);
         let kept = if present.exists() {
             ensure!(resume, "{} holds collected tokens already: go on with --resume", folder.display());
@@ -113,6 +115,7 @@ impl Store {
             if let Some((what, expected, found)) = first_difference(&manifest, &found) {
                 bail!("{} was collected with {what} {found}, not {expected}: give another folder", folder.display());
             }
+            manifest.width_difference = found.width_difference;
             read_sequences(folder)?
         } else {
             fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -277,6 +280,11 @@ impl Reader {
         &self.sequences
     }
 
+    /// The tokens of all sequences.
+    pub fn n_tokens(&self) -> u64 {
+        self.sequences.last().map_or(0, |tokens| tokens.end)
+    }
+
     /// The labels of `tokens`.
     ///
     /// # Errors
@@ -354,7 +362,9 @@ fn read_sequences(folder: &Path) -> anyhow::Result<Vec<Line>> {
 fn first_difference(wanted: &Manifest, found: &Manifest) -> Option<(String, String, String)> {
     let (wanted, found) = (serde_json::to_value(wanted).ok()?, serde_json::to_value(found).ok()?);
     let fields = wanted.as_object()?;
-    let (name, value) = fields.iter().find(|(name, value)| found.get(name) != Some(value))?;
+    // What was measured is no setting, and may differ a little on another machine.
+    let mut settings = fields.iter().filter(|(name, _)| *name != "width_difference");
+    let (name, value) = settings.find(|(name, value)| found.get(name) != Some(value))?;
     Some((name.clone(), value.to_string(), found.get(name).map_or("none".into(), ToString::to_string)))
 }
 

@@ -12,6 +12,7 @@ fn manifest() -> Manifest {
         answer: 8,
         seed: 7,
         engine: "test".into(),
+        width_difference: 0.5,
     }
 }
 
@@ -78,6 +79,8 @@ fn a_store_of_other_settings_is_left_alone() {
     let before = contents(folder.path());
     let refused = Store::open(folder.path(), manifest(), 1, false).unwrap_err().to_string();
     assert!(refused.contains("--resume"), "{refused}");
+    drop(Store::open(folder.path(), Manifest { width_difference: 0.6, ..manifest() }, 1, true).unwrap());
+    assert_eq!(contents(folder.path()), before);
     let other = Manifest { seed: 8, ..manifest() };
     let refused = Store::open(folder.path(), other, 1, true).unwrap_err().to_string();
     assert!(refused.contains("seed 7, not 8"), "{refused}");

@@ -23,15 +23,13 @@ pub struct Moments {
     second: Mat<f64>,
     /// The sum of the full model's probabilities of each token.
     mass: Vec<f64>,
-    /// The probability that no single token got.
-    rest: f64,
     n_tokens: u64,
 }
 
 impl Moments {
     /// Nothing seen yet.
     pub fn new(n_embd: usize, n_vocab: usize) -> Moments {
-        Moments { second: Mat::zeros(n_embd, n_embd), mass: vec![0.0; n_vocab], rest: 0.0, n_tokens: 0 }
+        Moments { second: Mat::zeros(n_embd, n_embd), mass: vec![0.0; n_vocab], n_tokens: 0 }
     }
 
     /// Adds hidden states, `[n_embd, n]`, and their labels.
@@ -49,7 +47,6 @@ impl Moments {
             for (id, probability) in label.top {
                 *self.mass.get_mut(id as usize).context("a label beyond the vocabulary")? += f64::from(probability);
             }
-            self.rest += f64::from(label.rest);
         }
         self.n_tokens += labels.len() as u64;
         Ok(())
@@ -68,9 +65,10 @@ impl Moments {
         Ok(factor.L().to_owned())
     }
 
-    /// `D²` for each token: the square root of its prior, with a mean of 1. What no single token got belongs to all.
+    /// `D²` for each token: the square root of its prior, with a mean of 1. The prior is half what was seen and half
+    /// uniform: nearly all choices that a screen misses are of tokens that the collected text never chose.
     fn weights(&self) -> Vec<f32> {
-        let share = self.rest / self.mass.len().max(1) as f64;
+        let share = self.n_tokens as f64 / self.mass.len().max(1) as f64;
         let roots: Vec<f64> = self.mass.iter().map(|mass| (mass + share).sqrt()).collect();
         let mean = roots.iter().sum::<f64>() / roots.len().max(1) as f64;
         roots.iter().map(|root| if mean > 0.0 { (root / mean) as f32 } else { 1.0 }).collect()
