@@ -154,13 +154,17 @@ fn matrices_that_a_screen_cannot_stand_for_are_refused() {
         let file = File::from_bytes(writer.to_bytes().unwrap(), "bad.gguf").unwrap();
         OutputMatrix::of(&file).unwrap_err().to_string()
     };
-    let none = refusal(&|writer| drop(writer.tensor_f32("other", &[4], &[0.0; 4]).unwrap()));
+    let none = refusal(&|writer| {
+        writer.tensor_f32("other", &[4], &[0.0; 4]).unwrap();
+    });
     assert!(none.contains("neither output.weight nor token_embd.weight"), "{none}");
     let bias = refusal(&|writer| {
         writer.tensor_f32("output.weight", &[4, 2], &[0.0; 8]).unwrap();
         writer.tensor_f32("output.bias", &[2], &[0.0; 2]).unwrap();
     });
     assert!(bias.contains("output.bias"), "{bias}");
-    let vector = refusal(&|writer| drop(writer.tensor_f32("output.weight", &[4], &[0.0; 4]).unwrap()));
+    let vector = refusal(&|writer| {
+        writer.tensor_f32("output.weight", &[4], &[0.0; 4]).unwrap();
+    });
     assert!(vector.contains("no matrix"), "{vector}");
 }

@@ -121,7 +121,7 @@ pub fn make(
         metric: Metric::TopProbability,
         confidence: Vec::new(),
         agreements: options.agreements.clone(),
-        thresholds: vec![Vec::new(); options.agreements.len()],
+        thresholds: Vec::new(),
         gate_thresholds: Vec::new(),
         calibration: Some(calibration),
     };

@@ -106,7 +106,7 @@ pub fn run(
         };
         n_empty = 0;
         // Greedy and sampled answers by turns: exits must be right about both.
-        let sampling = if index % 2 == 0 { Sampling::Greedy } else { Sampling::ANSWER };
+        let sampling = if index.is_multiple_of(2) { Sampling::Greedy } else { Sampling::ANSWER };
         answer(&mut session, &prompt, sampling, &taps, options.answer, &mut rng, store)?;
         store.commit(&Sequence { index, n_prompt: prompt.len() as u32, is_greedy: sampling == Sampling::Greedy })?;
     }

@@ -25,7 +25,7 @@ fn push(store: &mut Store, index: u64) {
         let hidden: Vec<Vec<f32>> = (0..3).map(|tap| vec![(index * 100 + token * 10 + tap) as f32; 4]).collect();
         store.push(&label, &hidden).unwrap();
     }
-    store.commit(&Sequence { index, n_prompt: 3, is_greedy: index % 2 == 0 }).unwrap();
+    store.commit(&Sequence { index, n_prompt: 3, is_greedy: index.is_multiple_of(2) }).unwrap();
 }
 
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
