@@ -19,6 +19,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file is no sound GGUF, or not safe to hand to llama.cpp.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::Error),
     /// llama.cpp refused a model file.
     #[error("llama.cpp cannot load {}: {log}", path.display())]
     Load {

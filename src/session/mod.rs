@@ -5,6 +5,7 @@
 //! first, so that after any error the session can simply be used again. It refuses prompts that are longer than the
 //! context; it never cuts them.
 
+mod memory;
 mod model;
 mod params;
 mod sampler;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
 pub use sampler::{Sampler, SamplerParams};

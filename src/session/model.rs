@@ -7,9 +7,11 @@ use std::sync::{Arc, OnceLock};
 
 use llama_cpp_sys_2 as sys;
 
+use super::memory::{self, MemoryEstimate, MemoryShape};
 use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{self, Gate, GateSupport};
+use crate::gguf;
 use crate::llama::context::Context;
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::{Device, Vocab, devices};
@@ -61,13 +63,17 @@ pub struct ModelParams {
     pub use_mmap: bool,
     /// Keeps the weights from being swapped out.
     pub use_mlock: bool,
-    /// Refuses a model whose weights do not fit into the memory that is free.
+    /// Refuses a model whose weights, and a session whose cache, do not fit into the memory that is free.
     pub check_memory: bool,
+    /// Loads architectures too whose loader in llama.cpp was not read for defects that a crafted file could reach
+    /// ([`gguf::ARCHITECTURES`] are those that were). The checks that hold for every model are made all the same.
+    /// Programs that open files from strangers should say no.
+    pub allow_unread: bool,
 }
 
 impl Default for ModelParams {
     fn default() -> Self {
-        Self { gpu_layers: GpuLayers::Auto, use_mmap: true, use_mlock: false, check_memory: true }
+        Self { gpu_layers: GpuLayers::Auto, use_mmap: true, use_mlock: false, check_memory: true, allow_unread: true }
     }
 }
 
@@ -113,6 +119,10 @@ struct Inner {
     vocab: Vocab,
     info: ModelInfo,
     chat_template: Option<String>,
+    memory: MemoryShape,
+    /// Number of learned positions, for models that have such.
+    n_positions: Option<usize>,
+    check_memory: bool,
     gate_support: OnceLock<GateSupport>,
 }
 
@@ -136,19 +146,21 @@ impl Model {
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Self> {
         let path = path.as_ref();
-        let file_size = std::fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?.len();
+        let CheckedFile { memory, n_positions, offset } = check_file(path, params)?;
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
             GpuLayers::Count(n) => Some(n),
-            GpuLayers::Auto => layers_that_fit(file_size, &devices()),
+            GpuLayers::Auto => layers_that_fit(memory.weights().weights, &devices()),
         };
-        let load = LoadParams { n_gpu_layers, use_mmap: params.use_mmap, use_mlock: params.use_mlock, offset: 0 };
+        let load = LoadParams { n_gpu_layers, use_mmap: params.use_mmap, use_mlock: params.use_mlock, offset };
         let raw = Arc::new(RawModel::load(path, &load, progress)?);
         let vocab = Vocab::new(Arc::clone(&raw));
         let info = describe(path, &raw, &vocab);
         check_generates(&raw, &info)?;
         let chat_template = raw.chat_template();
-        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, gate_support: OnceLock::new() })))
+        let check_memory = params.check_memory;
+        let gate_support = OnceLock::new();
+        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, memory, n_positions, check_memory, gate_support })))
     }
 
     /// What the model says of itself.
@@ -183,9 +195,44 @@ impl Model {
     }
 
     pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
-        let context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?)?;
+        if self.0.check_memory {
+            // The weights are in memory already, or mapped and counted as such.
+            let estimate = self.0.memory.estimate(params, memory::available());
+            MemoryEstimate { weights: 0, ..estimate }.check(self.0.memory.path())?;
+        }
+        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?)?;
+        if let Some(n) = self.0.n_positions {
+            context.limit_positions(n);
+        }
         Ok(Gate::new(context, self.0.info.n_layer, self.0.info.n_embd))
     }
+}
+
+/// What is read from a file before llama.cpp sees it.
+struct CheckedFile {
+    memory: MemoryShape,
+    n_positions: Option<usize>,
+    /// Where in the file the model begins.
+    offset: u64,
+}
+
+/// Checks what must hold before llama.cpp sees the file.
+fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
+    let file = gguf::File::open(path)?;
+    let preflight = match gguf::preflight(&file) {
+        Err(gguf::Error::UnreadLoader { what, found, .. }) if params.allow_unread => {
+            tracing::info!("{what} {found} was not read for defects; checking what holds for every model");
+            gguf::preflight_unread(&file)?
+        }
+        result => result?,
+    };
+    let memory = MemoryShape::of(&file)?;
+    if params.check_memory {
+        memory.weights().check(path)?;
+    }
+    let n_positions = file.tensor("position_embd.weight").and_then(|tensor| tensor.dims().get(1).copied());
+    let n_positions = n_positions.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    Ok(CheckedFile { memory, n_positions, offset: preflight.base_offset })
 }
 
 fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {

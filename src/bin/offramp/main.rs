@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 mod args;
 mod chat;
+mod chat_input;
 mod conversation;
 mod failure;
 #[cfg(feature = "hf")]
