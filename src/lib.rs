@@ -35,6 +35,10 @@ pub mod gguf;
 mod llama;
 mod session;
 
+/// This library and its llama.cpp, for records of how something was measured.
+pub const ENGINE: &str =
+    concat!("offramp ", env!("CARGO_PKG_VERSION"), ", llama-cpp-sys-2 ", env!("OFFRAMP_BUILD_LLAMA"));
+
 pub use error::{Error, LlamaLog, Result};
 pub use llama::batch::Logits;
 pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -86,6 +87,18 @@ pub enum Verb {
         write: Write,
     },
 
+    /// Give a model exit heads: collect what it says, fit a screen to it, and certify thresholds
+    AddHeads {
+        #[command(flatten)]
+        args: Box<AddHeads>,
+    },
+
+    /// Let a model answer prompts, and keep what exit heads learn from: hidden states and the model's own choices
+    Collect {
+        #[command(flatten)]
+        args: Collect,
+    },
+
     /// Take the original model out of a merged file, byte for byte
     StripHeads {
         /// The merged file
@@ -93,6 +106,113 @@ pub enum Verb {
         #[command(flatten)]
         write: Write,
     },
+}
+
+/// Which prompts a model answers, and how many tokens of that are wanted.
+#[derive(clap::Args)]
+pub struct Tokens {
+    /// Let the model write the prompts itself (the default)
+    #[arg(long = "self", conflicts_with = "corpus")]
+    pub itself: bool,
+
+    /// Take the prompts from files: a paragraph each of plain text, a line each of JSONL
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub corpus: Vec<PathBuf>,
+
+    /// Tokens to collect, such as 50000 or 200k
+    #[arg(long, value_name = "N", default_value = "50k", value_parser = count)]
+    pub tokens: u64,
+
+    /// The most tokens of one answer
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub answer: usize,
+
+    /// Seed of everything random
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Threads that decode; the physical cores where it is not given. Fewer are faster beside other work
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+
+    /// Stop collecting after this time, such as 90s, 30m or 2h, and use what there is
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub time_limit: Option<Duration>,
+}
+
+/// How to collect.
+#[derive(clap::Args)]
+pub struct Collect {
+    /// The model
+    pub model: PathBuf,
+
+    /// The folder for the collected tokens
+    #[arg(long, short, value_name = "DIR")]
+    pub output: PathBuf,
+
+    /// Keep the hidden states after these layers too, counted from 0
+    #[arg(long, value_name = "K,K", value_delimiter = ',')]
+    pub layers: Vec<u32>,
+
+    #[command(flatten)]
+    pub tokens: Tokens,
+
+    /// Go on with the tokens that are in the folder already
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// How to make heads.
+#[derive(clap::Args)]
+pub struct AddHeads {
+    /// The model, left as it is
+    pub model: PathBuf,
+
+    #[command(flatten)]
+    pub write: Write,
+
+    /// Write the heads alone, to be put beside the model
+    #[arg(long)]
+    pub sidecar: bool,
+
+    #[command(flatten)]
+    pub tokens: Tokens,
+
+    /// Rank of the screen, a multiple of 32; chosen by measurement where it is not given
+    #[arg(long, value_name = "R")]
+    pub screen_rank: Option<usize>,
+
+    /// Candidates of the screen that get exact logits; chosen by measurement where it is not given
+    #[arg(long, value_name = "N")]
+    pub shortlist: Option<usize>,
+
+    /// Shares of tokens that must equal the full model's, to certify thresholds for
+    #[arg(long, value_name = "A,A", value_delimiter = ',', default_value = "0.9,0.95,0.98,0.99,0.995,0.999")]
+    pub agreement_levels: Vec<f32>,
+
+    /// Probability with which a certified level may turn out to be broken
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub delta: f64,
+
+    /// Go on with the tokens in this folder, from `collect` or from an interrupted run
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+}
+
+/// A number of tokens, in thousands with a `k`.
+fn count(text: &str) -> Result<u64, String> {
+    let (digits, unit) = text.strip_suffix('k').map_or((text, 1), |digits| (digits, 1000));
+    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    number.filter(|number| *number > 0).ok_or_else(|| "expected a number such as 50000 or 50k".to_string())
+}
+
+/// A time in seconds, minutes or hours.
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("s", 1), ("m", 60), ("h", 3600)];
+    let found = units.into_iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)));
+    let seconds = found.and_then(|(digits, seconds)| digits.parse::<u64>().ok()?.checked_mul(seconds));
+    let seconds = seconds.filter(|seconds| *seconds > 0);
+    seconds.map(Duration::from_secs).ok_or_else(|| "expected a time such as 90s, 30m or 2h".to_string())
 }
 
 /// How to write.
@@ -109,4 +229,21 @@ pub struct Write {
     /// Make every check, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_times_are_read_with_their_units() {
+        assert_eq!((count("200k"), count("17")), (Ok(200_000), Ok(17)));
+        assert_eq!(duration("30m"), Ok(Duration::from_secs(1800)));
+        for bad in ["", "k", "0", "-3", "1.5k", "99999999999999999999k"] {
+            assert!(count(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "30", "0s", "m", "-1h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
 }

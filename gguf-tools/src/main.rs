@@ -5,6 +5,7 @@
 
 mod args;
 mod compare;
+mod convert;
 mod hash;
 mod heads;
 mod inspect;
@@ -31,6 +32,8 @@ fn main() -> ExitCode {
         Verb::Verify { file, model } => verify::run(file, model.as_deref(), &mut out),
         Verb::Attach { model, heads, write } => heads::attach(model, heads, write, &mut out),
         Verb::ExtractHeads { file, write } => heads::extract(file, write, &mut out),
+        Verb::AddHeads { args } => convert::add_heads(args, &mut out),
+        Verb::Collect { args } => convert::collect(args, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
     };
     match result.and_then(|code| out.flush().map(|()| code)) {

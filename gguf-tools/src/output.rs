@@ -170,7 +170,17 @@ impl Progress {
         Progress { bar }
     }
 
-    /// Reports `done` of `total` bytes; `false` asks the work to stop.
+    /// A progress bar that counts `unit` and tells the time left.
+    pub fn counting(what: &'static str, unit: &str) -> Progress {
+        let progress = Progress::new(what);
+        let template = format!("{{msg:10}} {{bar:40}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
+        if let Ok(style) = ProgressStyle::with_template(&template) {
+            progress.bar.set_style(style);
+        }
+        progress
+    }
+
+    /// Reports `done` of `total`; `false` asks the work to stop.
     pub fn step(&mut self, done: u64, total: u64) -> bool {
         self.bar.set_length(total);
         self.bar.set_position(done);

@@ -1,0 +1,21 @@
+//! Thresholds that keep their promise: from losses of prompts to certified levels of agreement.
+//!
+//! A *loss* is one prompt's, in [0, 1]: the share of its generated tokens that an exit emitted and the full model, in
+//! the same context, would not have. The *risk* is its mean over prompts. Prompts are the unit everywhere, because the
+//! tokens of one prompt depend on each other. Prompts must come from where the user's prompts come from, in an order
+//! that does not depend on their losses: that is all the bounds assume.
+//!
+//! - [`bounds`]: p-values and upper bounds on the risk;
+//! - [`sequence`]: Learn-then-Test along a fixed sequence of thresholds;
+//! - [`isotonic`]: from a metric to the probability of agreement;
+//! - [`metric`]: what is measured on the probabilities of a head's candidates.
+//!
+//! Pure arithmetic: no model, no file, no randomness. It refuses losses outside [0, 1].
+
+pub mod bounds;
+pub mod isotonic;
+pub mod metric;
+pub mod sequence;
+
+#[cfg(test)]
+mod simulation;

@@ -1,0 +1,220 @@
+//! Where prompts come from: the model itself, or the user's files.
+//!
+//! With a chat template the model writes the user's turn after the template's own beginning of one, and the runtime's
+//! prompt is made of it as for any other turn. A base model without a template continues from its start token; the first
+//! tokens of that are the prompt. A corpus gives one prompt a paragraph (plain text) or a line (JSONL).
+//!
+//! It refuses templates in which the beginning of a user's turn cannot be found, and corpora without a prompt.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use offramp::{ChatTemplate, Message, Model, Session, Token};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::label::{self, Sampling};
+
+/// The most tokens of a user's turn that the model writes.
+const MAX_TURN: usize = 64;
+/// The tokens of a base model's beginning.
+const BEGINNING: std::ops::RangeInclusive<usize> = 4..=32;
+/// Stands in for the user's turn when the template is looked at; no template changes letters.
+const MARKER: &str = "OFFRAMPUSERTURN";
+
+/// Prompts by their number.
+#[derive(Debug)]
+pub struct Source {
+    template: Option<Template>,
+    /// The tokens before a user's turn that the model is to write; for a base model its start token.
+    opening: Vec<Token>,
+    corpus: Option<Vec<String>>,
+}
+
+#[derive(Debug)]
+struct Template {
+    template: ChatTemplate,
+    /// What the tokenizer adds by itself and a template writes out.
+    bos: String,
+}
+
+impl Template {
+    fn tokens(&self, model: &Model, text: &str) -> anyhow::Result<Vec<Token>> {
+        let text = text.strip_prefix(&self.bos).unwrap_or(text);
+        Ok(model.vocab().tokenize(text, true, true)?)
+    }
+}
+
+impl Source {
+    /// Prompts that the model writes itself.
+    ///
+    /// # Errors
+    ///
+    /// A template that does not parse or that hides where a user's turn begins; a base model without a start token.
+    pub fn of_model(model: &Model) -> anyhow::Result<Source> {
+        let template = template_of(model)?;
+        let opening = match &template {
+            Some(template) => {
+                let text = template.template.render(&[Message::new("user", MARKER)], true)?;
+                let (before, _) = text
+                    .split_once(MARKER)
+                    .context("the model's chat template changes the user's turn: give prompts with --corpus")?;
+                template.tokens(model, before)?
+            }
+            None => {
+                let start = model.vocab().bos().or(model.vocab().eos());
+                vec![start.context("the model has no start token to continue from: give prompts with --corpus")?]
+            }
+        };
+        Ok(Source { template, opening, corpus: None })
+    }
+
+    /// Prompts from files.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, a line of JSONL without a prompt, or no prompt at all.
+    pub fn of_corpus(model: &Model, files: &[impl AsRef<Path>]) -> anyhow::Result<Source> {
+        let mut prompts = Vec::new();
+        for file in files {
+            let path = file.as_ref();
+            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            if path.extension().is_some_and(|extension| extension == "jsonl") {
+                for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+                    let prompt = prompt_of_line(line).with_context(|| format!("{}, line {}", path.display(), i + 1))?;
+                    prompts.push(prompt);
+                }
+            } else {
+                prompts.extend(paragraphs(&text));
+            }
+        }
+        if prompts.is_empty() {
+            bail!("the corpus holds no prompt: plain text gives one a paragraph, JSONL one a line");
+        }
+        Ok(Source { template: template_of(model)?, opening: Vec::new(), corpus: Some(prompts) })
+    }
+
+    /// How the prompts are described in a file.
+    pub fn description(&self) -> String {
+        match (&self.corpus, &self.template) {
+            (Some(prompts), _) => format!("{} prompts of a corpus, answered by the model", prompts.len()),
+            (None, Some(_)) => "user turns written by the model, answered by it".to_string(),
+            (None, None) => "texts written by the model from its start token".to_string(),
+        }
+    }
+
+    /// Whether there is no prompt with this number or a later one.
+    pub fn is_used_up(&self, index: u64) -> bool {
+        self.corpus.as_ref().is_some_and(|prompts| index >= prompts.len() as u64)
+    }
+
+    /// The tokens of one prompt, at most `max_tokens`; `None` where it is empty, too long, or beyond the corpus. The
+    /// session's text is lost.
+    ///
+    /// # Errors
+    ///
+    /// A decode or a template that fails.
+    pub fn prompt(
+        &self,
+        session: &mut Session,
+        index: u64,
+        rng: &mut ChaCha8Rng,
+        max_tokens: usize,
+    ) -> anyhow::Result<Option<Vec<Token>>> {
+        let model = session.model().clone();
+        let turn = match &self.corpus {
+            Some(prompts) => match usize::try_from(index).ok().and_then(|index| prompts.get(index)) {
+                Some(prompt) => prompt.clone(),
+                None => return Ok(None),
+            },
+            None if self.template.is_none() => {
+                let n = rng.random_range(BEGINNING);
+                let mut tokens = self.opening.clone();
+                tokens.extend(write(session, &self.opening, n, rng)?);
+                return Ok((tokens.len() <= max_tokens && tokens.len() > self.opening.len()).then_some(tokens));
+            }
+            None => {
+                let tokens = write(session, &self.opening, MAX_TURN, rng)?;
+                model.vocab().text(&tokens, false).trim().to_string()
+            }
+        };
+        if turn.is_empty() {
+            return Ok(None);
+        }
+        let tokens = match &self.template {
+            Some(template) => {
+                let text = template.template.render(&[Message::new("user", turn)], true)?;
+                template.tokens(&model, &text)?
+            }
+            None => model.vocab().tokenize(&turn, true, false)?,
+        };
+        Ok((!tokens.is_empty() && tokens.len() <= max_tokens).then_some(tokens))
+    }
+}
+
+/// What the model writes after `opening`, without an end token.
+fn write(
+    session: &mut Session,
+    opening: &[Token],
+    max_tokens: usize,
+    rng: &mut ChaCha8Rng,
+) -> anyhow::Result<Vec<Token>> {
+    session.clear();
+    session.set_prompt(opening, &mut |_| {})?;
+    let model = session.model().clone();
+    let gate = session.gate();
+    let mut tokens = Vec::new();
+    while tokens.len() < max_tokens {
+        let logits = gate.logits(0).context("a token was decoded without logits")?;
+        let token = label::sample(logits, Sampling::PROMPT, rng);
+        if model.vocab().is_eog(token) || model.vocab().is_control(token) {
+            break;
+        }
+        tokens.push(token);
+        gate.decode(&[token], offramp::Logits::Last)?;
+    }
+    Ok(tokens)
+}
+
+fn template_of(model: &Model) -> anyhow::Result<Option<Template>> {
+    let Some(source) = model.chat_template() else { return Ok(None) };
+    let vocab = model.vocab();
+    let text = |token: Option<Token>| token.map_or_else(String::new, |token| vocab.text(&[token], true));
+    let template = ChatTemplate::new(source, &text(vocab.bos()), &text(vocab.eos()))?;
+    Ok(Some(Template { template, bos: text(vocab.bos().filter(|_| vocab.adds_bos())) }))
+}
+
+/// The prompt in a line of JSONL: `prompt`, `text`, or the first of `turns`.
+fn prompt_of_line(line: &str) -> anyhow::Result<String> {
+    let record: serde_json::Value = serde_json::from_str(line)?;
+    let field = record.get("prompt").or_else(|| record.get("text")).or_else(|| record.get("turns")?.get(0));
+    let text = field.and_then(serde_json::Value::as_str);
+    Ok(text.context("no text under \"prompt\", \"text\" or the first of \"turns\"")?.to_string())
+}
+
+fn paragraphs(text: &str) -> impl Iterator<Item = String> {
+    let normal = text.replace("\r\n", "\n");
+    let parts: Vec<String> = normal.split("\n\n").map(|part| part.trim().to_string()).collect();
+    parts.into_iter().filter(|part| !part.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_found_in_each_form_of_line() {
+        assert_eq!(prompt_of_line(r#"{"prompt": "a", "text": "b"}"#).unwrap(), "a");
+        assert_eq!(prompt_of_line(r#"{"text": "b"}"#).unwrap(), "b");
+        assert_eq!(prompt_of_line(r#"{"turns": ["c", "d"]}"#).unwrap(), "c");
+        for bad in ["", "[]", "{}", r#"{"prompt": 3}"#, r#"{"turns": []}"#] {
+            assert!(prompt_of_line(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn plain_text_gives_a_prompt_a_paragraph() {
+        let found: Vec<String> = paragraphs("one\ntwo\r\n\r\n\n\n three \n\n").collect();
+        assert_eq!(found, ["one\ntwo", "three"]);
+    }
+}

@@ -1,0 +1,166 @@
+//! From a tiny model to one with a screen, as the program does it: the tokens, the file, and what is refused.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use gguf_tools::collect::store::Reader;
+use offramp::gate::Tap;
+use offramp::gguf::File;
+use offramp::gguf::exits::{ExitHeads, Form};
+use offramp_fixtures::{Arch, TinyModel, WeightType};
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    /// A folder with `model.gguf`, which has a chat template.
+    fn new() -> Folder {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        folder.model("model.gguf", Arch::Llama);
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn model(&self, name: &str, arch: Arch) {
+        let bytes = TinyModel::new(arch).seed(3).weights(WeightType::Q8_0).layers(3).bytes();
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        let program = env!("CARGO_BIN_EXE_gguf-tools");
+        Command::new(program).args(arguments.split(' ')).current_dir(self.0.path()).output().unwrap()
+    }
+
+    /// What a verb prints that must succeed.
+    fn text(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a verb says that must fail, and print nothing.
+    fn refusal(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.code() == Some(1) && output.stdout.is_empty(), "{arguments} must fail with 1");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+/// The names and contents of a folder's files.
+fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let mut files: Vec<(String, Vec<u8>)> = entries
+        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_collection_in_two_parts_is_byte_for_byte_that_in_one() {
+    let folder = Folder::new();
+    folder.text("collect model.gguf -o whole --tokens 120 --answer 8 --layers 0,1 --seed 5");
+    folder.text("collect model.gguf -o parts --tokens 40 --answer 8 --layers 0,1 --seed 5");
+    assert_ne!(contents(&folder.path("parts")), contents(&folder.path("whole")));
+    folder.text("collect model.gguf -o parts --tokens 120 --answer 8 --layers 0,1 --seed 5 --resume");
+    assert_eq!(contents(&folder.path("parts")), contents(&folder.path("whole")));
+
+    let reader = Reader::open(&folder.path("whole")).unwrap();
+    let n_tokens = reader.sequences().last().unwrap().end;
+    assert!((120..128).contains(&n_tokens));
+    for tap in [Tap::Layer(0), Tap::Layer(1), Tap::ResultNorm] {
+        let hidden = reader.hidden(tap, 0..n_tokens).unwrap();
+        assert!(hidden.len() as u64 == 128 * n_tokens && hidden.iter().any(|value| *value != 0.0));
+    }
+    // Where the answer is greedy, each decoded token is the choice at the one before.
+    let labels = reader.labels(reader.sequences()[0].clone()).unwrap();
+    assert!(labels.windows(2).all(|pair| pair[0].argmax() == pair[1].token));
+    let labels = reader.labels(0..n_tokens).unwrap();
+    for label in labels {
+        let mass: f32 = label.top.iter().map(|(_, probability)| probability).sum();
+        assert!((mass + label.rest - 1.0).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn a_base_model_and_a_corpus_give_tokens_too() {
+    let folder = Folder::new();
+    folder.model("base.gguf", Arch::Gemma3);
+    folder.text("collect base.gguf -o base --tokens 30 --answer 8");
+    std::fs::write(folder.path("prompts.txt"), "What is up?\n\nTell me more\nof that.\n").unwrap();
+    std::fs::write(folder.path("prompts.jsonl"), "{\"turns\": [\"Hello\", \"again\"]}\n").unwrap();
+    let text = folder.text("collect model.gguf -o corpus --answer 4 --corpus prompts.txt prompts.jsonl");
+    assert!(text.contains("the corpus has no more"), "{text}");
+    assert!(Reader::open(&folder.path("corpus")).unwrap().sequences().len() <= 3);
+}
+
+#[test]
+fn a_model_gets_a_screen_and_the_same_one_again() {
+    let folder = Folder::new();
+    let arguments = "--tokens 500 --answer 8 --screen-rank 64 --shortlist 64 --agreement-levels 0.5,0.9";
+    let text = folder.text(&format!("add-heads model.gguf -o merged.gguf {arguments}"));
+    assert!(text.contains("screen: rank 64, 64 candidates"), "{text}");
+    assert!(!folder.path("merged.gguf.tokens").exists(), "the tokens were of use for this file alone");
+    let file = File::open(folder.path("merged.gguf")).unwrap();
+    let heads = ExitHeads::open(&file).unwrap();
+    assert_eq!(heads.form(), Form::Merged);
+    assert!(heads.heads().is_empty());
+    let meta = heads.meta();
+    assert_eq!((meta.screen.rank, meta.screen.shortlist, meta.agreements.as_slice()), (64, 64, [0.5, 0.9].as_slice()));
+    assert_eq!(meta.screen.thresholds.len(), 2);
+    let calibration = meta.calibration.as_ref().unwrap();
+    assert!(calibration.n_prompts > 20 && calibration.risk[0] <= calibration.risk_bound[0]);
+
+    folder.text("verify merged.gguf");
+    folder.text("strip-heads merged.gguf -o again.gguf");
+    assert_eq!(std::fs::read(folder.path("again.gguf")).unwrap(), std::fs::read(folder.path("model.gguf")).unwrap());
+
+    folder.text("collect model.gguf -o tokens --tokens 500 --answer 8");
+    folder.text(&format!("add-heads model.gguf -o heads.gguf --sidecar --resume tokens {arguments}"));
+    folder.text("attach model.gguf heads.gguf -o same.gguf");
+    let bytes = |name: &str| std::fs::read(folder.path(name)).unwrap();
+    assert!(bytes("same.gguf") == bytes("merged.gguf"), "the same tokens and seed give the same file");
+    assert!(folder.path("tokens").exists());
+
+    let again = format!("add-heads model.gguf -o merged.gguf --resume tokens {arguments}");
+    assert!(folder.refusal(&again).contains("merged.gguf"));
+    folder.text(&format!("{again} --force"));
+    assert!(bytes("same.gguf") == bytes("merged.gguf"));
+    assert!(folder.refusal(&again.replace("model.gguf -o merged", "merged.gguf -o out")).contains("strip-heads first"));
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_the_work() {
+    let folder = Folder::new();
+    let refused = |arguments: &str, reason: &str| {
+        let text = folder.refusal(arguments);
+        assert!(text.contains(reason), "{arguments}: {text}");
+    };
+    refused("collect model.gguf -o t --layers 2", "give ascending layers from 0 to 1");
+    refused("collect model.gguf -o t --answer 0", "answers of 0 tokens");
+    refused("collect missing.gguf -o t", "missing.gguf");
+    std::fs::write(folder.path("empty.txt"), "\n\n").unwrap();
+    refused("collect model.gguf -o t --corpus empty.txt", "holds no prompt");
+    std::fs::write(folder.path("bad.jsonl"), "{\"prompt\": \"a\"}\n{}\n").unwrap();
+    refused("collect model.gguf -o t --corpus bad.jsonl", "bad.jsonl, line 2");
+    refused("add-heads model.gguf -o model.gguf", "model.gguf");
+    refused("add-heads model.gguf -o out.gguf --agreement-levels 0.9,0.8", "ascending shares");
+    refused("add-heads model.gguf -o out.gguf --delta 1", "delta");
+
+    folder.text("collect model.gguf -o few --tokens 40 --answer 8");
+    refused("collect model.gguf -o few --tokens 40 --answer 8", "go on with --resume");
+    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8", "at least 20 are needed");
+    refused("collect model.gguf -o few --tokens 40 --answer 8 --seed 9 --resume", "seed 0, not 9");
+    folder.model("other.gguf", Arch::Qwen3);
+    refused("add-heads other.gguf -o out.gguf --resume few --tokens 40", "the tokens were collected from");
+    refused("add-heads other.gguf -o out.gguf --resume few --tokens 400 --answer 8", "was collected with");
+    std::fs::write(folder.path("few/labels.bin"), "short").unwrap();
+    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8", "labels.bin holds 5 bytes");
+    assert!(!folder.path("out.gguf").exists() && !folder.path("t").exists());
+
+    let plan = folder.text("add-heads model.gguf -o out.gguf --dry-run --tokens 2k");
+    assert!(plan.contains("2000 tokens would be collected in out.gguf.tokens"), "{plan}");
+    assert!(!folder.path("out.gguf").exists() && !folder.path("out.gguf.tokens").exists());
+}

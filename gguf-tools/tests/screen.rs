@@ -1,0 +1,170 @@
+//! A screen on a matrix whose answer is known: hidden states that use few directions, and choices that follow from them.
+
+use gguf_tools::add_heads::{self, Options};
+use gguf_tools::collect::label::Label;
+use gguf_tools::collect::store::{Manifest, Reader, Sequence, Store};
+use gguf_tools::screen::Screen;
+use gguf_tools::screen::basis::{Moments, Subspace, product_of_rows};
+use gguf_tools::screen::evaluate::Evaluator;
+use gguf_tools::screen::output_matrix::OutputMatrix;
+use offramp::Token;
+use offramp::gate::Tap;
+use offramp::gguf::exits::{Base, ExitHeads};
+use offramp::gguf::{File, Writer, exits};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const N_EMBD: usize = 64;
+const N_VOCAB: usize = 600;
+/// The directions that hidden states use; the others hold a thousandth of their energy.
+const N_USED: usize = 24;
+
+fn normal(rng: &mut ChaCha8Rng) -> f32 {
+    (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0
+}
+
+fn rows(rng: &mut ChaCha8Rng, n: usize, width: usize) -> Vec<f32> {
+    (0..n * width).map(|_| normal(rng)).collect()
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    model: File,
+    base: Base,
+    reader: Reader,
+}
+
+/// A model file of one matrix, and 120 collected sequences of 10 tokens.
+fn world() -> World {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let matrix = rows(&mut rng, N_VOCAB, N_EMBD);
+    let mut writer = Writer::new();
+    writer.key("general.architecture", "llama").unwrap();
+    writer.key("llama.embedding_length", N_EMBD as u32).unwrap();
+    writer.key("llama.block_count", 3u32).unwrap();
+    let tokens: Vec<String> = (0..N_VOCAB).map(|i| format!("t{i}")).collect();
+    writer.key("tokenizer.ggml.tokens", tokens.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    writer.tensor_f32("output.weight", &[N_EMBD as u64, N_VOCAB as u64], &matrix).unwrap();
+    let model = File::from_bytes(writer.to_bytes().unwrap(), "world.gguf").unwrap();
+    let base = Base::of(&model, &mut |_, _| true).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = Manifest {
+        version: Manifest::VERSION,
+        model: base.name.clone(),
+        sha256: base.sha256.clone(),
+        n_embd: N_EMBD as u32,
+        n_vocab: N_VOCAB as u32,
+        layers: Vec::new(),
+        prompts: "none".into(),
+        answer: 10,
+        seed: 0,
+        engine: "test".into(),
+        width_difference: 0.0,
+    };
+    let mut store = Store::open(folder.path(), manifest, 1200, false).unwrap();
+    let directions = rows(&mut rng, N_EMBD, N_EMBD);
+    for index in 0..120 {
+        for _ in 0..10 {
+            let weights: Vec<f32> =
+                (0..N_EMBD).map(|i| normal(&mut rng) * if i < N_USED { 1.0 } else { 0.03 }).collect();
+            let hidden = product_of_rows(&weights, &directions, N_EMBD);
+            let logits = product_of_rows(&hidden, &matrix, N_EMBD);
+            store.push(&Label::of(Token(0), &logits), &[hidden]).unwrap();
+        }
+        store.commit(&Sequence { index, n_prompt: 1, is_greedy: true }).unwrap();
+    }
+    drop(store);
+    let reader = Reader::open(folder.path()).unwrap();
+    World { folder, model, base, reader }
+}
+
+#[test]
+fn few_directions_and_four_bits_find_the_choice() {
+    let world = world();
+    let matrix = OutputMatrix::of(&world.model).unwrap();
+    let fit = 0..600;
+    let (hidden, labels) = (world.reader.hidden(Tap::ResultNorm, fit.clone()), world.reader.labels(fit));
+    let mut moments = Moments::new(N_EMBD, N_VOCAB);
+    moments.add(&hidden.unwrap(), &labels.unwrap()).unwrap();
+    let subspace = Subspace::fit(&matrix, &moments).unwrap();
+    let screen = Screen::new(&matrix, &subspace, 32, 7).unwrap();
+    assert_eq!(screen.bytes(), (2 * 32 * N_EMBD + 18 * N_VOCAB) as u64);
+
+    let held_out: Vec<usize> = (60..120).collect();
+    let evaluator = Evaluator::new(matrix, &screen).unwrap();
+    let found = evaluator.run(&world.reader, &held_out, &[1, 8, 600], &mut |_| true).unwrap();
+    let recall = |i: usize| found[i].concat().iter().filter(|token| token.is_found).count() as f64 / 600.0;
+    assert!(recall(0) > 0.8 && recall(1) > 0.99 && recall(2) == 1.0, "{} {} {}", recall(0), recall(1), recall(2));
+    // With all tokens as candidates the last one scores least: no slack is larger.
+    for (few, all) in found[1].concat().iter().zip(found[2].concat()) {
+        assert!(few.slack <= all.slack + 1e-3 && all.slack > 0.0);
+    }
+
+    for rank in [0, 40, 96] {
+        assert!(Screen::new(&matrix, &subspace, rank, 7).is_err(), "rank {rank}");
+    }
+    let stopped = evaluator.run(&world.reader, &held_out, &[8], &mut |_| false).unwrap_err();
+    assert!(matches!(stopped.downcast_ref(), Some(offramp::gguf::Error::Interrupted)));
+}
+
+#[test]
+fn what_is_made_is_certified_written_and_read_back() {
+    let world = world();
+    let matrix = OutputMatrix::of(&world.model).unwrap();
+    let mut options = Options {
+        rank: Some(32),
+        count: None,
+        agreements: vec![0.9, 0.99],
+        delta: 0.05,
+        seed: 0,
+        date: "2026-01-31".into(),
+    };
+    let made = add_heads::make(&matrix, world.base.clone(), &world.reader, &options, &mut |_, _, _| true);
+    assert!(made.unwrap_err().to_string().contains("--shortlist"), "600 tokens are too few to choose for");
+    options.count = Some(32);
+    let made = add_heads::make(&matrix, world.base.clone(), &world.reader, &options, &mut |_, _, _| true).unwrap();
+    assert_eq!((made.n_prompts, made.levels.len()), (60, 2));
+    let [lax, strict] = made.levels.as_slice() else { panic!("two levels") };
+    assert!(lax.certified.is_some() && lax.usage == 1.0, "{lax:?}");
+    // 60 prompts cannot certify 0.99, whatever they show: the level is off.
+    assert!(strict.certified.is_none() && strict.threshold == f32::INFINITY && strict.least_prompts == 299);
+
+    let mut writer = exits::sidecar(&world.model, &made.meta).unwrap();
+    made.write_tensors(&mut writer).unwrap();
+    let sidecar = File::from_bytes(writer.to_bytes().unwrap(), "heads.gguf").unwrap();
+    let heads = ExitHeads::open(&sidecar).unwrap();
+    assert_eq!(*heads.meta(), made.meta);
+    let screen = heads.screen().unwrap();
+    assert_eq!((screen.basis.info.dims(), screen.output.info.dims()), ([64, 32].as_slice(), [32, 600].as_slice()));
+    assert_eq!(screen.output.data, made.screen.output);
+
+    let other = Base { sha256: "0".repeat(64), ..world.base };
+    let refused = add_heads::make(&matrix, other, &world.reader, &options, &mut |_, _, _| true).unwrap_err();
+    assert!(refused.to_string().contains("were collected from"), "{refused}");
+    drop(world.folder);
+}
+
+#[test]
+fn matrices_that_a_screen_cannot_stand_for_are_refused() {
+    let refusal = |build: &dyn Fn(&mut Writer)| {
+        let mut writer = Writer::new();
+        writer.key("general.architecture", "llama").unwrap();
+        build(&mut writer);
+        let file = File::from_bytes(writer.to_bytes().unwrap(), "bad.gguf").unwrap();
+        OutputMatrix::of(&file).unwrap_err().to_string()
+    };
+    let none = refusal(&|writer| {
+        writer.tensor_f32("other", &[4], &[0.0; 4]).unwrap();
+    });
+    assert!(none.contains("neither output.weight nor token_embd.weight"), "{none}");
+    let bias = refusal(&|writer| {
+        writer.tensor_f32("output.weight", &[4, 2], &[0.0; 8]).unwrap();
+        writer.tensor_f32("output.bias", &[2], &[0.0; 2]).unwrap();
+    });
+    assert!(bias.contains("output.bias"), "{bias}");
+    let vector = refusal(&|writer| {
+        writer.tensor_f32("output.weight", &[4], &[0.0; 4]).unwrap();
+    });
+    assert!(vector.contains("no matrix"), "{vector}");
+}
