@@ -19,6 +19,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file is no sound GGUF, or not safe to hand to llama.cpp.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::Error),
     /// llama.cpp refused a model file.
     #[error("llama.cpp cannot load {}: {log}", path.display())]
     Load {
@@ -118,6 +121,12 @@ pub enum Error {
     /// The caller cancelled the call.
     #[error("cancelled")]
     Cancelled,
+    /// Exit heads cannot be evaluated here.
+    #[error("the exit heads cannot be evaluated: {found}; run with --exits off")]
+    Heads {
+        /// What was met.
+        found: String,
+    },
     /// The gate met a graph that it does not know how to stop or resume.
     #[error("the layer gate cannot work on this graph: {found}; run with --exits off")]
     Gate {

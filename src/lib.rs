@@ -32,14 +32,17 @@ mod error;
 pub mod gate;
 pub mod gguf;
 #[allow(unsafe_code)]
+mod heads;
+#[allow(unsafe_code)]
 mod llama;
+mod policy;
 mod session;
 
 pub use error::{Error, LlamaLog, Result};
 pub use llama::batch::Logits;
 pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
 pub use session::{
-    CacheType, CancelHandle, ChatTemplate, ExitPoint, FlashAttn, GenerateParams, Generation, GpuLayers, Message, Model,
+    CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers, Message, Model,
     ModelInfo, ModelParams, PromptProgress, PromptReport, Sampler, SamplerParams, Session, SessionParams, StopReason,
     TemplateError, TokenEvent,
 };

@@ -10,6 +10,8 @@ use llama_cpp_sys_2 as sys;
 use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{self, Gate, GateSupport};
+use crate::gguf;
+use crate::heads::Heads;
 use crate::llama::context::Context;
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::{Device, Vocab, devices};
@@ -61,13 +63,15 @@ pub struct ModelParams {
     pub use_mmap: bool,
     /// Keeps the weights from being swapped out.
     pub use_mlock: bool,
+    /// A sidecar with exit heads for the model; `None` takes those around it, where the file is a merged one.
+    pub heads: Option<PathBuf>,
     /// Refuses a model whose weights do not fit into the memory that is free.
     pub check_memory: bool,
 }
 
 impl Default for ModelParams {
     fn default() -> Self {
-        Self { gpu_layers: GpuLayers::Auto, use_mmap: true, use_mlock: false, check_memory: true }
+        Self { gpu_layers: GpuLayers::Auto, use_mmap: true, use_mlock: false, heads: None, check_memory: true }
     }
 }
 
@@ -113,6 +117,7 @@ struct Inner {
     vocab: Vocab,
     info: ModelInfo,
     chat_template: Option<String>,
+    heads: Option<Arc<Heads>>,
     gate_support: OnceLock<GateSupport>,
 }
 
@@ -137,18 +142,21 @@ impl Model {
     ) -> Result<Self> {
         let path = path.as_ref();
         let file_size = std::fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?.len();
+        let file = gguf::File::open(path)?;
+        let offset = gguf::exits::base_offset(&file)?;
+        let heads = Heads::open(file, params.heads.as_deref())?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
             GpuLayers::Count(n) => Some(n),
             GpuLayers::Auto => layers_that_fit(file_size, &devices()),
         };
-        let load = LoadParams { n_gpu_layers, use_mmap: params.use_mmap, use_mlock: params.use_mlock, offset: 0 };
+        let load = LoadParams { n_gpu_layers, use_mmap: params.use_mmap, use_mlock: params.use_mlock, offset };
         let raw = Arc::new(RawModel::load(path, &load, progress)?);
         let vocab = Vocab::new(Arc::clone(&raw));
         let info = describe(path, &raw, &vocab);
         check_generates(&raw, &info)?;
         let chat_template = raw.chat_template();
-        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, gate_support: OnceLock::new() })))
+        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, heads, gate_support: OnceLock::new() })))
     }
 
     /// What the model says of itself.
@@ -180,6 +188,11 @@ impl Model {
         let support = gate::self_test(&mut gate, self.0.info.n_layer, self.0.vocab.n_tokens())?;
         tracing::debug!(?support, "gate self-test");
         Ok(self.0.gate_support.get_or_init(|| support))
+    }
+
+    /// The exit heads that came with the model.
+    pub(crate) fn heads(&self) -> Option<&Arc<Heads>> {
+        self.0.heads.as_ref()
     }
 
     pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
