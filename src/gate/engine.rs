@@ -119,8 +119,9 @@ impl Gate {
     }
 
     /// Runs `tokens` (at most `n_ubatch`) and shows their hidden states at each of `taps`, lowest first, until
-    /// `observer` breaks. All of the tokens get logits. While tokens are pending, the decode stops at the lowest block
-    /// that one of them stopped after, whatever the observer says, so that this block must be among the taps.
+    /// `observer` breaks. All of the tokens get logits. While tokens are pending, the decode stops at the last of the
+    /// taps at the latest, whatever the observer says, and that one must not lie above the lowest block that a pending
+    /// token stopped after.
     ///
     /// # Errors
     /// [`Error::InvalidValue`] for taps that are out of order or above what the pending tokens allow; [`Error::Gate`]
@@ -129,13 +130,14 @@ impl Gate {
         let ceiling = self.pending.last().map(|pending| Tap::Layer(pending.layer));
         self.check_taps(taps, None, ceiling)?;
         let n_embd = self.n_embd;
+        let last = ceiling.and(taps.last().copied());
         let mut saved: Vec<(u32, Vec<f32>)> = Vec::new();
         let mut watch = |tap: Tap, hidden: &[f32]| {
             if let Tap::Layer(il) = tap {
                 saved.push((il, hidden.to_vec()));
             }
             match observer(tap, hidden) {
-                ControlFlow::Continue(()) if Some(tap) != ceiling => ControlFlow::Continue(()),
+                ControlFlow::Continue(()) if Some(tap) != last => ControlFlow::Continue(()),
                 _ => ControlFlow::Break(()),
             }
         };
@@ -264,15 +266,15 @@ impl Gate {
         let ordered = taps.windows(2).all(|pair| pair[0] < pair[1]);
         let exist = taps.iter().all(|&tap| tap < Tap::Layer(self.n_layer) || tap == Tap::ResultNorm);
         let above_resume = above.is_none_or(|above| taps.iter().all(|&tap| tap > above));
-        let below_ceiling = ceiling.is_none_or(|ceiling| taps.last() == Some(&ceiling));
+        let below_ceiling = ceiling.is_none_or(|ceiling| taps.last().is_some_and(|&last| last <= ceiling));
         if ordered && exist && above_resume && below_ceiling {
             return Ok(());
         }
         Err(Error::InvalidValue {
             name: "taps",
             found: format!("{taps:?} with {} pending tokens", self.pending.len()),
-            expected: "existing blocks in ascending order, above the block that pending tokens resume after, or ending \
-                       at it while they are pending",
+            expected: "existing blocks in ascending order: above the one that a catch-up resumes after, and no higher \
+                       than it for tokens that join the pending ones",
         })
     }
 }

@@ -6,6 +6,7 @@
 //! context; it never cuts them.
 
 mod exits;
+mod memory;
 mod model;
 mod params;
 mod sampler;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use exits::Exits;
+pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
 pub use sampler::{Sampler, SamplerParams};

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use llama_cpp_sys_2 as sys;
 
+use super::memory::{self, MemoryEstimate, MemoryShape};
 use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{self, Gate, GateSupport};
@@ -65,13 +66,24 @@ pub struct ModelParams {
     pub use_mlock: bool,
     /// A sidecar with exit heads for the model; `None` takes those around it, where the file is a merged one.
     pub heads: Option<PathBuf>,
-    /// Refuses a model whose weights do not fit into the memory that is free.
+    /// Refuses a model whose weights, and a session whose cache, do not fit into the memory that is free.
     pub check_memory: bool,
+    /// Loads architectures too whose loader in llama.cpp was not read for defects that a crafted file could reach
+    /// ([`gguf::ARCHITECTURES`] are those that were). The checks that hold for every model are made all the same.
+    /// Programs that open files from strangers should say no.
+    pub allow_unread: bool,
 }
 
 impl Default for ModelParams {
     fn default() -> Self {
-        Self { gpu_layers: GpuLayers::Auto, use_mmap: true, use_mlock: false, heads: None, check_memory: true }
+        Self {
+            gpu_layers: GpuLayers::Auto,
+            use_mmap: true,
+            use_mlock: false,
+            heads: None,
+            check_memory: true,
+            allow_unread: true,
+        }
     }
 }
 
@@ -118,6 +130,8 @@ struct Inner {
     info: ModelInfo,
     chat_template: Option<String>,
     heads: Option<Arc<Heads>>,
+    memory: MemoryShape,
+    check_memory: bool,
     gate_support: OnceLock<GateSupport>,
 }
 
@@ -141,14 +155,12 @@ impl Model {
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Self> {
         let path = path.as_ref();
-        let file_size = std::fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?.len();
-        let file = gguf::File::open(path)?;
-        let offset = gguf::exits::base_offset(&file)?;
+        let (file, memory, offset) = check_file(path, params)?;
         let heads = Heads::open(file, params.heads.as_deref())?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
             GpuLayers::Count(n) => Some(n),
-            GpuLayers::Auto => layers_that_fit(file_size, &devices()),
+            GpuLayers::Auto => layers_that_fit(memory.weights().weights, &devices()),
         };
         let load = LoadParams { n_gpu_layers, use_mmap: params.use_mmap, use_mlock: params.use_mlock, offset };
         let raw = Arc::new(RawModel::load(path, &load, progress)?);
@@ -156,7 +168,9 @@ impl Model {
         let info = describe(path, &raw, &vocab);
         check_generates(&raw, &info)?;
         let chat_template = raw.chat_template();
-        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, heads, gate_support: OnceLock::new() })))
+        let check_memory = params.check_memory;
+        let gate_support = OnceLock::new();
+        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, heads, memory, check_memory, gate_support })))
     }
 
     /// What the model says of itself.
@@ -196,9 +210,31 @@ impl Model {
     }
 
     pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
+        if self.0.check_memory {
+            // The weights are in memory already, or mapped and counted as such.
+            let estimate = self.0.memory.estimate(params, memory::available());
+            MemoryEstimate { weights: 0, ..estimate }.check(self.0.memory.path())?;
+        }
         let context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?)?;
         Ok(Gate::new(context, self.0.info.n_layer, self.0.info.n_embd))
     }
+}
+
+/// What must hold before llama.cpp sees the file; and where in it the model begins.
+fn check_file(path: &Path, params: &ModelParams) -> Result<(gguf::File, MemoryShape, u64)> {
+    let file = gguf::File::open(path)?;
+    let preflight = match gguf::preflight(&file) {
+        Err(gguf::Error::UnreadLoader { what, found, .. }) if params.allow_unread => {
+            tracing::info!("{what} {found} was not read for defects; checking what holds for every model");
+            gguf::preflight_unread(&file)?
+        }
+        result => result?,
+    };
+    let memory = MemoryShape::of(&file)?;
+    if params.check_memory {
+        memory.weights().check(path)?;
+    }
+    Ok((file, memory, preflight.base_offset))
 }
 
 fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {

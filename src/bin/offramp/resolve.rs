@@ -21,7 +21,7 @@ pub fn model_file(file: Option<&Path>, hf_repo: Option<&str>) -> Result<PathBuf,
 
 fn default_model() -> Result<PathBuf, Failure> {
     let folder = cache_folder(|name| std::env::var_os(name).filter(|value| !value.is_empty()));
-    let path = folder.map(|folder| folder.join("models").join(DEFAULT_MODEL)).ok_or_else(|| {
+    let path = folder.map(|folder| folder.join(DEFAULT_MODEL)).ok_or_else(|| {
         Failure::failed("there is no home folder to look for the default model in; give a model with -m FILE")
     })?;
     if path.is_file() {
@@ -38,11 +38,11 @@ fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> 
     if let Some(folder) = variable("OFFRAMP_CACHE") {
         return Some(folder.into());
     }
-    if let Some(folder) = variable("XDG_CACHE_HOME") {
-        return Some(Path::new(&folder).join("offramp"));
+    if cfg!(target_os = "macos") {
+        return Some(Path::new(&variable("HOME")?).join("Library/Caches/offramp"));
     }
-    let home = PathBuf::from(variable("HOME")?);
-    Some(if cfg!(target_os = "macos") { home.join("Library/Caches/offramp") } else { home.join(".cache/offramp") })
+    let base = variable("XDG_CACHE_HOME").map(PathBuf::from);
+    Some(base.or_else(|| Some(Path::new(&variable("HOME")?).join(".cache")))?.join("offramp"))
 }
 
 #[cfg(feature = "hf")]
@@ -66,7 +66,6 @@ mod tests {
     #[test]
     fn our_own_variable_goes_first() {
         assert_eq!(folder(&[("OFFRAMP_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Some("/a".into()));
-        assert_eq!(folder(&[("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Some("/b/offramp".into()));
         assert_eq!(folder(&[]), None);
     }
 
@@ -74,5 +73,6 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn by_default_it_is_under_the_home_folder() {
         assert_eq!(folder(&[("HOME", "/c")]), Some("/c/.cache/offramp".into()));
+        assert_eq!(folder(&[("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Some("/b/offramp".into()));
     }
 }

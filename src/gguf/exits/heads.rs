@@ -243,7 +243,7 @@ impl<'a> ExitHeads<'a> {
             }
         }
         let n_vocab = model.get("tokenizer.ggml.tokens").and_then(|tokens| tokens.as_array()).map(|array| array.len());
-        if let Some(found) = n_vocab.filter(|&found| found != base.n_vocab.into()) {
+        if let Some(found) = n_vocab.filter(|&found| found != u64::from(base.n_vocab)) {
             return Err(self.file.key_value_error("exit.base.n_vocab", format!("the model's {found}"), base.n_vocab));
         }
         Ok(())

@@ -96,7 +96,7 @@ fn ue4m3(bits: u8) -> f32 {
 /// point of a fraction of 256.
 fn ternary(byte: u8, digit: u32) -> f32 {
     let shifted = byte.wrapping_mul(3u8.pow(digit));
-    f32::from(u16::from(shifted) * 3 >> 8) - 1.0
+    f32::from((u16::from(shifted) * 3) >> 8) - 1.0
 }
 
 pub fn tq1_0(block: &[u8], out: &mut [f32]) {

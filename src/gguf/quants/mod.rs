@@ -20,7 +20,7 @@ use super::types::TensorType;
 /// [`Error::DataSize`] where `bytes` is no whole number of blocks.
 pub fn dequantize(ty: TensorType, bytes: &[u8]) -> Result<Vec<f32>> {
     let (block_size, block_bytes) = (ty.block_size() as usize, ty.block_bytes() as usize);
-    if bytes.len() % block_bytes != 0 {
+    if !bytes.len().is_multiple_of(block_bytes) {
         let expected = (bytes.len() / block_bytes * block_bytes) as u64;
         return Err(Error::DataSize { name: "data".into(), ty, expected, found: bytes.len() as u64 });
     }

@@ -1,0 +1,152 @@
+//! `-hf` against a hub on this machine: listing, download, resumption, cache, and what is said when something is not there.
+#![cfg(feature = "hf")]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use support::{Finished, TempFolder, default_model, offramp};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const LISTING: &str = r#"{"sha": "0123456789abcdef0123456789abcdef01234567",
+    "siblings": [{"rfilename": "README.md"}, {"rfilename": "tiny-Q4_K_M.gguf"}, {"rfilename": "tiny-q8_0.gguf"}]}"#;
+
+/// A hub with one repository, `user/tiny`.
+struct Hub {
+    endpoint: String,
+    /// The `Range` of each request for a file, in order.
+    ranges: Arc<Mutex<Vec<String>>>,
+}
+
+impl Hub {
+    /// The first answer with more than one byte of a file breaks off after `cut_after` bytes.
+    fn start(model: &'static Path, cut_after: Option<u64>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let ranges = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&ranges);
+        std::thread::spawn(move || {
+            let mut cut_after = cut_after;
+            for stream in listener.incoming().flatten() {
+                // A client that hangs up is its own business.
+                let _ = answer(stream, model, &seen, &mut cut_after);
+            }
+        });
+        Self { endpoint, ranges }
+    }
+
+    fn inspect(&self, name: &str, home: &Path) -> Finished {
+        let mut command = offramp(&["inspect", "-hf", name]);
+        Finished::of(command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", home).output().unwrap())
+    }
+}
+
+fn answer(
+    mut stream: TcpStream,
+    model: &Path,
+    ranges: &Mutex<Vec<String>>,
+    cut_after: &mut Option<u64>,
+) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().unwrap_or(Ok(String::new()))?;
+    let target = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut range = String::new();
+    for line in lines {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        if let Some((name, value)) = line.split_once(": ")
+            && name.eq_ignore_ascii_case("range")
+        {
+            range = value.to_owned();
+        }
+    }
+    if target.starts_with("/api/models/user/tiny/") {
+        return respond(&mut stream, "200 OK", &[], LISTING.as_bytes());
+    }
+    if !target.starts_with("/user/tiny/resolve/main/tiny-") {
+        return respond(&mut stream, "404 Not Found", &[], b"");
+    }
+    ranges.lock().unwrap().push(range.clone());
+    let mut file = std::fs::File::open(model)?;
+    let size = file.metadata()?.len();
+    let (start, end) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap();
+    let start: u64 = start.parse().unwrap();
+    let end = end.parse().map_or(size, |end: u64| end + 1);
+    let headers = [
+        format!("Content-Range: bytes {start}-{}/{size}", end - 1),
+        "ETag: \"etag-of-tiny\"".to_owned(),
+        format!("X-Repo-Commit: {COMMIT}"),
+    ];
+    head(&mut stream, "206 Partial Content", &headers, end - start)?;
+    file.seek(SeekFrom::Start(start))?;
+    let is_content = end - start > 1;
+    let sent = cut_after.take_if(|_| is_content).unwrap_or(end - start);
+    std::io::copy(&mut file.take(sent.min(end - start)), &mut stream)?;
+    Ok(())
+}
+
+fn head(stream: &mut TcpStream, status: &str, headers: &[String], length: u64) -> std::io::Result<()> {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n")
+}
+
+fn respond(stream: &mut TcpStream, status: &str, headers: &[String], body: &[u8]) -> std::io::Result<()> {
+    head(stream, status, headers, body.len() as u64)?;
+    stream.write_all(body)
+}
+
+#[test]
+fn a_model_is_fetched_once_and_then_taken_from_the_cache() {
+    let hub = Hub::start(default_model(), None);
+    let home = TempFolder::new("hub-once");
+    assert!(hub.inspect("user/tiny", home.path()).success().contains("architecture: llama"));
+    let asked = hub.ranges.lock().unwrap().len();
+    assert!(hub.inspect("user/tiny", home.path()).success().contains("tiny-Q4_K_M.gguf"));
+    assert_eq!(hub.ranges.lock().unwrap().len(), asked, "the file was fetched again");
+    let offline = Hub { endpoint: "http://127.0.0.1:9".to_owned(), ranges: Arc::default() };
+    assert!(offline.inspect("user/tiny", home.path()).success().contains("tiny-Q4_K_M.gguf"));
+}
+
+#[test]
+fn a_download_that_breaks_off_is_continued() {
+    let hub = Hub::start(default_model(), Some(1 << 20));
+    let home = TempFolder::new("hub-resume");
+    assert!(hub.inspect("user/tiny:Q8_0", home.path()).success().contains("tiny-q8_0.gguf"));
+    assert!(hub.ranges.lock().unwrap().contains(&format!("bytes={}-", 1 << 20)));
+}
+
+#[test]
+fn a_missing_quantization_says_what_there_is() {
+    let hub = Hub::start(default_model(), None);
+    let home = TempFolder::new("hub-quant");
+    let finished = hub.inspect("user/tiny:Q2_K", home.path());
+    let line = finished.failure(1);
+    assert!(line.contains("it has no Q2_K; there is: tiny-Q4_K_M, tiny-q8_0"), "{line}");
+}
+
+#[test]
+fn a_missing_repository_is_named() {
+    let hub = Hub::start(default_model(), None);
+    let home = TempFolder::new("hub-repo");
+    let finished = hub.inspect("user/other", home.path());
+    assert!(finished.failure(1).contains("no model user/other"), "{finished:?}");
+}
+
+#[test]
+fn a_hub_that_does_not_answer_is_told_apart() {
+    let hub = Hub { endpoint: "http://127.0.0.1:9".to_owned(), ranges: Arc::default() };
+    let home = TempFolder::new("hub-down");
+    assert!(hub.inspect("user/tiny", home.path()).failure(1).contains("does not answer"));
+}
+
+#[test]
+fn a_name_that_is_none_is_wrong_usage() {
+    let home = TempFolder::new("hub-name");
+    let hub = Hub { endpoint: "http://127.0.0.1:9".to_owned(), ranges: Arc::default() };
+    assert!(hub.inspect("tiny", home.path()).failure(2).contains("USER/MODEL"));
+}
