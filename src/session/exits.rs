@@ -60,24 +60,31 @@ pub(super) struct ScreenExit {
     policy: ScreenPolicy,
 }
 
+/// The confidence that a screened token must reach; `None` if the heads never exit at the wanted agreement.
+///
+/// # Errors
+/// [`Error::InvalidValue`] for an agreement that the heads have no level for.
+pub(super) fn threshold(heads: &Heads, agreement: f32) -> Result<Option<f32>> {
+    let threshold = heads.screen_threshold(agreement)?;
+    if threshold.is_none() {
+        tracing::info!(agreement, "the heads were not certified for this agreement: nothing exits");
+    }
+    Ok(threshold)
+}
+
 impl ScreenExit {
-    /// `None` if the heads never exit at the wanted agreement.
+    /// On the threads of `gate`.
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] for an agreement that the heads have no level for, [`Error::Heads`],
-    /// [`Error::Unsupported`].
-    pub(super) fn new(heads: &Arc<Heads>, agreement: f32, gate: &Gate) -> Result<Option<Self>> {
-        let Some(threshold) = heads.screen_threshold(agreement)? else {
-            tracing::info!(agreement, "the heads were not certified for this agreement: no exits");
-            return Ok(None);
-        };
+    /// [`Error::Heads`], [`Error::Unsupported`].
+    pub(super) fn new(heads: &Arc<Heads>, threshold: f32, gate: &Gate) -> Result<Self> {
         let (n_threads, pool) = gate.threads();
-        Ok(Some(Self {
+        Ok(Self {
             screen: Screen::new(heads, n_threads, pool)?,
             confidence: heads.meta().screen.confidence.clone(),
             threshold,
             policy: ScreenPolicy::default(),
-        }))
+        })
     }
 
     /// Decodes one token. True if it exited: then [`ScreenExit::candidates`] is its distribution; otherwise the gate has

@@ -188,8 +188,9 @@ impl Session {
     /// heads that cannot be evaluated here.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         let heads = model.heads().filter(|_| params.exits == Exits::Calibrated);
-        let gate = model.new_gate(&SessionParams { gate: params.gate || heads.is_some(), ..params.clone() })?;
-        let exit = heads.map(|heads| ScreenExit::new(heads, params.agreement, &gate)).transpose()?.flatten();
+        let exiting = heads.map(|heads| exits::threshold(heads, params.agreement)).transpose()?.flatten();
+        let gate = model.new_gate(&SessionParams { gate: params.gate || exiting.is_some(), ..params.clone() })?;
+        let exit = heads.zip(exiting).map(|(heads, threshold)| ScreenExit::new(heads, threshold, &gate)).transpose()?;
         Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, exit })
     }
 
