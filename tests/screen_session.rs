@@ -107,7 +107,7 @@ fn a_screen_that_is_never_sure_changes_nothing() {
     let model = files.load(Some(&files.write_screen(64, [1.0, 1.0], TensorType::F32, true)));
     let off = generate(&mut session(&model, Exits::Off, 0.9), 0.0, 60);
     let made = generate(&mut session(&model, Exits::Calibrated, 0.9), 0.0, 60);
-    assert_eq!((made.tokens, n_screened(&made)), (off.tokens, 0));
+    assert_eq!((n_screened(&made), made.tokens), (0, off.tokens));
 }
 
 /// What the grammar allows may be outside of a small shortlist: the token is then taken from the full matrix.

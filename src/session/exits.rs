@@ -117,6 +117,11 @@ impl ScreenExit {
         Ok(exited)
     }
 
+    /// What has been learnt of costs and successes.
+    pub(super) fn policy(&self) -> &ScreenPolicy {
+        &self.policy
+    }
+
     /// The candidates of the last token that exited, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
         self.screen.candidates()

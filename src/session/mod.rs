@@ -318,6 +318,9 @@ impl Session {
         }
         made.text.push_str(&stream.finish());
         made.elapsed = start.map_or(Duration::ZERO, |start| start.elapsed());
+        if let Some(exit) = &self.exit {
+            tracing::debug!(policy = ?exit.policy(), "what the screen costs here, in seconds");
+        }
         Ok(made)
     }
 

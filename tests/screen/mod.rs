@@ -24,6 +24,13 @@ impl Files {
         Self { folder }
     }
 
+    /// A copy of a model that is there already.
+    pub fn of_file(model: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(model, folder.path().join("model.gguf")).unwrap();
+        Self { folder }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
