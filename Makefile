@@ -33,6 +33,7 @@ test: setup model ## Build and run every test
 lint: setup ## Check format and lints; warnings are errors
 	@cargo fmt --all --check
 	@cargo clippy $(CARGO_FLAGS) --all-targets --workspace -- -D warnings
+	@cargo check --quiet --manifest-path fuzz/Cargo.toml
 
 fmt: ## Format the source
 	@cargo fmt --all

@@ -3,14 +3,17 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use support::{Finished, TempFolder, default_model, offramp};
+use offramp_fixtures::{Arch, TinyModel};
+use support::{Finished, TempFolder, offramp};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// Where a download breaks off.
+const CUT: usize = 100_000;
 const LISTING: &str = r#"{"sha": "0123456789abcdef0123456789abcdef01234567",
     "siblings": [{"rfilename": "README.md"}, {"rfilename": "tiny-Q4_K_M.gguf"}, {"rfilename": "tiny-q8_0.gguf"}]}"#;
 
@@ -23,7 +26,8 @@ struct Hub {
 
 impl Hub {
     /// The first answer with more than one byte of a file breaks off after `cut_after` bytes.
-    fn start(model: &'static Path, cut_after: Option<u64>) -> Self {
+    fn start(cut_after: Option<usize>) -> Self {
+        let model = TinyModel::new(Arch::Llama).bytes();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let ranges = Arc::new(Mutex::new(Vec::new()));
@@ -32,7 +36,7 @@ impl Hub {
             let mut cut_after = cut_after;
             for stream in listener.incoming().flatten() {
                 // A client that hangs up is its own business.
-                let _ = answer(stream, model, &seen, &mut cut_after);
+                let _ = answer(stream, &model, &seen, &mut cut_after);
             }
         });
         Self { endpoint, ranges }
@@ -46,9 +50,9 @@ impl Hub {
 
 fn answer(
     mut stream: TcpStream,
-    model: &Path,
+    model: &[u8],
     ranges: &Mutex<Vec<String>>,
-    cut_after: &mut Option<u64>,
+    cut_after: &mut Option<usize>,
 ) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().unwrap_or(Ok(String::new()))?;
@@ -72,37 +76,34 @@ fn answer(
         return respond(&mut stream, "404 Not Found", &[], b"");
     }
     ranges.lock().unwrap().push(range.clone());
-    let mut file = std::fs::File::open(model)?;
-    let size = file.metadata()?.len();
+    let size = model.len();
     let (start, end) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap();
-    let start: u64 = start.parse().unwrap();
-    let end = end.parse().map_or(size, |end: u64| end + 1);
+    let start: usize = start.parse().unwrap();
+    let end = end.parse().map_or(size, |end: usize| end + 1);
     let headers = [
         format!("Content-Range: bytes {start}-{}/{size}", end - 1),
         "ETag: \"etag-of-tiny\"".to_owned(),
         format!("X-Repo-Commit: {COMMIT}"),
     ];
     head(&mut stream, "206 Partial Content", &headers, end - start)?;
-    file.seek(SeekFrom::Start(start))?;
     let is_content = end - start > 1;
     let sent = cut_after.take_if(|_| is_content).unwrap_or(end - start);
-    std::io::copy(&mut file.take(sent.min(end - start)), &mut stream)?;
-    Ok(())
+    stream.write_all(&model[start..end][..sent.min(end - start)])
 }
 
-fn head(stream: &mut TcpStream, status: &str, headers: &[String], length: u64) -> std::io::Result<()> {
+fn head(stream: &mut TcpStream, status: &str, headers: &[String], length: usize) -> std::io::Result<()> {
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
     write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n")
 }
 
 fn respond(stream: &mut TcpStream, status: &str, headers: &[String], body: &[u8]) -> std::io::Result<()> {
-    head(stream, status, headers, body.len() as u64)?;
+    head(stream, status, headers, body.len())?;
     stream.write_all(body)
 }
 
 #[test]
 fn a_model_is_fetched_once_and_then_taken_from_the_cache() {
-    let hub = Hub::start(default_model(), None);
+    let hub = Hub::start(None);
     let home = TempFolder::new("hub-once");
     assert!(hub.inspect("user/tiny", home.path()).success().contains("architecture: llama"));
     let asked = hub.ranges.lock().unwrap().len();
@@ -114,15 +115,15 @@ fn a_model_is_fetched_once_and_then_taken_from_the_cache() {
 
 #[test]
 fn a_download_that_breaks_off_is_continued() {
-    let hub = Hub::start(default_model(), Some(1 << 20));
+    let hub = Hub::start(Some(CUT));
     let home = TempFolder::new("hub-resume");
     assert!(hub.inspect("user/tiny:Q8_0", home.path()).success().contains("tiny-q8_0.gguf"));
-    assert!(hub.ranges.lock().unwrap().contains(&format!("bytes={}-", 1 << 20)));
+    assert!(hub.ranges.lock().unwrap().contains(&format!("bytes={CUT}-")));
 }
 
 #[test]
 fn a_missing_quantization_says_what_there_is() {
-    let hub = Hub::start(default_model(), None);
+    let hub = Hub::start(None);
     let home = TempFolder::new("hub-quant");
     let finished = hub.inspect("user/tiny:Q2_K", home.path());
     let line = finished.failure(1);
@@ -131,7 +132,7 @@ fn a_missing_quantization_says_what_there_is() {
 
 #[test]
 fn a_missing_repository_is_named() {
-    let hub = Hub::start(default_model(), None);
+    let hub = Hub::start(None);
     let home = TempFolder::new("hub-repo");
     let finished = hub.inspect("user/other", home.path());
     assert!(finished.failure(1).contains("no model user/other"), "{finished:?}");

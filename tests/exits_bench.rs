@@ -13,7 +13,8 @@ use support::run;
 fn files() -> Files {
     let files = Files::new(&TinyModel::new(Arch::Llama).weights(WeightType::Q8_0));
     files.write_screen(64, [0.0, f32::INFINITY], TensorType::Q8_0, true);
-    std::fs::write(files.path("p.jsonl"), "{\"prompt\": \"one two\"}\n{\"turns\": [\"three\", \"ignored\"]}\n").unwrap();
+    std::fs::write(files.path("p.jsonl"), "{\"prompt\": \"one two\"}\n{\"turns\": [\"three\", \"ignored\"]}\n")
+        .unwrap();
     files
 }
 
@@ -67,7 +68,8 @@ fn run_reports_where_tokens_left() {
     let files = files();
     let exits = |more: &[&str]| {
         let all = arguments(&files, "run", &[&["--temp", "0", "--raw", "-p", "one two", "--json"], more].concat());
-        let record: Value = serde_json::from_str(&run(&all.iter().map(String::as_str).collect::<Vec<_>>()).success()).unwrap();
+        let record: Value =
+            serde_json::from_str(&run(&all.iter().map(String::as_str).collect::<Vec<_>>()).success()).unwrap();
         let screened = record["exit_layers"].as_array().unwrap().iter().filter(|&exit| exit == "screen").count();
         (record["tokens"].clone(), screened)
     };

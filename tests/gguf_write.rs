@@ -96,6 +96,10 @@ fn what_the_reader_would_refuse_is_never_written() {
     assert!(matches!(writer.key("general.alignment", 64u32), Err(Error::KeyValue { .. })));
     assert!(matches!(Writer::new().key("general.alignment", 33u32), Err(Error::BadAlignment { .. })));
     assert!(matches!(Writer::new().key("general.alignment", 32u64), Err(Error::KeyType { .. })));
+    let mut aligned = Writer::new();
+    aligned.key("general.alignment", 64u32).unwrap();
+    assert!(matches!(aligned.key("general.alignment", 128u32), Err(Error::Duplicate { .. })));
+    assert_eq!(File::from_bytes(aligned.to_bytes().unwrap(), "memory").unwrap().alignment(), 64);
     let nested = OwnedValue::Array(offramp::gguf::ValueType::Array, Vec::new());
     assert!(matches!(writer.key("nested", nested), Err(Error::NestedArray { .. })));
     let mixed = OwnedValue::Array(offramp::gguf::ValueType::U32, vec![OwnedValue::I32(1)]);

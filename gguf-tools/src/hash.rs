@@ -18,11 +18,9 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
     let total = file.tensors().iter().map(|tensor| tensor.bytes()).sum();
     let mut done = 0;
     for tensor in file.tensors() {
-        hashes.insert(tensor.name().to_string(), Json::String(exits::tensor_sha256(&file, tensor)?));
+        let hash = exits::tensor_sha256(&file, tensor, &mut |part, _| progress.step(done + part, total))?;
+        hashes.insert(tensor.name().to_string(), Json::String(hash));
         done += tensor.bytes();
-        if !progress.step(done, total) {
-            return Err(offramp::gguf::Error::Interrupted.into());
-        }
     }
     let infos = exits::infos_sha256(model);
     let base = exits::base_sha256(model, &mut |done, total| progress.step(done, total))?;

@@ -435,7 +435,7 @@ pub enum Error {
     },
 
     /// The caller asked to stop.
-    #[error("interrupted; nothing was written")]
+    #[error("interrupted; no file was changed")]
     Interrupted,
 }
 

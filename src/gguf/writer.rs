@@ -99,10 +99,11 @@ impl Writer {
     pub fn key(&mut self, name: &str, value: impl Into<OwnedValue>) -> Result<&mut Writer> {
         let value = value.into();
         check_value(name, &value)?;
+        self.check_key(name)?;
         if name == "general.alignment" {
             self.set_alignment(&value)?;
         }
-        self.claim_key(name)?;
+        self.key_names.insert(name.to_string());
         self.keys.extend((name.len() as u64).to_le_bytes());
         self.keys.extend(name.as_bytes());
         self.keys.extend(value.ty().id().to_le_bytes());
@@ -118,10 +119,11 @@ impl Writer {
     pub fn copy_keys(&mut self, from: &File, mut keep: impl FnMut(&str) -> bool) -> Result<&mut Writer> {
         for (index, (name, value)) in from.keys().enumerate() {
             if keep(name) {
+                self.check_key(name)?;
                 if name == "general.alignment" {
                     self.set_alignment(&value.to_owned())?;
                 }
-                self.claim_key(name)?;
+                self.key_names.insert(name.to_string());
                 self.keys.extend(from.key_bytes(index));
             }
         }
@@ -303,10 +305,10 @@ impl Writer {
         Ok(())
     }
 
-    fn claim_key(&mut self, name: &str) -> Result<()> {
+    fn check_key(&self, name: &str) -> Result<()> {
         check_name("key", name, MAX_KEY_BYTES)?;
         refuse_count("keys", self.key_names.len() as u64 + 1, MAX_KEYS)?;
-        if !self.key_names.insert(name.to_string()) {
+        if self.key_names.contains(name) {
             return Err(Error::Duplicate { what: "key", offset: 0, name: printable(name) });
         }
         Ok(())

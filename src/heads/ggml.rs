@@ -192,7 +192,8 @@ impl Tensors {
     /// The values of an f32 tensor in plain memory.
     pub(super) fn values(&self, tensor: Tensor) -> &[f32] {
         // SAFETY: reads the tensor's own fields.
-        let (data, ty, n) = unsafe { (tensor.0.as_ref().data, tensor.0.as_ref().type_, sys::ggml_nelements(tensor.0.as_ptr())) };
+        let (data, ty, n) =
+            unsafe { (tensor.0.as_ref().data, tensor.0.as_ref().type_, sys::ggml_nelements(tensor.0.as_ptr())) };
         assert!(self.buffer.is_some() && !data.is_null() && ty == sys::GGML_TYPE_F32, "outputs are f32 in memory");
         // SAFETY: allocated memory of `n` f32 that ggml has zeroed or computed, borrowed from this object.
         unsafe { std::slice::from_raw_parts(data.cast(), n as usize) }

@@ -92,7 +92,8 @@ impl Heads {
 
     /// The raw rows of the model's output matrix, one a token.
     pub(crate) fn output_rows(&self) -> Result<&[u8]> {
-        let info = self.model.tensor(OutputMatrix::name(&self.model)).ok_or_else(|| ggml::failed("no output matrix"))?;
+        let info =
+            self.model.tensor(OutputMatrix::name(&self.model)).ok_or_else(|| ggml::failed("no output matrix"))?;
         Ok(self.model.data(info))
     }
 }

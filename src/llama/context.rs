@@ -119,6 +119,11 @@ impl Context {
         self.n_ctx
     }
 
+    /// Keeps positions below `n`: a model with learned positions has no more of them, and llama.cpp aborts beyond.
+    pub(crate) fn limit_positions(&mut self, n: usize) {
+        self.n_ctx = self.n_ctx.min(n);
+    }
+
     /// Tokens that one decode takes at most.
     pub(crate) fn n_batch(&self) -> usize {
         self.n_batch

@@ -45,9 +45,9 @@ impl fmt::Display for Exits {
 impl FromStr for Exits {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        [Self::Off, Self::Calibrated, Self::Exact].into_iter().find(|exits| exits.to_string() == text).ok_or_else(|| {
-            Error::InvalidValue { name: "exits", found: text.to_owned(), expected: "off, calibrated or exact" }
-        })
+        [Self::Off, Self::Calibrated, Self::Exact].into_iter().find(|exits| exits.to_string() == text).ok_or_else(
+            || Error::InvalidValue { name: "exits", found: text.to_owned(), expected: "off, calibrated or exact" },
+        )
     }
 }
 

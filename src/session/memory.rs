@@ -100,9 +100,9 @@ impl MemoryShape {
         let model = inner.as_ref().unwrap_or(file);
         let architecture = model.str("general.architecture")?.unwrap_or_default();
         let key = |name: &str| format!("{architecture}.{name}");
-        let number = |name: &str| Ok::<u64, Error>(model.u32(&key(name)).unwrap_or(None).unwrap_or(0).into());
-        let n_layer = number("block_count")?.min(u64::from(MAX_LAYERS));
-        let n_embd = number("embedding_length")?;
+        let number = |name: &str| model.get(&key(name)).and_then(|value| value.as_u64()).unwrap_or(0);
+        let n_layer = number("block_count").min(u64::from(MAX_LAYERS));
+        let n_embd = number("embedding_length");
         let per_layer = |name: &str, il: u64| per_layer(model, &key(name), il);
         let layers = (0..n_layer)
             .map(|il| {
@@ -120,11 +120,11 @@ impl MemoryShape {
         Ok(Self {
             path: file.path().to_owned(),
             weights: model.tensors().iter().map(gguf::TensorInfo::bytes).fold(0, u64::saturating_add),
-            n_ctx_train: number("context_length")?,
-            n_vocab: model.get("tokenizer.ggml.tokens").and_then(|v| v.as_array()).map_or(0, |a| a.len() as u64),
+            n_ctx_train: number("context_length"),
+            n_vocab: model.get("tokenizer.ggml.tokens").and_then(|v| v.as_array()).map_or(0, |a| a.len()),
             n_embd,
             n_ff: per_layer("feed_forward_length", 0).unwrap_or(0),
-            n_swa: number("attention.sliding_window")?,
+            n_swa: number("attention.sliding_window"),
             layers,
         })
     }

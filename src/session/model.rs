@@ -131,6 +131,8 @@ struct Inner {
     chat_template: Option<String>,
     heads: Option<Arc<Heads>>,
     memory: MemoryShape,
+    /// Number of learned positions, for models that have such.
+    n_positions: Option<usize>,
     check_memory: bool,
     gate_support: OnceLock<GateSupport>,
 }
@@ -155,7 +157,7 @@ impl Model {
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Self> {
         let path = path.as_ref();
-        let (file, memory, offset) = check_file(path, params)?;
+        let CheckedFile { file, memory, n_positions, offset } = check_file(path, params)?;
         let heads = Heads::open(file, params.heads.as_deref())?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
@@ -170,7 +172,8 @@ impl Model {
         let chat_template = raw.chat_template();
         let check_memory = params.check_memory;
         let gate_support = OnceLock::new();
-        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, heads, memory, check_memory, gate_support })))
+        let inner = Inner { raw, vocab, info, chat_template, heads, memory, n_positions, check_memory, gate_support };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// What the model says of itself.
@@ -215,13 +218,25 @@ impl Model {
             let estimate = self.0.memory.estimate(params, memory::available());
             MemoryEstimate { weights: 0, ..estimate }.check(self.0.memory.path())?;
         }
-        let context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?)?;
+        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?)?;
+        if let Some(n) = self.0.n_positions {
+            context.limit_positions(n);
+        }
         Ok(Gate::new(context, self.0.info.n_layer, self.0.info.n_embd))
     }
 }
 
-/// What must hold before llama.cpp sees the file; and where in it the model begins.
-fn check_file(path: &Path, params: &ModelParams) -> Result<(gguf::File, MemoryShape, u64)> {
+/// What is read from a file before llama.cpp sees it.
+struct CheckedFile {
+    file: gguf::File,
+    memory: MemoryShape,
+    n_positions: Option<usize>,
+    /// Where in the file the model begins.
+    offset: u64,
+}
+
+/// Checks what must hold before llama.cpp sees the file.
+fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
     let file = gguf::File::open(path)?;
     let preflight = match gguf::preflight(&file) {
         Err(gguf::Error::UnreadLoader { what, found, .. }) if params.allow_unread => {
@@ -234,7 +249,9 @@ fn check_file(path: &Path, params: &ModelParams) -> Result<(gguf::File, MemorySh
     if params.check_memory {
         memory.weights().check(path)?;
     }
-    Ok((file, memory, preflight.base_offset))
+    let n_positions = file.tensor("position_embd.weight").and_then(|tensor| tensor.dims().get(1).copied());
+    let n_positions = n_positions.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    Ok(CheckedFile { file, memory, n_positions, offset: preflight.base_offset })
 }
 
 fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {

@@ -248,10 +248,10 @@ impl Cli {
             Some(Command::Chat(arguments)) => chat::chat(&arguments),
             Some(Command::Bench(arguments)) => bench::bench(&arguments),
             Some(Command::Inspect(arguments)) => inspect::inspect(&arguments),
-            None => Err(Failure::Arguments(
-                Cli::command()
-                    .error(clap::error::ErrorKind::MissingSubcommand, "a command is missing: run, chat, bench or inspect"),
-            )),
+            None => Err(Failure::Arguments(Cli::command().error(
+                clap::error::ErrorKind::MissingSubcommand,
+                "a command is missing: run, chat, bench or inspect",
+            ))),
         }
     }
 }

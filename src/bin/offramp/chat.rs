@@ -1,12 +1,10 @@
 //! `offramp chat`: a conversation with streaming. On a terminal it reads with a line editor; from a pipe it takes a line as a turn and ends with
 //! the last one, so that a script never hangs. Ctrl-C stops a reply and keeps what there is of it; Ctrl-D leaves.
 
-use std::io::{self, BufRead, IsTerminal};
-
 use offramp::StopReason;
-use reedline::{DefaultPrompt, DefaultPromptSegment, Reedline, Signal};
 
 use crate::args::ChatArgs;
+use crate::chat_input::Input;
 use crate::conversation::{Conversation, Settings};
 use crate::failure::Failure;
 use crate::interrupt;
@@ -86,47 +84,4 @@ fn answer(conversation: &mut Conversation, turn: &str, is_terminal: bool) -> Res
         output::report_full_context(conversation.session());
     }
     Ok(())
-}
-
-/// Where turns come from.
-enum Input {
-    Editor(Box<Reedline>, DefaultPrompt),
-    Pipe,
-}
-
-impl Input {
-    fn new() -> Self {
-        if io::stdin().is_terminal() && io::stderr().is_terminal() {
-            let prompt = DefaultPrompt::new(DefaultPromptSegment::Empty, DefaultPromptSegment::Empty);
-            Self::Editor(Box::new(Reedline::create().use_bracketed_paste(true)), prompt)
-        } else {
-            Self::Pipe
-        }
-    }
-
-    fn is_terminal(&self) -> bool {
-        matches!(self, Self::Editor(..))
-    }
-
-    /// The next turn, or `None` at the end.
-    fn next_turn(&mut self) -> Result<Option<String>, Failure> {
-        match self {
-            Self::Editor(editor, prompt) => loop {
-                match editor.read_line(prompt) {
-                    Ok(Signal::Success(line)) => return Ok(Some(line)),
-                    Ok(Signal::CtrlC) => eprintln!("offramp: Ctrl-D or /exit leaves"),
-                    Ok(Signal::CtrlD) => return Ok(None),
-                    Err(error) => return Err(Failure::failed(format!("cannot read from the terminal: {error}"))),
-                }
-            },
-            Self::Pipe => {
-                let mut line = String::new();
-                match io::stdin().lock().read_line(&mut line) {
-                    Ok(0) => Ok(None),
-                    Ok(_) => Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned())),
-                    Err(error) => Err(Failure::failed(format!("cannot read stdin: {error}"))),
-                }
-            }
-        }
-    }
 }

@@ -70,8 +70,10 @@ impl Conversation {
         self.template.is_some()
     }
 
-    /// Forgets all turns but the system prompt. The cache keeps what the next conversation begins with.
+    /// Forgets all turns but the system prompt. The cache is emptied too: where kernels round by batch width, a beginning
+    /// that is reused differs in its last bits, and a reply must not depend on the conversations before.
     pub fn restart(&mut self) {
+        self.session.clear();
         self.messages = self.settings.system.iter().map(|system| Message::new("system", system)).collect();
         self.plain = self.settings.system.iter().map(|system| format!("{system}\n\n")).collect();
     }

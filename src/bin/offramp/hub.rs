@@ -4,7 +4,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo};
 
 use crate::failure::Failure;
@@ -49,14 +49,10 @@ pub fn fetch(name: &str) -> Result<PathBuf, Failure> {
     let wanted = choose(&files, parsed.quant).map_err(|reason| Failure::failed(format!("-hf {name}: {reason}")))?;
     let mut first = None;
     for file in wanted {
-        let path = get(&remote, file).map_err(|error| explain(&parsed, &error))?;
+        let path = remote.get(file).map_err(|error| explain(&parsed, &error))?;
         first.get_or_insert(path);
     }
     first.ok_or_else(|| Failure::failed(format!("-hf {name}: no file was found")))
-}
-
-fn get(remote: &ApiRepo, file: &str) -> Result<PathBuf, ApiError> {
-    remote.get(file)
 }
 
 /// A file of the model that an earlier call left in the cache.

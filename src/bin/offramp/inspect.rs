@@ -34,6 +34,9 @@ pub fn inspect(arguments: &InspectArgs) -> Result<(), Failure> {
     let support = model.gate_support()?.to_string();
     let mut out = io::stdout().lock();
     write_info(&mut out, &model)?;
+    let session = arguments.model.session_params(model.info().n_ctx_train);
+    let memory = offramp::memory_estimate(&model.info().path, &session)?;
+    writeln!(out, "needs: {memory}, with a context of {} tokens", session.n_ctx)?;
     writeln!(out, "layer gate:\n  {}", support.replace('\n', "\n  "))?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 mod args;
 mod bench;
 mod chat;
+mod chat_input;
 mod conversation;
 mod failure;
 #[cfg(feature = "hf")]

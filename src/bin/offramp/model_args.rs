@@ -1,9 +1,9 @@
 //! Which model, and how it is loaded: arguments that every command with a model shares.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use offramp::{CacheType, Exits, FlashAttn, GpuLayers, Model, ModelParams, Session, SessionParams};
+use offramp::{CacheType, Error, Exits, FlashAttn, GpuLayers, Model, ModelParams, Session, SessionParams};
 
 use crate::failure::Failure;
 use crate::{interrupt, progress, resolve};
@@ -120,12 +120,16 @@ impl ModelArgs {
     pub fn load(&self) -> Result<Model, Failure> {
         let path = resolve::model_file(self.model.as_deref(), self.hf_repo.as_deref())?;
         let bar = progress::loading();
-        let model = Model::load_with_progress(path, &self.model_params(), &mut |share| {
+        let model = Model::load_with_progress(&path, &self.model_params(), &mut |share| {
             bar.set_position((share * 100.0) as u64);
             !interrupt::is_requested()
         });
         bar.finish_and_clear();
-        Ok(model?)
+        model.map_err(|error| match error {
+            // What is wrong inside of a file is told without the file's name.
+            Error::Gguf(found) => Failure::Failed(named(&path, &found.to_string())),
+            error => error.into(),
+        })
     }
 
     /// # Errors
@@ -144,4 +148,9 @@ impl ModelArgs {
         params.gate = gate;
         Ok(Session::new(model, &params)?)
     }
+}
+
+fn named(path: &Path, reason: &str) -> String {
+    let path = path.display().to_string();
+    if reason.contains(&path) { reason.to_owned() } else { format!("cannot load {path}: {reason}") }
 }

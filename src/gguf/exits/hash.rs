@@ -35,10 +35,10 @@ pub fn base_sha256(file: &File, progress: &mut Progress<'_>) -> Result<String> {
 ///
 /// # Errors
 ///
-/// The system's reason why the file cannot be read.
-pub fn tensor_sha256(file: &File, tensor: &TensorInfo) -> Result<String> {
+/// The system's reason why the file cannot be read, or [`Error::Interrupted`].
+pub fn tensor_sha256(file: &File, tensor: &TensorInfo, progress: &mut Progress<'_>) -> Result<String> {
     let mut hasher = Sha256::new();
-    update(&mut hasher, file, file.data_range(tensor), &mut 0, tensor.bytes(), &mut |_, _| true)?;
+    update(&mut hasher, file, file.data_range(tensor), &mut 0, tensor.bytes(), progress)?;
     Ok(hex(hasher))
 }
 

@@ -81,8 +81,8 @@ fn decoder(keys: &Keys<'_>, hparams: &mut Hparams) -> Result<()> {
     if key_length != value_length {
         return Err(keys.value_error("attention.value_length", format!("the key length {key_length}"), value_length));
     }
-    // These two size their attention tensors by the embedding alone.
-    if matches!(&*hparams.architecture, "phi3" | "qwen2moe")
+    // These size their attention tensors by the embedding alone.
+    if matches!(&*hparams.architecture, "phi3" | "qwen2moe" | "olmo" | "olmo2" | "internlm2" | "starcoder2")
         && key_length.checked_mul(hparams.n_head[0]) != Some(hparams.n_embd)
     {
         return Err(keys.value_error(
@@ -111,6 +111,12 @@ fn decoder(keys: &Keys<'_>, hparams: &mut Hparams) -> Result<()> {
     keys.optional_or_array("attention.sliding_window_pattern", MAX_LAYERS)?;
     if keys.get("attention.causal").is_some_and(|value| value != Value::Bool(true)) {
         return Err(keys.value_error("attention.causal", "true; this is no encoder", "something else"));
+    }
+    // Inputs for images, which change the length of the embeddings that a batch must hold.
+    for name in ["deepstack_mapping", "n_deepstack_layers"] {
+        if keys.get(name).is_some() {
+            return Err(keys.value_error(name, "absent; this runtime takes text alone", "present"));
+        }
     }
     hparams.head_length = key_length;
     Ok(())
@@ -147,7 +153,7 @@ fn rope(keys: &Keys<'_>) -> Result<()> {
     for name in ["rope.freq_base", "rope.freq_base_swa"] {
         keys.float(name, |value| value > 0.0, "a positive number")?;
     }
-    for name in ["rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"] {
+    for name in ["rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor", "attention.clamp_kqv"] {
         keys.float(name, |value| value >= 0.0, "a number that is not negative")?;
     }
     keys.optional("rope.scaling.original_context_length", 0, MAX_CONTEXT)?;

@@ -19,8 +19,23 @@ use super::reader::File;
 
 /// The architectures whose loaders and graphs have been read: decoder-only transformers of the usual shape.
 pub const ARCHITECTURES: &[&str] = &[
-    "llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3", "smollm3",
+    "llama",
+    "mistral3",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "smollm3",
+    "olmo",
     "olmo2",
+    "granite",
+    "internlm2",
+    "starcoder2",
+    "seed_oss",
 ];
 
 /// The most tokens a context may be declared for; llama.cpp computes with 32-bit counts of cells.

@@ -3,7 +3,7 @@
 //! Refuses vocabularies on which `llama_vocab::impl::load` asserts (two tokens with one text), reads arrays
 //! by another type or length than they have, or later, while a prompt is tokenized, throws where nothing
 //! catches (a SentencePiece vocabulary without its byte tokens) or asserts (a begin token that is to be added
-//! but does not exist). Special tokens beyond the vocabulary and malformed byte tokens are refused as well.
+//! but does not exist). Boundary tokens beyond the vocabulary and malformed byte tokens are refused as well.
 
 use std::collections::HashSet;
 
@@ -24,27 +24,9 @@ const BYTE: i32 = 6;
 const KNOWN: &[(&str, Option<u64>, Option<u64>)] =
     &[("llama", Some(1), Some(2)), ("gpt2", Some(11), Some(11)), ("gemma4", None, None)];
 
-/// The keys that name one token each.
-const SPECIAL: &[&str] = &[
-    "bos",
-    "eos",
-    "eot",
-    "eom",
-    "unknown",
-    "seperator",
-    "padding",
-    "cls",
-    "mask",
-    "fim_pre",
-    "fim_suf",
-    "fim_mid",
-    "fim_pad",
-    "fim_rep",
-    "fim_sep",
-    "prefix",
-    "suffix",
-    "middle",
-];
+/// The tokens that begin and end texts, turns and messages. Other special tokens beyond the vocabulary are left
+/// alone: real models have them (a padding token that was never added), and llama.cpp drops them.
+const BOUNDARIES: &[&str] = &["bos", "eos", "eot", "eom"];
 
 /// Checks the tokenizer; returns the size of the vocabulary.
 pub(super) fn check(model: &File, allow_unread: bool) -> Result<u32> {
@@ -62,8 +44,8 @@ pub(super) fn check(model: &File, allow_unread: bool) -> Result<u32> {
     let (texts, n_vocab) = tokens(model)?;
     let types = types(model, n_vocab)?;
     scores(model, n_vocab)?;
-    for special in SPECIAL {
-        let key = format!("tokenizer.ggml.{special}_token_id");
+    for boundary in BOUNDARIES {
+        let key = format!("tokenizer.ggml.{boundary}_token_id");
         if let Some(id) = model.u32(&key)?.filter(|&id| id >= n_vocab) {
             return Err(model.key_value_error(&key, format!("a token of the {n_vocab} in the vocabulary"), id));
         }

@@ -47,7 +47,13 @@ pub fn run(session: &mut Session, prompt: &[Token], n: usize) -> Result<Measured
         return Err(Failure::Interrupted);
     }
     let emitted = session.tokens().get(prompt.len()..).unwrap_or_default().to_vec();
-    Ok(Measured { n_prompt: report.decoded, prompt: report.elapsed, emitted, exits: generation.exits, decode: generation.elapsed })
+    Ok(Measured {
+        n_prompt: report.decoded,
+        prompt: report.elapsed,
+        emitted,
+        exits: generation.exits,
+        decode: generation.elapsed,
+    })
 }
 
 /// How a reply looks to the full model.

@@ -47,7 +47,9 @@ struct Mode {
 pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
     let prompts = match &arguments.prompts {
         Some(path) => prompts::read_file(path)?,
-        None => PROMPTS.iter().map(|&text| Prompt { id: serde_json::Value::Null, turns: vec![text.to_owned()] }).collect(),
+        None => {
+            PROMPTS.iter().map(|&text| Prompt { id: serde_json::Value::Null, turns: vec![text.to_owned()] }).collect()
+        }
     };
     interrupt::install(|| {})?;
     let model = arguments.model.load()?;
@@ -106,10 +108,12 @@ fn open(arguments: &BenchArgs, model: &Model, exits: Exits, prompts: &[Vec<Token
 }
 
 fn summary(modes: &[Mode]) -> impl Fn(&Mode) -> ModeReport {
-    let off: Vec<f64> = modes.first().map(|mode| mode.runs.iter().map(Measured::decode_rate).collect()).unwrap_or_default();
+    let off: Vec<f64> =
+        modes.first().map(|mode| mode.runs.iter().map(Measured::decode_rate).collect()).unwrap_or_default();
     move |mode| {
         let ratios = mode.runs.iter().zip(&off).map(|(run, off)| run.decode_rate() / off).collect();
-        let prompt: (usize, Duration) = mode.runs.iter().fold((0, Duration::ZERO), |sum, run| (sum.0 + run.n_prompt, sum.1 + run.prompt));
+        let prompt: (usize, Duration) =
+            mode.runs.iter().fold((0, Duration::ZERO), |sum, run| (sum.0 + run.n_prompt, sum.1 + run.prompt));
         let decode: (usize, Duration) =
             mode.runs.iter().fold((0, Duration::ZERO), |sum, run| (sum.0 + run.n_decoded(), sum.1 + run.decode));
         let exits = mode.runs.iter().flat_map(|run| &run.exits).copied().collect();

@@ -123,7 +123,13 @@ const HEADER: [&str; 7] = [
 ];
 
 impl Report {
-    pub fn new(model: &Model, arguments: &ModelArgs, n_predict: usize, n_prompts: usize, modes: Vec<ModeReport>) -> Self {
+    pub fn new(
+        model: &Model,
+        arguments: &ModelArgs,
+        n_predict: usize,
+        n_prompts: usize,
+        modes: Vec<ModeReport>,
+    ) -> Self {
         let info = model.info();
         let file = || info.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Self {
@@ -160,7 +166,11 @@ impl Report {
             (0..HEADER.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
         let line = |row: &[String; 7]| {
             let padded: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-            if markdown { format!("| {} |\n", padded.join(" | ")) } else { format!("{}\n", padded.join("  ").trim_end()) }
+            if markdown {
+                format!("| {} |\n", padded.join(" | "))
+            } else {
+                format!("{}\n", padded.join("  ").trim_end())
+            }
         };
         let title = format!(
             "{} ({}), {} prompts, up to {} greedy tokens each, wanted agreement {}\n",
