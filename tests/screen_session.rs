@@ -148,6 +148,20 @@ fn a_second_turn_after_exits_equals_one_without() {
     assert_eq!(turns[0], turns[1]);
 }
 
+/// Sessions of one model with heads run on threads of their own, and move between them.
+#[test]
+fn sessions_of_one_model_run_on_different_threads() {
+    let files = Files::new(&TinyModel::new(Arch::Llama));
+    let model = files.load(Some(&files.write_screen(64, [0.0, 0.0], TensorType::F32, true)));
+    let expected = generate(&mut session(&model, Exits::Off, 0.9), 0.0, 30).tokens;
+    let mut first = session(&model, Exits::Calibrated, 0.9);
+    std::thread::scope(|scope| {
+        let one = scope.spawn(|| generate(&mut first, 0.0, 30).tokens);
+        let other = scope.spawn(|| generate(&mut session(&model, Exits::Calibrated, 0.9), 0.0, 30).tokens);
+        assert_eq!([one.join().unwrap(), other.join().unwrap()], [expected.clone(), expected]);
+    });
+}
+
 #[test]
 fn heads_of_another_model_are_refused() {
     let files = Files::new(&TinyModel::new(Arch::Llama));

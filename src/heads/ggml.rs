@@ -39,6 +39,11 @@ fn cpu_device() -> Result<sys::ggml_backend_dev_t> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout(sys::ggml_backend_buffer_type_t);
 
+// SAFETY: a buffer type is a static description that nobody writes.
+unsafe impl Send for Layout {}
+// SAFETY: as above.
+unsafe impl Sync for Layout {}
+
 impl Layout {
     pub(super) fn plain() -> Result<Self> {
         let device = cpu_device()?;
@@ -99,6 +104,11 @@ impl Layout {
 /// A tensor of some [`Tensors`], which must outlive it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tensor(NonNull<sys::ggml_tensor>);
+
+// SAFETY: a name for a tensor; what it points to is used through its `Tensors`, or read as a weight by a graph.
+unsafe impl Send for Tensor {}
+// SAFETY: as above.
+unsafe impl Sync for Tensor {}
 
 /// Tensors of one layout, and their memory once it is allocated.
 #[derive(Debug)]
