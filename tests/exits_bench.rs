@@ -39,7 +39,7 @@ fn every_mode_is_measured_and_scored_again() {
     let [off, calibrated] = report["modes"].as_array().unwrap().as_slice() else { panic!("{report}") };
     assert_eq!((&off["exits"], &calibrated["exits"]), (&"off".into(), &"calibrated".into()));
     assert_eq!(off["exit_histogram"].get("screen"), None);
-    assert!(calibrated["exit_histogram"]["screen"].as_u64().unwrap() > 20, "{report}");
+    assert!(calibrated["exit_histogram"]["screen"].as_u64().unwrap() >= 5, "{report}");
     for mode in [off, calibrated] {
         assert_eq!(mode["rescored"]["differing"], 0, "{report}");
         assert!(mode["rescored"]["tokens"].as_u64() > Some(2));
@@ -76,7 +76,7 @@ fn run_reports_where_tokens_left() {
     let (off, n_off) = exits(&["--exits", "off"]);
     let (calibrated, n_calibrated) = exits(&["--agreement", "0.9"]);
     assert_eq!((off, n_off), (calibrated, 0));
-    assert!(n_calibrated > 20);
+    assert!(n_calibrated >= 5);
 }
 
 #[test]

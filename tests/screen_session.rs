@@ -14,6 +14,9 @@ use offramp::{
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 use screen::Files;
 
+/// Tokens that exit before the policy can have found that a screen of full rank does not pay on a model this small.
+const N_TRIED: usize = 10;
+
 fn session(model: &Model, exits: Exits, agreement: f32) -> Session {
     let mut params = SessionParams::default();
     params.n_ctx = 256;
@@ -68,7 +71,7 @@ fn rescored_candidates_have_the_full_matrix_s_logits() {
             let off = generate(&mut session(&model, Exits::Off, 0.9), temperature, 60);
             let screened = generate(&mut session(&model, Exits::Calibrated, 0.9), temperature, 60);
             assert_eq!(off.tokens, screened.tokens, "{tiny:?} at temperature {temperature}");
-            assert!(n_screened(&screened) > 50, "{tiny:?}: {:?}", screened.exits);
+            assert!(n_screened(&screened) >= N_TRIED, "{tiny:?}: {:?}", screened.exits);
             assert_eq!(n_screened(&off), 0);
         }
     }
@@ -79,7 +82,7 @@ fn a_threshold_is_that_of_the_wanted_level_or_the_next_higher_one() {
     let files = Files::new(&TinyModel::new(Arch::Llama));
     let model = files.load(Some(&files.write_screen(64, [0.0, f32::INFINITY], TensorType::F32, true)));
     let exits = |agreement| n_screened(&generate(&mut session(&model, Exits::Calibrated, agreement), 0.0, 30));
-    assert!(exits(0.5) > 20 && exits(0.9) > 20);
+    assert!(exits(0.5) >= N_TRIED && exits(0.9) >= N_TRIED);
     assert_eq!(exits(0.95), 0);
     let mut params = SessionParams::default();
     params.agreement = 0.999;
@@ -124,7 +127,7 @@ fn a_grammar_that_allows_no_candidate_falls_back_to_the_full_matrix() {
         session.generate(&mut sampler, &params, &mut |_| ControlFlow::Continue(())).unwrap().text
     });
     assert_eq!(texts[0], texts[1]);
-    assert!(texts[0].len() >= 10 && texts[0].bytes().all(|byte| matches!(byte, b'a' | b'b')), "{texts:?}");
+    assert!(texts[0].len() >= 5 && texts[0].bytes().all(|byte| matches!(byte, b'a' | b'b')), "{texts:?}");
 }
 
 /// After exits, the K/V cache is a plain decode's: a second turn continues as if nothing had exited.
@@ -184,6 +187,6 @@ fn a_merged_file_brings_its_heads() {
     writer.write(&merged, WriteOptions::default(), &mut |_, _| true).unwrap();
     let model = Model::load(&merged, &ModelParams::default()).unwrap();
     let made = generate(&mut session(&model, Exits::Calibrated, 0.9), 0.0, 30);
-    assert!(n_screened(&made) > 20);
+    assert!(n_screened(&made) >= N_TRIED);
     assert_eq!(made.tokens, generate(&mut session(&files.load(None), Exits::Off, 0.9), 0.0, 30).tokens);
 }

@@ -115,6 +115,8 @@ unsafe impl Sync for Tensor {}
 pub(super) struct Tensors {
     context: NonNull<sys::ggml_context>,
     buffer: Option<NonNull<sys::ggml_backend_buffer>>,
+    /// Names memory that belongs to someone else.
+    borrowed: Option<NonNull<sys::ggml_backend_buffer>>,
 }
 
 // SAFETY: a context and a buffer are plain memory without ties to a thread.
@@ -131,7 +133,7 @@ impl Tensors {
         let params = sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true };
         // SAFETY: complete parameters; ggml allocates the memory itself.
         let context = NonNull::new(unsafe { sys::ggml_init(params) }).ok_or_else(|| failed("no memory"))?;
-        Ok(Self { context, buffer: None })
+        Ok(Self { context, buffer: None, borrowed: None })
     }
 
     /// A matrix `[n_in, n_out]`; with one row a vector.
@@ -164,6 +166,49 @@ impl Tensors {
             sys::ggml_scale(context, sys::ggml_tanh(context, scaled), cap)
         };
         self.made(capped)
+    }
+
+    /// Copies the rows of `table` that `ids` name, byte by byte and on all threads, to where `to` lies: `table` is
+    /// `n_rows` rows of `row_bytes`, and `to` as many of them as there are ids, in plain memory that is allocated. `None`
+    /// where ggml cannot: rows that are no whole 4 bytes, a table at an odd address.
+    ///
+    /// # Safety
+    /// `table` must stay valid as long as graphs of this object run, and the memory of `to` as long as this object.
+    ///
+    /// # Errors
+    /// [`Error::Heads`] without memory.
+    pub(super) unsafe fn gather(
+        &mut self,
+        table: &[u8],
+        row_bytes: usize,
+        ids: Tensor,
+        to: Tensor,
+    ) -> Result<Option<Tensor>> {
+        /// What ggml wants of a buffer's address (`TENSOR_ALIGNMENT`).
+        const ALIGNMENT: usize = 32;
+        let n_rows = table.len().checked_div(row_bytes).unwrap_or(0);
+        if !row_bytes.is_multiple_of(4) || !table.as_ptr().addr().is_multiple_of(ALIGNMENT) || self.borrowed.is_some() {
+            return Ok(None);
+        }
+        // Rows of any type are moved as rows of f32, which the kernel copies without looking at them.
+        let source = self.matrix(TensorType::F32, row_bytes / 4, n_rows)?;
+        let base = table.as_ptr().cast_mut().cast::<c_void>();
+        // SAFETY: the kernel only reads `source`, whose memory is `table`. `rows` has as many rows and bytes as `to`, or
+        // ggml aborts, and lies in the same buffer at the same address.
+        unsafe {
+            let buffer = sys::ggml_backend_cpu_buffer_from_ptr(base, table.len());
+            self.borrowed = Some(NonNull::new(buffer).ok_or_else(|| failed("no memory"))?);
+            let rows = self.made(sys::ggml_get_rows(self.context.as_ptr(), source.0.as_ptr(), ids.0.as_ptr()));
+            assert_eq!(sys::ggml_nbytes(rows.0.as_ptr()), sys::ggml_nbytes(to.0.as_ptr()), "rows and where they go");
+            let placed = [
+                sys::ggml_backend_tensor_alloc(buffer, source.0.as_ptr(), base),
+                sys::ggml_backend_tensor_alloc(to.0.as_ref().buffer, rows.0.as_ptr(), to.0.as_ref().data),
+            ];
+            if placed != [sys::GGML_STATUS_SUCCESS; 2] {
+                return Err(failed("no memory"));
+            }
+            Ok(Some(rows))
+        }
     }
 
     fn made(&self, tensor: *mut sys::ggml_tensor) -> Tensor {
@@ -226,7 +271,7 @@ impl Drop for Tensors {
     fn drop(&mut self) {
         // SAFETY: both were made by this object and are freed once; no graph of it runs, since that borrows it.
         unsafe {
-            if let Some(buffer) = self.buffer {
+            for buffer in [self.buffer, self.borrowed].into_iter().flatten() {
                 sys::ggml_backend_buffer_free(buffer.as_ptr());
             }
             sys::ggml_free(self.context.as_ptr());

@@ -60,12 +60,14 @@ pub(crate) struct Screen {
     input: Tensor,
     scores: Tensor,
     row_data: Tensor,
+    /// The candidates' ids, where the graph itself gathers their rows.
+    ids: Option<Tensor>,
     logits: Tensor,
     capped: Option<Tensor>,
     score: Graph,
     rescore: Graph,
     selection: Selection,
-    /// Rows on their way to a repacked layout; empty for the plain one.
+    /// Rows on their way to the graph; empty where the graph gathers them.
     staging: Vec<u8>,
     candidates: Vec<(Token, f32)>,
     weights: Arc<ScreenWeights>,
@@ -76,7 +78,7 @@ impl Screen {
     /// # Errors
     /// [`Error::Heads`], [`Error::Unsupported`].
     pub(crate) fn new(heads: &Arc<Heads>, n_threads: usize, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
-        use crate::gguf::TensorType::F32;
+        use crate::gguf::TensorType::{F32, I32};
         let weights = heads.screen()?;
         let output = weights.output;
         let n_rows = weights.shortlist.next_multiple_of(ROWS);
@@ -86,14 +88,30 @@ impl Screen {
         let input = work.matrix(F32, output.n_embd, 1)?;
         let projected = work.mul_mat(weights.basis.1, input);
         let scores = work.mul_mat(weights.factor.1, projected);
+        // The gathered rows first: that the product reads them is not to be seen from the graph.
+        rows.allocate(weights.layout)?;
+        let mut gathered = None;
+        let mut ids = None;
+        if weights.layout.is_plain() {
+            let wanted = work.matrix(I32, n_rows, 1)?;
+            // SAFETY: the model's file stays mapped as long as `heads`, and `rows` as long as `work`: both are part of
+            // the result.
+            gathered = unsafe { work.gather(heads.output_rows()?, output.row_bytes(), wanted, row_data)? };
+            ids = gathered.map(|_| wanted);
+        }
         let logits = work.mul_mat(row_data, input);
         let capped = output.softcap.map(|cap| work.softcap(logits, cap));
         let score = work.graph(&[scores])?;
-        let rescore = work.graph(&[capped.unwrap_or(logits)])?;
-        rows.allocate(weights.layout)?;
+        let last: Vec<Tensor> = gathered.into_iter().chain([capped.unwrap_or(logits)]).collect();
+        let rescore = work.graph(&last)?;
         work.allocate(Layout::plain()?)?;
-        let staging = vec![0; n_rows * output.row_bytes()];
-        rows.set(row_data, &staging);
+        // Candidates beyond the shortlist, up to whole groups of rows, are row 0, and nobody reads their logits.
+        let staging = if let Some(ids) = ids {
+            work.bytes_mut(ids).fill(0);
+            Vec::new()
+        } else {
+            vec![0; n_rows * output.row_bytes()]
+        };
         Ok(Self {
             cpu: Cpu::new(n_threads, pool)?,
             work,
@@ -101,12 +119,13 @@ impl Screen {
             input,
             scores,
             row_data,
+            ids,
             logits,
             capped,
             score,
             rescore,
             selection: Selection::default(),
-            staging: if weights.layout.is_plain() { Vec::new() } else { staging },
+            staging,
             candidates: Vec::with_capacity(weights.shortlist),
             weights,
             heads: Arc::clone(heads),
@@ -134,15 +153,17 @@ impl Screen {
         }
         let last = chosen.iter().map(|&(_, score)| score).fold(f32::INFINITY, f32::min);
 
-        let row_bytes = self.weights.output.row_bytes();
-        let matrix = self.heads.output_rows()?;
-        let repacked = !self.staging.is_empty();
-        let to = if repacked { &mut self.staging[..] } else { self.rows.bytes_mut(self.row_data) };
-        for (to, &(id, _)) in to.chunks_exact_mut(row_bytes).zip(chosen) {
-            let start = id as usize * row_bytes;
-            to.copy_from_slice(&matrix[start..start + row_bytes]);
-        }
-        if repacked {
+        if let Some(ids) = self.ids {
+            for (to, &(id, _)) in self.work.bytes_mut(ids).chunks_exact_mut(4).zip(chosen) {
+                to.copy_from_slice(&id.to_ne_bytes());
+            }
+        } else {
+            let row_bytes = self.weights.output.row_bytes();
+            let matrix = self.heads.output_rows()?;
+            for (to, &(id, _)) in self.staging.chunks_exact_mut(row_bytes).zip(chosen) {
+                let start = id as usize * row_bytes;
+                to.copy_from_slice(&matrix[start..start + row_bytes]);
+            }
             self.rows.set(self.row_data, &self.staging);
         }
         self.cpu.compute(&mut self.work, &mut self.rescore)?;

@@ -7,11 +7,14 @@
 
 /// Scores that are compared at once.
 const LANES: usize = 16;
+/// Bins of a histogram are told apart by sign, exponent and 5 bits of the fraction.
+const BIN_BITS: u32 = 14;
 
 /// Buffers that are kept between selections.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     maxima: Vec<f32>,
+    bins: Vec<u32>,
     found: Vec<(u32, f32)>,
     values: Vec<f32>,
 }
@@ -44,35 +47,69 @@ impl Selection {
         let rows = (scores.len() / (4 * k)).clamp(1, 32);
         self.maxima.clear();
         // A tile holds `LANES` groups, one a column, so that the maxima are taken of many groups at once.
-        for tile in scores.chunks(rows * LANES) {
+        let mut tiles = scores.chunks_exact(rows * LANES);
+        for tile in &mut tiles {
             let mut best = [f32::NEG_INFINITY; LANES];
-            for row in tile.chunks(LANES) {
-                for (best, &score) in best.iter_mut().zip(row) {
-                    *best = if score > *best { score } else { *best };
+            for row in tile.as_chunks::<LANES>().0 {
+                for i in 0..LANES {
+                    best[i] = if row[i] > best[i] { row[i] } else { best[i] };
                 }
             }
-            self.maxima.extend_from_slice(&best[..LANES.min(tile.len())]);
+            self.maxima.extend_from_slice(&best);
         }
+        let rest = tiles.remainder().iter().map(|&score| if score.is_nan() { f32::NEG_INFINITY } else { score });
+        self.maxima.extend(rest);
         if self.maxima.len() < k {
             return f32::NEG_INFINITY;
         }
-        nth_largest(&mut self.values, self.maxima.iter().copied(), k)
+        self.near_nth_largest(k)
     }
+
+    /// A number that at least `k` of the maxima reach and few more: the lower end of the bin that the `k`-th lies in.
+    fn near_nth_largest(&mut self, k: usize) -> f32 {
+        self.bins.clear();
+        self.bins.resize(1 << BIN_BITS, 0);
+        for &value in &self.maxima {
+            self.bins[(ordered(value) >> (32 - BIN_BITS)) as usize] += 1;
+        }
+        let mut left = k;
+        for (bin, &n) in self.bins.iter().enumerate().rev() {
+            if n as usize >= left {
+                return from_ordered((bin as u32) << (32 - BIN_BITS));
+            }
+            left -= n as usize;
+        }
+        f32::NEG_INFINITY
+    }
+}
+
+/// Bits of a number as an integer of the same order; the sign's bit first.
+fn ordered(value: f32) -> u32 {
+    let bits = value.to_bits();
+    if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
+}
+
+/// The inverse of [`ordered`]; below negative infinity there is no number, which then stands for them.
+fn from_ordered(bits: u32) -> f32 {
+    let value = f32::from_bits(if bits >> 31 == 1 { bits & !(1 << 31) } else { !bits });
+    if value.is_nan() { f32::NEG_INFINITY } else { value }
 }
 
 /// Adds the scores of at least `bound`, with their ids.
 fn collect_from(scores: &[f32], bound: f32, found: &mut Vec<(u32, f32)>) {
+    let (rows, rest) = scores.as_chunks::<LANES>();
     let mut id = 0u32;
-    for row in scores.chunks(LANES) {
+    for row in rows {
         let mut any = false;
-        for &score in row {
-            any |= score >= bound;
+        for i in 0..LANES {
+            any |= row[i] >= bound;
         }
         if any {
             found.extend((id..).zip(row.iter().copied()).filter(|&(_, score)| score >= bound));
         }
-        id += row.len() as u32;
+        id += LANES as u32;
     }
+    found.extend((id..).zip(rest.iter().copied()).filter(|&(_, score)| score >= bound));
 }
 
 /// The `k`-th largest of at least `k` numbers, `k` at least 1.
