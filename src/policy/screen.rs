@@ -10,8 +10,11 @@ const N_MEASURE: u32 = 2;
 const N_TRIAL: u32 = 12;
 /// Tokens of the first rest, and of the longest.
 const REST: (u32, u32) = (256, 4096);
-/// Weight of a new observation among the old ones.
-const RATE: f64 = 1.0 / 16.0;
+/// Weight of a new cost among the old ones.
+const COST_RATE: f64 = 1.0 / 16.0;
+/// Weight of a new success: slow enough that luck alone seldom turns off a screen that wins, fast enough that one that
+/// has stopped to win costs a few dozen tokens' screens.
+const SUCCESS_RATE: f64 = 1.0 / 48.0;
 /// What a trial must win, relative to the screen's cost, before the screen is used again.
 const MARGIN: f64 = 1.05;
 
@@ -96,7 +99,7 @@ impl ScreenPolicy {
                 }
             }
             State::On => {
-                self.success += (f64::from(u8::from(seen.confident)) - self.success) * RATE;
+                self.success += (f64::from(u8::from(seen.confident)) - self.success) * SUCCESS_RATE;
                 if self.gain() < 0.0 {
                     self.rest();
                 }
@@ -135,7 +138,7 @@ impl Cost {
         }
         self.n = self.n.saturating_add(1);
         let value = if self.n > 1 { value.min(2.0 * self.mean) } else { value };
-        self.mean += (value - self.mean) * f64::max(1.0 / f64::from(self.n), RATE);
+        self.mean += (value - self.mean) * f64::max(1.0 / f64::from(self.n), COST_RATE);
     }
 }
 
