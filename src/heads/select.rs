@@ -51,8 +51,8 @@ impl Selection {
         for tile in &mut tiles {
             let mut best = [f32::NEG_INFINITY; LANES];
             for row in tile.as_chunks::<LANES>().0 {
-                for i in 0..LANES {
-                    best[i] = if row[i] > best[i] { row[i] } else { best[i] };
+                for (best, &score) in best.iter_mut().zip(row) {
+                    *best = if score > *best { score } else { *best };
                 }
             }
             self.maxima.extend_from_slice(&best);
@@ -101,8 +101,8 @@ fn collect_from(scores: &[f32], bound: f32, found: &mut Vec<(u32, f32)>) {
     let mut id = 0u32;
     for row in rows {
         let mut any = false;
-        for i in 0..LANES {
-            any |= row[i] >= bound;
+        for &score in row {
+            any |= score >= bound;
         }
         if any {
             found.extend((id..).zip(row.iter().copied()).filter(|&(_, score)| score >= bound));
