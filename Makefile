@@ -2,9 +2,9 @@
 # FEATURES picks what llama.cpp is built with, for example `make chat FEATURES=cuda`.
 
 SHELL := /bin/bash
+# Rust's installer puts cargo where a shell that was open before does not look.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-# Rust's installer puts cargo where a shell that was open before does not look, hence the PATH above.
 FEATURES ?=
 CARGO_FLAGS := --release $(if $(FEATURES),--features $(FEATURES))
 
