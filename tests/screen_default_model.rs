@@ -35,5 +35,6 @@ fn candidates_are_sampled_as_from_the_full_matrix() {
     let (off, screened) = (sampled(&model, Exits::Off), sampled(&model, Exits::Calibrated));
     assert_eq!(off.tokens, screened.tokens);
     let n = screened.exits.iter().filter(|exit| **exit == Some(ExitPoint::Screen)).count();
-    assert!(n + 4 >= screened.tokens.len(), "{:?}", screened.exits);
+    // The policy may then find that a screen of full rank does not pay.
+    assert!(n >= 10, "{:?}", screened.exits);
 }
