@@ -143,7 +143,8 @@ impl serde::Serialize for ExitPoint {
 pub struct TokenEvent<'a> {
     /// The token.
     pub token: Token,
-    /// What can be shown now: whole code points, possibly of earlier tokens too, possibly none.
+    /// What can be shown now: whole code points, possibly of earlier tokens too, possibly none. What is still held back
+    /// when the generation ends (the beginning of a stop text that did not come) is in [`Generation::text`] alone.
     pub text: &'a str,
     /// Where it left the model; `None` if it ran through all of it.
     pub exit: Option<ExitPoint>,
