@@ -121,6 +121,12 @@ pub enum Error {
     /// The caller cancelled the call.
     #[error("cancelled")]
     Cancelled,
+    /// Exit heads cannot be evaluated here.
+    #[error("the exit heads cannot be evaluated: {found}; run with --exits off")]
+    Heads {
+        /// What was met.
+        found: String,
+    },
     /// The gate met a graph that it does not know how to stop or resume.
     #[error("the layer gate cannot work on this graph: {found}; run with --exits off")]
     Gate {

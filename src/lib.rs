@@ -32,7 +32,10 @@ mod error;
 pub mod gate;
 pub mod gguf;
 #[allow(unsafe_code)]
+mod heads;
+#[allow(unsafe_code)]
 mod llama;
+mod policy;
 mod session;
 
 /// This library and its llama.cpp, for records of how something was measured.
@@ -43,7 +46,7 @@ pub use error::{Error, LlamaLog, Result};
 pub use llama::batch::Logits;
 pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
 pub use session::{
-    CacheType, CancelHandle, ChatTemplate, ExitPoint, FlashAttn, GenerateParams, Generation, GpuLayers, MemoryEstimate,
-    Message, Model, ModelInfo, ModelParams, PromptProgress, PromptReport, Sampler, SamplerParams, Session,
-    SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
+    CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
+    MemoryEstimate, Message, Model, ModelInfo, ModelParams, PromptProgress, PromptReport, Sampler, SamplerParams,
+    Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
 };

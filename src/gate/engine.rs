@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::context::Context;
+use crate::llama::threads::ThreadPool;
 
 /// How a gated decode ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +98,11 @@ impl Gate {
     /// True if decodes can be watched and stopped; otherwise they are exactly those of plain llama.cpp.
     pub fn can_tap(&self) -> bool {
         self.context.has_eval_callback()
+    }
+
+    /// Threads for single tokens, and the pool that the context computes on.
+    pub(crate) fn threads(&self) -> (usize, Option<Arc<ThreadPool>>) {
+        self.context.threads()
     }
 
     pub(crate) fn cancel_flag(&self) -> &Arc<AtomicBool> {

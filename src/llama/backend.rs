@@ -110,7 +110,7 @@ fn cpu_registry() -> sys::ggml_backend_reg_t {
 }
 
 /// The address of a function of the CPU backend. With `dynamic-backends` they cannot be linked, only looked up.
-pub(super) fn proc_address(name: &CStr) -> Option<std::ptr::NonNull<std::ffi::c_void>> {
+pub(crate) fn proc_address(name: &CStr) -> Option<std::ptr::NonNull<std::ffi::c_void>> {
     let registry = cpu_registry();
     if registry.is_null() {
         return None;

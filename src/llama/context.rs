@@ -40,7 +40,8 @@ pub(crate) struct Context {
     trampoline: Option<NonNull<Trampoline>>,
     cancelled: Arc<AtomicBool>,
     batch: Batch,
-    pool: Option<ThreadPool>,
+    n_threads: usize,
+    pool: Option<Arc<ThreadPool>>,
     model: Arc<RawModel>,
     n_vocab: usize,
     n_ctx: usize,
@@ -87,7 +88,7 @@ impl Context {
             }
             return Err(Error::Context { n_ctx: params.n_ctx, log });
         };
-        let pool = ThreadPool::new(params.n_threads.max(params.n_threads_batch));
+        let pool = ThreadPool::new(params.n_threads.max(params.n_threads_batch)).map(Arc::new);
         if let Some(pool) = &pool {
             // SAFETY: both are live, and `drop` frees the context before the pool.
             unsafe { sys::llama_attach_threadpool(context.as_ptr(), pool.as_ptr(), pool.as_ptr()) };
@@ -102,6 +103,7 @@ impl Context {
             trampoline,
             cancelled,
             batch: Batch::default(),
+            n_threads: params.n_threads,
             pool,
             model,
             n_vocab,
@@ -130,6 +132,11 @@ impl Context {
     /// Tokens that one graph takes at most; a hook watches one graph.
     pub(crate) fn n_ubatch(&self) -> usize {
         self.n_ubatch
+    }
+
+    /// Threads for single tokens, and the pool they are from; for graphs that run while this context waits.
+    pub(crate) fn threads(&self) -> (usize, Option<Arc<ThreadPool>>) {
+        (self.n_threads, self.pool.clone())
     }
 
     /// True if hooks can be used.

@@ -26,6 +26,9 @@ pub(crate) struct ThreadPool {
 
 // SAFETY: a pool may be used from any thread, one graph at a time; the session that owns it computes one at a time.
 unsafe impl Send for ThreadPool {}
+// SAFETY: through a shared reference only the address can be had; the context and the heads that share a pool belong to
+// one session, and the heads compute inside a decode of it, when llama.cpp has no graph running.
+unsafe impl Sync for ThreadPool {}
 
 impl ThreadPool {
     /// A pool of `n_threads` (at least 1). `None` if this build's CPU backend has no pools, or if the system refuses.
@@ -51,7 +54,7 @@ impl ThreadPool {
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
-        // SAFETY: created by the matching `new`, freed once, and no context refers to it any more (see `Context`).
+        // SAFETY: created by the matching `new`, freed once, and nothing refers to it any more: what does holds an `Arc` of it.
         unsafe { (self.free)(self.raw.as_ptr()) };
     }
 }

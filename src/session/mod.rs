@@ -5,6 +5,7 @@
 //! first, so that after any error the session can simply be used again. It refuses prompts that are longer than the
 //! context; it never cuts them.
 
+mod exits;
 mod memory;
 mod model;
 mod params;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+pub use exits::Exits;
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
@@ -27,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
+use exits::ScreenExit;
 use text::TextStream;
 
 /// A text, its K/V cache, and the means to go on with it.
@@ -36,8 +39,21 @@ pub struct Session {
     gate: Gate,
     /// The whole text. The first `gate.position()` of these are in the cache.
     tokens: Vec<Token>,
-    /// True if the last decode was of the last of `tokens`, so that its logits are there.
-    has_logits: bool,
+    /// The distribution after the last of `tokens`, if the last decode was of that one.
+    next: Next,
+    /// `None` where nothing exits.
+    exit: Option<ScreenExit>,
+}
+
+/// Where the distribution of the next token is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Nowhere yet.
+    Unknown,
+    /// In the gate, over the whole vocabulary.
+    Logits,
+    /// In the screen, over its candidates.
+    Screened,
 }
 
 /// Stops what a session is doing, from any thread. The decode in progress is given up within a graph node or so.
@@ -169,10 +185,14 @@ pub struct Generation {
 
 impl Session {
     /// # Errors
-    /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`].
+    /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`], [`Error::Heads`] and [`Error::Unsupported`] for
+    /// heads that cannot be evaluated here.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
-        let gate = model.new_gate(params)?;
-        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), has_logits: false })
+        let heads = model.heads().filter(|_| params.exits == Exits::Calibrated);
+        let exiting = heads.map(|heads| exits::threshold(heads, params.agreement)).transpose()?.flatten();
+        let gate = model.new_gate(&SessionParams { gate: params.gate || exiting.is_some(), ..params.clone() })?;
+        let exit = heads.zip(exiting).map(|(heads, threshold)| ScreenExit::new(heads, threshold, &gate)).transpose()?;
+        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, exit })
     }
 
     /// The model.
@@ -198,7 +218,7 @@ impl Session {
     /// The layer gate, for programs that decode by hand. What they add to the cache is not part of the session's text:
     /// call [`Session::clear`] before using the session again.
     pub fn gate(&mut self) -> &mut Gate {
-        self.has_logits = false;
+        self.next = Next::Unknown;
         &mut self.gate
     }
 
@@ -251,7 +271,7 @@ impl Session {
                 expected: "at least one token",
             });
         }
-        if !self.has_logits {
+        if self.next == Next::Unknown {
             let last = self.tokens.len() - 1;
             self.roll_back(last.min(self.gate.position()));
         }
@@ -271,7 +291,7 @@ impl Session {
                 made.context_full = true;
                 break;
             }
-            match self.decode_missing(&mut |_| {}) {
+            match self.decode_next() {
                 Ok(()) if !cancel.is_cancelled() => {}
                 Ok(()) | Err(Error::Cancelled) => {
                     made.stop_reason = StopReason::Cancelled;
@@ -280,18 +300,18 @@ impl Session {
                 Err(error) => return Err(error),
             }
             start.get_or_insert_with(Instant::now);
-            let token = self.pick(sampler)?;
+            let (token, exit) = self.pick(sampler)?;
             self.tokens.push(token);
-            self.has_logits = false;
+            self.next = Next::Unknown;
             if self.model.vocab().is_eog(token) && !params.ignore_eos {
                 made.stop_reason = StopReason::Eos;
                 break;
             }
             let text = stream.push(&self.model.vocab().piece(token, false));
             made.tokens.push(token);
-            made.exits.push(None);
+            made.exits.push(exit);
             made.text.push_str(&text);
-            let answer = on_token(TokenEvent { token, text: &text, exit: None });
+            let answer = on_token(TokenEvent { token, text: &text, exit });
             if stream.stopped() || answer.is_break() {
                 made.stop_reason = StopReason::Stop;
                 break;
@@ -299,6 +319,9 @@ impl Session {
         }
         made.text.push_str(&stream.finish());
         made.elapsed = start.map_or(Duration::ZERO, |start| start.elapsed());
+        if let Some(exit) = &self.exit {
+            tracing::debug!(policy = ?exit.policy(), "what the screen costs here, in seconds");
+        }
         Ok(made)
     }
 
@@ -307,7 +330,7 @@ impl Session {
         if n_tokens < self.tokens.len() {
             self.roll_back(n_tokens.min(self.gate.position()));
             self.tokens.truncate(n_tokens);
-            self.has_logits = false;
+            self.next = Next::Unknown;
         }
     }
 
@@ -315,10 +338,20 @@ impl Session {
     pub fn clear(&mut self) {
         self.gate.clear();
         self.tokens.clear();
-        self.has_logits = false;
+        self.next = Next::Unknown;
     }
 
-    fn pick(&mut self, sampler: &mut Sampler) -> Result<Token> {
+    /// Picks the next token, and tells where it left the model.
+    fn pick(&mut self, sampler: &mut Sampler) -> Result<(Token, Option<ExitPoint>)> {
+        if let (Next::Screened, Some(exit)) = (self.next, &self.exit) {
+            if let Some(token) = sampler.pick_among(exit.candidates()) {
+                sampler.accept(token)?;
+                return Ok((token, Some(ExitPoint::Screen)));
+            }
+            // A grammar allows none of the candidates: the full matrix has what it allows.
+            self.roll_back(self.gate.position().saturating_sub(1));
+            self.decode_missing(&mut |_| {})?;
+        }
         let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };
         let logits = self.gate.logits(0).ok_or_else(no_logits)?;
         let token = sampler.pick(logits).ok_or_else(|| Error::InvalidValue {
@@ -327,12 +360,25 @@ impl Session {
             expected: "at least one; a damaged model or a grammar that the text has left gives none",
         })?;
         sampler.accept(token)?;
-        Ok(token)
+        Ok((token, None))
+    }
+
+    /// Decodes what is missing; a single token may exit.
+    fn decode_next(&mut self) -> Result<()> {
+        let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
+        match (missing, &mut self.exit) {
+            (&[token], Some(exit)) => {
+                self.next = Next::Unknown;
+                self.next = if exit.decode(&mut self.gate, token)? { Next::Screened } else { Next::Logits };
+                Ok(())
+            }
+            _ => self.decode_missing(&mut |_| {}),
+        }
     }
 
     /// Brings the cache to the first `position` tokens, or empties it where the model's memory cannot go back.
     fn roll_back(&mut self, position: usize) {
-        self.has_logits = false;
+        self.next = Next::Unknown;
         if !self.gate.truncate(position, self.model.info().n_swa as usize) {
             tracing::debug!(position, "the memory cannot go back: decoding again from the start");
             self.gate.clear();
@@ -345,9 +391,9 @@ impl Session {
         while self.gate.position() < total {
             let position = self.gate.position();
             let end = total.min(position + self.gate.n_ubatch());
-            self.has_logits = false;
+            self.next = Next::Unknown;
             self.gate.decode(&self.tokens[position..end], Logits::Last)?;
-            self.has_logits = end == total;
+            self.next = if end == total { Next::Logits } else { Next::Unknown };
             progress(PromptProgress { done: end, total });
         }
         Ok(())

@@ -12,6 +12,7 @@ use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{self, Gate, GateSupport};
 use crate::gguf;
+use crate::heads::Heads;
 use crate::llama::context::Context;
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::{Device, Vocab, devices};
@@ -63,6 +64,8 @@ pub struct ModelParams {
     pub use_mmap: bool,
     /// Keeps the weights from being swapped out.
     pub use_mlock: bool,
+    /// A sidecar with exit heads for the model; `None` takes those around it, where the file is a merged one.
+    pub heads: Option<PathBuf>,
     /// Refuses a model whose weights, and a session whose cache, do not fit into the memory that is free.
     pub check_memory: bool,
     /// Loads architectures too whose loader in llama.cpp was not read for defects that a crafted file could reach
@@ -73,7 +76,14 @@ pub struct ModelParams {
 
 impl Default for ModelParams {
     fn default() -> Self {
-        Self { gpu_layers: GpuLayers::Auto, use_mmap: true, use_mlock: false, check_memory: true, allow_unread: true }
+        Self {
+            gpu_layers: GpuLayers::Auto,
+            use_mmap: true,
+            use_mlock: false,
+            heads: None,
+            check_memory: true,
+            allow_unread: true,
+        }
     }
 }
 
@@ -119,6 +129,7 @@ struct Inner {
     vocab: Vocab,
     info: ModelInfo,
     chat_template: Option<String>,
+    heads: Option<Arc<Heads>>,
     memory: MemoryShape,
     /// Number of learned positions, for models that have such.
     n_positions: Option<usize>,
@@ -146,7 +157,8 @@ impl Model {
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Self> {
         let path = path.as_ref();
-        let CheckedFile { memory, n_positions, offset } = check_file(path, params)?;
+        let CheckedFile { file, memory, n_positions, offset } = check_file(path, params)?;
+        let heads = Heads::open(file, params.heads.as_deref())?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
             GpuLayers::Count(n) => Some(n),
@@ -160,7 +172,8 @@ impl Model {
         let chat_template = raw.chat_template();
         let check_memory = params.check_memory;
         let gate_support = OnceLock::new();
-        Ok(Self(Arc::new(Inner { raw, vocab, info, chat_template, memory, n_positions, check_memory, gate_support })))
+        let inner = Inner { raw, vocab, info, chat_template, heads, memory, n_positions, check_memory, gate_support };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// What the model says of itself.
@@ -194,6 +207,11 @@ impl Model {
         Ok(self.0.gate_support.get_or_init(|| support))
     }
 
+    /// The exit heads that came with the model.
+    pub(crate) fn heads(&self) -> Option<&Arc<Heads>> {
+        self.0.heads.as_ref()
+    }
+
     pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
         if self.0.check_memory {
             // The weights are in memory already, or mapped and counted as such.
@@ -210,6 +228,7 @@ impl Model {
 
 /// What is read from a file before llama.cpp sees it.
 struct CheckedFile {
+    file: gguf::File,
     memory: MemoryShape,
     n_positions: Option<usize>,
     /// Where in the file the model begins.
@@ -232,7 +251,7 @@ fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
     }
     let n_positions = file.tensor("position_embd.weight").and_then(|tensor| tensor.dims().get(1).copied());
     let n_positions = n_positions.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-    Ok(CheckedFile { memory, n_positions, offset: preflight.base_offset })
+    Ok(CheckedFile { file, memory, n_positions, offset: preflight.base_offset })
 }
 
 fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {

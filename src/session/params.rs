@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use llama_cpp_sys_2 as sys;
 
+use super::exits::Exits;
 use crate::error::{Error, Result};
 use crate::llama::context::ContextParams;
 use crate::llama::threads::{MAX_THREADS, default_threads};
@@ -96,7 +97,7 @@ impl FromStr for CacheType {
 }
 
 /// What a session is made with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct SessionParams {
     /// Tokens that the context holds; 0 takes what the model was trained with. llama.cpp rounds up to 256.
@@ -115,8 +116,14 @@ pub struct SessionParams {
     pub type_k: CacheType,
     /// Format of the V cache.
     pub type_v: CacheType,
-    /// Installs the layer gate. Without it a session decodes exactly as plain llama.cpp does.
+    /// Installs the layer gate, for programs that decode by hand. Without it, and without exits, a session decodes exactly
+    /// as plain llama.cpp does.
     pub gate: bool,
+    /// Whether tokens may leave the model early; of no effect on a model without heads.
+    pub exits: Exits,
+    /// The wanted share of tokens that equal the full model's, in (0, 1]: a level that the heads were calibrated for, or
+    /// the next higher one is taken.
+    pub agreement: f32,
 }
 
 impl Default for SessionParams {
@@ -131,6 +138,8 @@ impl Default for SessionParams {
             type_k: CacheType::F16,
             type_v: CacheType::F16,
             gate: false,
+            exits: Exits::Calibrated,
+            agreement: 0.99,
         }
     }
 }

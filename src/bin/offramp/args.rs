@@ -8,7 +8,7 @@ use offramp::SamplerParams;
 
 use crate::failure::Failure;
 use crate::model_args::ModelArgs;
-use crate::{chat, inspect, logging, run, short_flags};
+use crate::{bench, chat, inspect, logging, run, short_flags};
 
 /// Runs GGUF models on llama.cpp and lets easy tokens leave the model early.
 #[derive(Debug, Parser)]
@@ -35,6 +35,8 @@ enum Command {
     Run(RunArgs),
     /// Talk with a model
     Chat(ChatArgs),
+    /// Measure what early exits gain here
+    Bench(BenchArgs),
     /// Tell what a model is and what the layer gate can do on it
     Inspect(InspectArgs),
 }
@@ -89,6 +91,28 @@ pub struct ChatArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub generation: GenerationArgs,
+}
+
+/// Arguments of `offramp bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A file with one JSON object a line, as for run; of several turns the first is taken [default: six prompts]
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub prompts: Option<PathBuf>,
+    /// Most tokens of a reply
+    #[arg(short = 'n', long = "predict", visible_alias = "n-predict", value_name = "N", default_value_t = 128)]
+    pub n_predict: usize,
+    /// Give the prompts to the model as they are, without the chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "markdown")]
+    pub json: bool,
+    /// Print a Markdown table
+    #[arg(long)]
+    pub markdown: bool,
 }
 
 /// Arguments of `offramp inspect`.
@@ -222,11 +246,12 @@ impl Cli {
         match self.command {
             Some(Command::Run(arguments)) => run::run(&arguments),
             Some(Command::Chat(arguments)) => chat::chat(&arguments),
+            Some(Command::Bench(arguments)) => bench::bench(&arguments),
             Some(Command::Inspect(arguments)) => inspect::inspect(&arguments),
-            None => Err(Failure::Arguments(
-                Cli::command()
-                    .error(clap::error::ErrorKind::MissingSubcommand, "a command is missing: run, chat or inspect"),
-            )),
+            None => Err(Failure::Arguments(Cli::command().error(
+                clap::error::ErrorKind::MissingSubcommand,
+                "a command is missing: run, chat, bench or inspect",
+            ))),
         }
     }
 }

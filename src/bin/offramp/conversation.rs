@@ -94,7 +94,11 @@ impl Conversation {
         Ok(reply)
     }
 
-    fn prompt(&self, turn: &str) -> Result<(String, Vec<Token>), Failure> {
+    /// What the model is given for `turn`: text and tokens.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation.
+    pub fn prompt(&self, turn: &str) -> Result<(String, Vec<Token>), Failure> {
         let vocab = self.session.model().vocab();
         let Some(template) = &self.template else {
             let text = format!("{}{turn}", self.plain);

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 mod args;
+mod bench;
 mod chat;
 mod chat_input;
 mod conversation;

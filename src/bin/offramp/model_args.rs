@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use offramp::{CacheType, Error, FlashAttn, GpuLayers, Model, ModelParams, Session, SessionParams};
+use offramp::{CacheType, Error, Exits, FlashAttn, GpuLayers, Model, ModelParams, Session, SessionParams};
 
 use crate::failure::Failure;
 use crate::{interrupt, progress, resolve};
@@ -26,6 +26,15 @@ pub struct ModelArgs {
     #[cfg(not(feature = "hf"))]
     #[arg(long, hide = true)]
     pub hf_repo: Option<String>,
+    /// A file with exit heads for the model; a merged model has them inside
+    #[arg(long, value_name = "FILE", env = "OFFRAMP_HEADS")]
+    pub heads: Option<PathBuf>,
+    /// Whether tokens may leave the model early: off, calibrated or exact; without heads it is off
+    #[arg(long, value_name = "MODE", default_value_t = Exits::Calibrated, env = "OFFRAMP_EXITS")]
+    pub exits: Exits,
+    /// Share of tokens that equal the full model's, for --exits calibrated
+    #[arg(long, value_name = "SHARE", default_value_t = 0.99, env = "OFFRAMP_AGREEMENT")]
+    pub agreement: f32,
     /// Tokens of context; 0 takes what the model was trained with [default: that, at most 8192]
     #[arg(short, long, value_name = "N", env = "LLAMA_ARG_CTX_SIZE")]
     pub ctx_size: Option<u32>,
@@ -84,6 +93,7 @@ impl ModelArgs {
         params.gpu_layers = self.gpu_layers;
         params.use_mmap = !self.no_mmap;
         params.use_mlock = self.mlock;
+        params.heads = self.heads.clone();
         params
     }
 
@@ -98,6 +108,8 @@ impl ModelArgs {
         params.flash_attn = self.flash_attn;
         params.type_k = self.cache_type_k;
         params.type_v = self.cache_type_v;
+        params.exits = self.exits;
+        params.agreement = self.agreement;
         params
     }
 
@@ -124,6 +136,17 @@ impl ModelArgs {
     /// When llama.cpp refuses the context.
     pub fn open_session(&self, model: &Model) -> Result<Session, Failure> {
         Ok(Session::new(model, &self.session_params(model.info().n_ctx_train))?)
+    }
+
+    /// A session with other exits than the arguments say, and with a gate to decode by hand through.
+    ///
+    /// # Errors
+    /// When llama.cpp refuses the context, and for heads that cannot be evaluated.
+    pub fn open_session_with(&self, model: &Model, exits: Exits, gate: bool) -> Result<Session, Failure> {
+        let mut params = self.session_params(model.info().n_ctx_train);
+        params.exits = exits;
+        params.gate = gate;
+        Ok(Session::new(model, &params)?)
     }
 }
 

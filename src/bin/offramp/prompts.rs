@@ -28,10 +28,18 @@ pub fn read(arguments: &PromptArgs) -> Result<Vec<Prompt>, Failure> {
         (Some(dash), _, _) if dash == "-" => read_text(Path::new("-")).map(single),
         (Some(text), _, _) => Ok(single(text.clone())),
         (_, Some(file), _) => read_text(file).map(single),
-        (_, _, Some(file)) => read_lines(&read_text(file)?, &file.display().to_string()),
+        (_, _, Some(file)) => read_file(file),
         // clap's group asks for one of them.
         (None, None, None) => Err(Failure::usage("give a prompt with -p, -f or --prompts")),
     }
+}
+
+/// The prompts of a file with one JSON object a line; `-` is stdin.
+///
+/// # Errors
+/// When it cannot be read, and when a line is no prompt.
+pub fn read_file(path: &Path) -> Result<Vec<Prompt>, Failure> {
+    read_lines(&read_text(path)?, &path.display().to_string())
 }
 
 /// The text of a file, or of stdin for `-`. One line break at the end is taken for the editor's, not the text's.
