@@ -90,14 +90,14 @@ fn a_threshold_is_that_of_the_wanted_level_or_the_next_higher_one() {
 }
 
 #[test]
-fn nothing_exits_without_heads_without_calibration_or_when_exact() {
+fn nothing_exits_without_heads_without_calibration_or_when_off() {
     let files = Files::new(&TinyModel::new(Arch::Llama));
     let path = files.write_screen(64, [0.0, 0.0], TensorType::F32, true);
     let off = generate(&mut session(&files.load(None), Exits::Calibrated, 0.9), 0.0, 30);
-    let exact = generate(&mut session(&files.load(Some(&path)), Exits::Exact, 0.9), 0.0, 30);
+    let switched_off = generate(&mut session(&files.load(Some(&path)), Exits::Off, 0.9), 0.0, 30);
     let path = files.write_screen(64, [0.0, 0.0], TensorType::F32, false);
     let uncalibrated = generate(&mut session(&files.load(Some(&path)), Exits::Calibrated, 0.9), 0.0, 30);
-    for made in [&off, &exact, &uncalibrated] {
+    for made in [&off, &switched_off, &uncalibrated] {
         assert_eq!(n_screened(made), 0);
         assert_eq!(made.tokens, off.tokens);
     }

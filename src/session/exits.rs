@@ -21,15 +21,13 @@ use crate::policy::{Plan, ScreenPolicy, Seen};
 /// Whether tokens may leave the model early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Exits {
     /// Never: plain llama.cpp.
     Off,
     /// Where the heads are confident enough for the wanted agreement; off for a model without calibrated heads.
     #[default]
     Calibrated,
-    /// Only where the token is sure to be the full model's. The screen proves nothing about the tokens it leaves out,
-    /// so that with it alone this decodes as [`Exits::Off`] does.
-    Exact,
 }
 
 impl fmt::Display for Exits {
@@ -37,7 +35,6 @@ impl fmt::Display for Exits {
         f.write_str(match self {
             Self::Off => "off",
             Self::Calibrated => "calibrated",
-            Self::Exact => "exact",
         })
     }
 }
@@ -45,9 +42,10 @@ impl fmt::Display for Exits {
 impl FromStr for Exits {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        [Self::Off, Self::Calibrated, Self::Exact].into_iter().find(|exits| exits.to_string() == text).ok_or_else(
-            || Error::InvalidValue { name: "exits", found: text.to_owned(), expected: "off, calibrated or exact" },
-        )
+        [Self::Off, Self::Calibrated]
+            .into_iter()
+            .find(|exits| exits.to_string() == text)
+            .ok_or_else(|| Error::InvalidValue { name: "exits", found: text.to_owned(), expected: "off or calibrated" })
     }
 }
 
@@ -134,7 +132,7 @@ mod tests {
 
     #[test]
     fn exits_are_read_as_they_are_printed() {
-        for exits in [Exits::Off, Exits::Calibrated, Exits::Exact] {
+        for exits in [Exits::Off, Exits::Calibrated] {
             assert_eq!(exits.to_string().parse::<Exits>().unwrap(), exits);
         }
         assert!("sometimes".parse::<Exits>().is_err());

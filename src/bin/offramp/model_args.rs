@@ -29,7 +29,7 @@ pub struct ModelArgs {
     /// A file with exit heads for the model; a merged model has them inside
     #[arg(long, value_name = "FILE", env = "OFFRAMP_HEADS")]
     pub heads: Option<PathBuf>,
-    /// Whether tokens may leave the model early: off, calibrated or exact; without heads it is off
+    /// Whether tokens may leave the model early: off or calibrated; without heads it is off
     #[arg(long, value_name = "MODE", default_value_t = Exits::Calibrated, env = "OFFRAMP_EXITS")]
     pub exits: Exits,
     /// Share of tokens that equal the full model's, for --exits calibrated
