@@ -8,29 +8,29 @@ use offramp::SamplerParams;
 
 use crate::failure::Failure;
 use crate::model_args::ModelArgs;
-use crate::{bench, chat, inspect, logging, run, short_flags};
+use crate::short_flags;
 
 /// Runs GGUF models on llama.cpp and lets easy tokens leave the model early.
 #[derive(Debug, Parser)]
 #[command(name = "offramp", disable_version_flag = true, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
+    pub command: Option<Command>,
     /// Print the version; with --verbose also how it was built and which CPU features are used
     #[arg(short = 'V', long)]
-    version: bool,
+    pub version: bool,
     /// Print the devices that this build can compute on
     #[arg(long)]
-    list_devices: bool,
+    pub list_devices: bool,
     #[command(flatten)]
-    log: LogArgs,
+    pub log: LogArgs,
 }
 
 const AFTER_HELP: &str = "llama.cpp's names are understood too: -ngl -tb -ub -ctk -ctv -sys -fa -hf, and LLAMA_ARG_* in the environment.\n\
     stdout carries the model's text and nothing else. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub enum Command {
     /// Generate a text and end
     Run(RunArgs),
     /// Talk with a model
@@ -232,28 +232,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Failu
     Cli::try_parse_from(short_flags::spell_out(arguments)).map_err(Failure::Arguments)
 }
 
-impl Cli {
-    /// # Errors
-    /// What the command's own failure is.
-    pub fn execute(self) -> Result<(), Failure> {
-        if self.version {
-            return inspect::print_version(self.log.verbose);
-        }
-        logging::install(&self.log)?;
-        if self.list_devices {
-            return inspect::print_devices();
-        }
-        match self.command {
-            Some(Command::Run(arguments)) => run::run(&arguments),
-            Some(Command::Chat(arguments)) => chat::chat(&arguments),
-            Some(Command::Bench(arguments)) => bench::bench(&arguments),
-            Some(Command::Inspect(arguments)) => inspect::inspect(&arguments),
-            None => Err(Failure::Arguments(Cli::command().error(
-                clap::error::ErrorKind::MissingSubcommand,
-                "a command is missing: run, chat, bench or inspect",
-            ))),
-        }
-    }
+/// The failure of a line that names no command.
+pub fn command_missing() -> Failure {
+    let message = "a command is missing: run, chat, bench or inspect";
+    Failure::Arguments(Cli::command().error(clap::error::ErrorKind::MissingSubcommand, message))
 }
 
 #[cfg(test)]

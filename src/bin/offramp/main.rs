@@ -21,9 +21,29 @@ mod resolve;
 mod run;
 mod short_flags;
 
+use args::{Cli, Command};
+use failure::Failure;
+
 fn main() -> ExitCode {
-    match args::parse(std::env::args_os()).and_then(args::Cli::execute) {
+    match args::parse(std::env::args_os()).and_then(execute) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+fn execute(cli: Cli) -> Result<(), Failure> {
+    if cli.version {
+        return inspect::print_version(cli.log.verbose);
+    }
+    logging::install(&cli.log)?;
+    if cli.list_devices {
+        return inspect::print_devices();
+    }
+    match cli.command {
+        Some(Command::Run(arguments)) => run::run(&arguments),
+        Some(Command::Chat(arguments)) => chat::chat(&arguments),
+        Some(Command::Bench(arguments)) => bench::bench(&arguments),
+        Some(Command::Inspect(arguments)) => inspect::inspect(&arguments),
+        None => Err(args::command_missing()),
     }
 }
