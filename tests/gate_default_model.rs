@@ -18,10 +18,15 @@ fn logits(gate: &mut Gate) -> Vec<Vec<f32>> {
     (0..).map_while(|i| gate.logits(i).map(<[f32]>::to_vec)).collect()
 }
 
-/// Plain decodes of `text`, `width` tokens at a time, after `prompt`.
-fn plain(gate: &mut Gate, prompt: &[Token], text: &[Token], width: usize) -> Vec<Vec<f32>> {
+/// Leaves the prompt alone in the cache.
+fn restart(gate: &mut Gate, prompt: &[Token]) {
     gate.clear();
     gate.decode(prompt, Logits::Last).unwrap();
+}
+
+/// Plain decodes of `text`, `width` tokens at a time, after `prompt`.
+fn plain(gate: &mut Gate, prompt: &[Token], text: &[Token], width: usize) -> Vec<Vec<f32>> {
+    restart(gate, prompt);
     let mut all = Vec::new();
     for chunk in text.chunks(width) {
         gate.decode(chunk, Logits::All).unwrap();
@@ -32,8 +37,7 @@ fn plain(gate: &mut Gate, prompt: &[Token], text: &[Token], width: usize) -> Vec
 
 /// Each token stops after `layer`; every `width` of them one batch resumes there.
 fn windowed(gate: &mut Gate, prompt: &[Token], text: &[Token], width: usize, layer: u32) -> Vec<Vec<f32>> {
-    gate.clear();
-    gate.decode(prompt, Logits::Last).unwrap();
+    restart(gate, prompt);
     let mut all = Vec::new();
     for chunk in text.chunks(width) {
         for &token in chunk {
@@ -85,8 +89,7 @@ fn a_watched_decode_that_is_not_stopped_equals_a_plain_one() {
     let (prompt, text) = sample(&model);
     let expected = plain(session.gate(), &prompt, &text, 1);
     let gate = session.gate();
-    gate.clear();
-    gate.decode(&prompt, Logits::Last).unwrap();
+    restart(gate, &prompt);
     let taps = [Tap::Layer(3), Tap::Layer(15), Tap::Layer(29), Tap::ResultNorm];
     for (token, expected) in text.iter().zip(expected) {
         let mut seen = Vec::new();
@@ -109,8 +112,7 @@ fn stopping_at_the_final_norm_leaves_the_same_cache() {
     let (prompt, text) = sample(&model);
     let expected = plain(session.gate(), &prompt, &text, 1);
     let gate = session.gate();
-    gate.clear();
-    gate.decode(&prompt, Logits::Last).unwrap();
+    restart(gate, &prompt);
     for (i, &token) in text.iter().enumerate() {
         if i % 4 == 3 {
             gate.decode(&[token], Logits::Last).unwrap();

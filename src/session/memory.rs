@@ -133,9 +133,9 @@ impl MemoryShape {
         &self.path
     }
 
-    /// The weights alone.
-    pub(crate) fn weights(&self) -> MemoryEstimate {
-        MemoryEstimate { weights: self.weights, kv_cache: 0, compute: 0, available: available() }
+    /// Bytes of the weights.
+    pub(crate) fn weights(&self) -> u64 {
+        self.weights
     }
 
     pub(crate) fn estimate(&self, params: &SessionParams, available: Option<u64>) -> MemoryEstimate {

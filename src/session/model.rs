@@ -162,7 +162,7 @@ impl Model {
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
             GpuLayers::Count(n) => Some(n),
-            GpuLayers::Auto => layers_that_fit(memory.weights().weights, &devices()),
+            GpuLayers::Auto => layers_that_fit(memory.weights(), &devices()),
         };
         let load = LoadParams { n_gpu_layers, use_mmap: params.use_mmap, use_mlock: params.use_mlock, offset };
         let raw = Arc::new(RawModel::load(path, &load, progress)?);
@@ -245,13 +245,14 @@ fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
         }
         result => result?,
     };
-    let memory = MemoryShape::of(&file)?;
+    let shape = MemoryShape::of(&file)?;
     if params.check_memory {
-        memory.weights().check(path)?;
+        let available = memory::available();
+        MemoryEstimate { weights: shape.weights(), kv_cache: 0, compute: 0, available }.check(path)?;
     }
     let n_positions = file.tensor("position_embd.weight").and_then(|tensor| tensor.dims().get(1).copied());
     let n_positions = n_positions.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-    Ok(CheckedFile { file, memory, n_positions, offset: preflight.base_offset })
+    Ok(CheckedFile { file, memory: shape, n_positions, offset: preflight.base_offset })
 }
 
 fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {
