@@ -144,6 +144,15 @@ pub struct Tokens {
     pub time_limit: Option<Duration>,
 }
 
+/// Whether tokens that exit are to have K and V predicted in the layers that they skip.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvMaps {
+    /// Where the model's K and V can be seen
+    Auto,
+    /// Never
+    Off,
+}
+
 /// How to collect.
 #[derive(clap::Args)]
 pub struct Collect {
@@ -157,6 +166,10 @@ pub struct Collect {
     /// Keep the hidden states after these layers too, counted from 0
     #[arg(long, value_name = "K,K", value_delimiter = ',')]
     pub layers: Vec<u32>,
+
+    /// Whether to keep what K/V maps learn from: K and V of every layer above the lowest of --layers
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub kv_maps: KvMaps,
 
     #[command(flatten)]
     pub tokens: Tokens,

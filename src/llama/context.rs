@@ -304,13 +304,13 @@ impl Context {
     /// Drops all positions of `sequence` from `position` on. False if this cache cannot, or has no such sequence.
     pub(crate) fn remove_from_sequence(&mut self, sequence: usize, position: usize) -> bool {
         let Ok(position) = i32::try_from(position) else { return true };
-        let Some(sequence) = self.id(sequence) else { return false };
+        let Some(sequence) = self.sequence_id(sequence) else { return false };
         // SAFETY: a live context's memory, which has this sequence.
         unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.raw.as_ptr()), sequence, position, -1) }
     }
 
     /// llama.cpp's id of a sequence that the context has.
-    fn id(&self, sequence: usize) -> Option<sys::llama_seq_id> {
+    fn sequence_id(&self, sequence: usize) -> Option<sys::llama_seq_id> {
         sys::llama_seq_id::try_from(sequence).ok().filter(|_| sequence < self.n_sequences)
     }
 
@@ -328,7 +328,7 @@ impl Context {
 
     /// The lowest position of `sequence` that every layer's cache still holds; `None` if it is empty.
     pub(crate) fn first_position_of(&self, sequence: usize) -> Option<usize> {
-        let sequence = self.id(sequence)?;
+        let sequence = self.sequence_id(sequence)?;
         // SAFETY: a live context's memory, which has this sequence.
         let position = unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw.as_ptr()), sequence) };
         usize::try_from(position).ok()

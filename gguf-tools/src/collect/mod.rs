@@ -19,12 +19,12 @@ pub mod store;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use offramp::Model;
+use offramp::{Model, SessionParams};
 
 use batch::{Batch, Next};
 use prompts::{MAX_TURN, Source};
 use slot::Recipe;
-use store::{Sequence, Store};
+use store::{KvWidths, Sequence, Store};
 
 /// The tokens of a context: room for a prompt of the user's and its answer.
 const N_CTX: u32 = 1024;
@@ -67,6 +67,23 @@ impl Options {
         }
         Ok(context(source, self.answer).min(n_ctx_train))
     }
+}
+
+/// What each layer above the lowest of `layers` caches of a token: what the K/V maps of exits on `layers` have to learn.
+///
+/// # Errors
+///
+/// A layer whose K and V cannot be seen, with the reason; a decode that fails.
+pub fn kv_widths(model: &Model, layers: &[u32]) -> anyhow::Result<Vec<KvWidths>> {
+    let Some(lowest) = layers.first() else { return Ok(Vec::new()) };
+    let mut params = SessionParams::default();
+    (params.n_ctx, params.n_batch, params.n_ubatch) = (256, 64, 64);
+    let sequences = model.sequences(&params, 1)?;
+    let widths = |layer| -> anyhow::Result<KvWidths> {
+        let shape = sequences.kv_layout().shape(layer)?;
+        Ok(KvWidths { layer, k: u32::try_from(shape.n_embd_k_gqa)?, v: u32::try_from(shape.n_embd_v_gqa)? })
+    };
+    (lowest + 1..model.info().n_layer).map(widths).collect()
 }
 
 /// The tokens that a prompt of `source` and an answer of `answer` tokens need.

@@ -22,7 +22,7 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use offramp::gate::Tap;
+use offramp::gate::{Seen, Tap};
 use serde::{Deserialize, Serialize};
 
 use super::label::Label;
@@ -87,6 +87,15 @@ pub enum Series {
 }
 
 impl Series {
+    /// The one that what a decode shows belongs to.
+    pub fn of(seen: Seen) -> Series {
+        match seen {
+            Seen::Hidden(tap) => Series::Hidden(tap),
+            Seen::K(il) => Series::K(il),
+            Seen::V(il) => Series::V(il),
+        }
+    }
+
     fn file_name(self) -> String {
         match self {
             Series::Hidden(Tap::Layer(il)) => format!("layer-{il}.f16"),
