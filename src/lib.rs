@@ -48,5 +48,5 @@ pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
 pub use session::{
     CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
     MemoryEstimate, Message, Model, ModelInfo, ModelParams, PromptProgress, PromptReport, Sampler, SamplerParams,
-    Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
+    Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent, memory_estimate,
 };

@@ -10,6 +10,7 @@ mod memory;
 mod model;
 mod params;
 mod sampler;
+mod state;
 mod template;
 mod text;
 
@@ -23,6 +24,7 @@ pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
 pub use sampler::{Sampler, SamplerParams};
+pub use state::StateError;
 pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};
