@@ -48,5 +48,5 @@ pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
 pub use session::{
     CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
     MemoryEstimate, Message, Model, ModelInfo, ModelParams, PromptProgress, PromptReport, Rescorer, Sampler,
-    SamplerParams, Scored, Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
+    SamplerParams, Scored, Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent, memory_estimate,
 };

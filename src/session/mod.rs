@@ -11,6 +11,7 @@ mod model;
 mod params;
 mod rescore;
 mod sampler;
+mod state;
 mod template;
 mod text;
 
@@ -25,6 +26,7 @@ pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
 pub use rescore::{Rescorer, Scored};
 pub use sampler::{Sampler, SamplerParams};
+pub use state::StateError;
 pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};

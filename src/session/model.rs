@@ -135,6 +135,7 @@ struct Inner {
     n_positions: Option<usize>,
     check_memory: bool,
     gate_support: OnceLock<GateSupport>,
+    fingerprint: String,
 }
 
 impl Model {
@@ -157,7 +158,7 @@ impl Model {
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Self> {
         let path = path.as_ref();
-        let CheckedFile { file, memory, n_positions, offset } = check_file(path, params)?;
+        let CheckedFile { file, memory, n_positions, offset, fingerprint } = check_file(path, params)?;
         let heads = Heads::open(file, params.heads.as_deref())?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
@@ -172,8 +173,18 @@ impl Model {
         let chat_template = raw.chat_template();
         let check_memory = params.check_memory;
         let gate_support = OnceLock::new();
-        let inner = Inner { raw, vocab, info, chat_template, heads, memory, n_positions, check_memory, gate_support };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner {
+            raw,
+            vocab,
+            info,
+            chat_template,
+            heads,
+            memory,
+            n_positions,
+            check_memory,
+            gate_support,
+            fingerprint,
+        })))
     }
 
     /// What the model says of itself.
@@ -210,6 +221,11 @@ impl Model {
         };
         tracing::debug!(?support, "gate self-test");
         Ok(self.0.gate_support.get_or_init(|| support))
+    }
+
+    /// Names the weights: a hash of the tensor entries and of samples of their data.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.0.fingerprint
     }
 
     /// The exit heads that came with the model.
@@ -263,6 +279,7 @@ struct CheckedFile {
     n_positions: Option<usize>,
     /// Where in the file the model begins.
     offset: u64,
+    fingerprint: String,
 }
 
 /// Checks what must hold before llama.cpp sees the file.
@@ -282,7 +299,8 @@ fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
     }
     let n_positions = file.tensor("position_embd.weight").and_then(|tensor| tensor.dims().get(1).copied());
     let n_positions = n_positions.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-    Ok(CheckedFile { file, memory: shape, n_positions, offset: preflight.base_offset })
+    let fingerprint = gguf::exits::sample_sha256(gguf::exits::base(&file)?.as_ref().unwrap_or(&file))?;
+    Ok(CheckedFile { file, memory: shape, n_positions, offset: preflight.base_offset, fingerprint })
 }
 
 fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {
