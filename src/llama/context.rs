@@ -54,9 +54,16 @@ pub(crate) struct Context {
 unsafe impl Send for Context {}
 
 impl Context {
+    /// Computes on `pool`, or on one of its own.
+    ///
     /// # Errors
     /// [`Error::Context`] with llama.cpp's reason.
-    pub(crate) fn new(model: Arc<RawModel>, n_vocab: usize, params: &ContextParams) -> Result<Self> {
+    pub(crate) fn new(
+        model: Arc<RawModel>,
+        n_vocab: usize,
+        params: &ContextParams,
+        pool: Option<Arc<ThreadPool>>,
+    ) -> Result<Self> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::<Trampoline>::default())));
         // SAFETY: fills a plain struct with defaults.
@@ -88,7 +95,8 @@ impl Context {
             }
             return Err(Error::Context { n_ctx: params.n_ctx, log });
         };
-        let pool = ThreadPool::new(params.n_threads.max(params.n_threads_batch)).map(Arc::new);
+        let n_threads = params.n_threads.max(params.n_threads_batch);
+        let pool = pool.or_else(|| ThreadPool::new(n_threads).map(Arc::new));
         if let Some(pool) = &pool {
             // SAFETY: both are live, and `drop` frees the context before the pool.
             unsafe { sys::llama_attach_threadpool(context.as_ptr(), pool.as_ptr(), pool.as_ptr()) };
@@ -157,8 +165,10 @@ impl Context {
         self.prepare(tokens, position, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
+        let turn = self.pool.as_deref().map(ThreadPool::turn);
         // SAFETY: a live context, and a batch that `prepare` has checked and that lives for the call.
         let (status, log) = log::recorded(|| unsafe { sys::llama_decode(context, batch) });
+        drop(turn);
         self.finish(status, log, tokens.len(), position)
     }
 
@@ -184,11 +194,13 @@ impl Context {
         self.prepare(tokens, position, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
+        let turn = self.pool.as_deref().map(ThreadPool::turn);
         let (status, log) = log::recorded(|| {
             // SAFETY: the trampoline is this context's, and `&mut self` keeps every other user away. The decode is as
             // in `decode`.
             unsafe { Trampoline::run(trampoline.as_ptr(), hook, || sys::llama_decode(context, batch)) }
         });
+        drop(turn);
         self.finish(status, log, tokens.len(), position)
     }
 

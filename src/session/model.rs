@@ -15,6 +15,7 @@ use crate::gguf;
 use crate::heads::Heads;
 use crate::llama::context::Context;
 use crate::llama::model::{LoadParams, RawModel};
+use crate::llama::threads::ThreadPool;
 use crate::llama::{Device, Vocab, devices};
 
 /// How many layers a GPU computes.
@@ -207,18 +208,28 @@ impl Model {
         Ok(self.0.gate_support.get_or_init(|| support))
     }
 
+    /// True if exit heads came with the model.
+    pub fn has_heads(&self) -> bool {
+        self.0.heads.is_some()
+    }
+
     /// The exit heads that came with the model.
     pub(crate) fn heads(&self) -> Option<&Arc<Heads>> {
         self.0.heads.as_ref()
     }
 
     pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
+        self.new_gate_on(params, None)
+    }
+
+    /// A gate that computes on `pool`, or on threads of its own.
+    pub(crate) fn new_gate_on(&self, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Gate> {
         if self.0.check_memory {
             // The weights are in memory already, or mapped and counted as such.
             let estimate = self.0.memory.estimate(params, memory::available());
             MemoryEstimate { weights: 0, ..estimate }.check(self.0.memory.path())?;
         }
-        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?)?;
+        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?, pool)?;
         if let Some(n) = self.0.n_positions {
             context.limit_positions(n);
         }
