@@ -60,9 +60,16 @@ pub(crate) struct Context {
 unsafe impl Send for Context {}
 
 impl Context {
+    /// Computes on `pool`, or on one of its own.
+    ///
     /// # Errors
     /// [`Error::Context`] with llama.cpp's reason.
-    pub(crate) fn new(model: Arc<RawModel>, n_vocab: usize, params: &ContextParams) -> Result<Self> {
+    pub(crate) fn new(
+        model: Arc<RawModel>,
+        n_vocab: usize,
+        params: &ContextParams,
+        pool: Option<Arc<ThreadPool>>,
+    ) -> Result<Self> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let id = ContextId::next();
         let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::new(Trampoline::new(id)))));
@@ -95,7 +102,8 @@ impl Context {
             }
             return Err(Error::Context { n_ctx: params.n_ctx, log });
         };
-        let pool = ThreadPool::new(params.n_threads.max(params.n_threads_batch)).map(Arc::new);
+        let n_threads = params.n_threads.max(params.n_threads_batch);
+        let pool = pool.or_else(|| ThreadPool::new(n_threads).map(Arc::new));
         if let Some(pool) = &pool {
             // SAFETY: both are live, and `drop` frees the context before the pool.
             unsafe { sys::llama_attach_threadpool(context.as_ptr(), pool.as_ptr(), pool.as_ptr()) };
@@ -185,8 +193,10 @@ impl Context {
         self.prepare(tokens, places, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
+        let turn = self.pool.as_deref().map(ThreadPool::turn);
         // SAFETY: a live context, and a batch that `prepare` has checked and that lives for the call.
         let (status, log) = log::recorded(|| unsafe { sys::llama_decode(context, batch) });
+        drop(turn);
         self.finish(status, log, tokens.len(), places)
     }
 
@@ -226,11 +236,13 @@ impl Context {
         self.prepare(tokens, places, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
+        let turn = self.pool.as_deref().map(ThreadPool::turn);
         let (status, log) = log::recorded(|| {
             // SAFETY: the trampoline is this context's, and `&mut self` keeps every other user away. The decode is as
             // in `decode_at`.
             unsafe { Trampoline::run(trampoline.as_ptr(), hook, || sys::llama_decode(context, batch)) }
         });
+        drop(turn);
         self.finish(status, log, tokens.len(), places)
     }
 
@@ -341,7 +353,7 @@ impl Context {
             eval_callback: false,
             ..self.params.clone()
         };
-        let mut sample = Self::new(Arc::clone(&self.model), self.n_vocab, &params)?;
+        let mut sample = Self::new(Arc::clone(&self.model), self.n_vocab, &params, None)?;
         sample.decode(&[Token(0)], 0, Logits::Last)?;
         // A model whose state llama.cpp cannot give has no layout that anyone could check.
         Ok(sample.state().unwrap_or_default())

@@ -15,6 +15,7 @@ use crate::gguf;
 use crate::heads::{self, Heads};
 use crate::llama::context::{Context, ContextParams};
 use crate::llama::model::{LoadParams, RawModel};
+use crate::llama::threads::ThreadPool;
 use crate::llama::{Device, Vocab, devices};
 
 /// How many layers a GPU computes.
@@ -228,13 +229,23 @@ impl Model {
         &self.0.fingerprint
     }
 
+    /// True if exit heads came with the model.
+    pub fn has_heads(&self) -> bool {
+        self.0.heads.is_some()
+    }
+
     /// The exit heads that came with the model.
     pub(crate) fn heads(&self) -> Option<&Arc<Heads>> {
         self.0.heads.as_ref()
     }
 
     pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
-        let context = self.new_context(params, 1)?;
+        self.new_gate_on(params, None)
+    }
+
+    /// A gate that computes on `pool`, or on threads of its own.
+    pub(crate) fn new_gate_on(&self, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Gate> {
+        let context = self.new_context(params, 1, pool)?;
         Ok(Gate::new(context, self.0.info.n_layer, self.0.info.n_embd))
     }
 
@@ -252,11 +263,11 @@ impl Model {
                 expected: "at least 1, of at least 1 token",
             });
         }
-        let context = self.new_context(&SessionParams { gate: true, ..params.clone() }, n)?;
+        let context = self.new_context(&SessionParams { gate: true, ..params.clone() }, n, None)?;
         Sequences::new(context, self.0.info.n_layer, self.0.info.n_swa)
     }
 
-    fn new_context(&self, params: &SessionParams, n_sequences: u32) -> Result<Context> {
+    fn new_context(&self, params: &SessionParams, n_sequences: u32, pool: Option<Arc<ThreadPool>>) -> Result<Context> {
         if self.0.check_memory {
             // The weights are in memory already, or mapped and counted as such.
             let estimate = self.0.memory.estimate(params, memory::available());
@@ -264,7 +275,7 @@ impl Model {
             MemoryEstimate { weights: 0, kv_cache, ..estimate }.check(self.0.memory.path())?;
         }
         let params = ContextParams { n_sequences, ..params.context()? };
-        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params)?;
+        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params, pool)?;
         if let Some(n) = self.0.n_positions {
             context.limit_positions(n);
         }
