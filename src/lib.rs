@@ -28,6 +28,9 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+#[doc(hidden)]
+pub mod capi;
 mod error;
 pub mod gate;
 pub mod gguf;
