@@ -68,8 +68,7 @@ mod tests {
 
     #[test]
     fn a_screened_token_counts_as_deep_and_an_early_one_does_not() {
-        let depths =
-            Depths::of(&[None, Some(ExitPoint::Screen), Some(ExitPoint::Layer(9)), Some(ExitPoint::Layer(9))]);
+        let depths = Depths::of(&[None, Some(ExitPoint::Screen), Some(ExitPoint::Layer(9)), Some(ExitPoint::Layer(9))]);
         assert_eq!((depths.n_tokens(), depths.n_blocks(30)), (4, 30 + 30 + 10 + 10));
         assert_eq!(depths.mean(30), Some(20.0));
         assert_eq!(serde_json::to_string(&depths).unwrap(), r#"{"9":2,"screen":1,"full":1}"#);

@@ -111,10 +111,23 @@ mod tests {
 
     #[test]
     fn addresses_and_known_names_are_hosts() {
-        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "192.168.1.7:80", "pi.LOCAL:8080"] {
+        for host in
+            ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "192.168.1.7:80", "pi.LOCAL:8080"]
+        {
             assert!(access().is_host(host), "{host}");
         }
-        for host in ["", "evil.example", "localhost.evil.example", "localhost:x", "localhost:", "127.0.0.1.evil.example", "[::1", "[::1]x", "a:1:2", ":80"] {
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "localhost:x",
+            "localhost:",
+            "127.0.0.1.evil.example",
+            "[::1",
+            "[::1]x",
+            "a:1:2",
+            ":80",
+        ] {
             assert!(!access().is_host(host), "{host}");
         }
     }
@@ -124,7 +137,9 @@ mod tests {
         let of = |origin| access().origin(origin, "localhost:8080");
         assert_eq!(of("http://localhost:8080"), Origin::Own);
         assert_eq!(of("https://chat.example"), Origin::Allowed);
-        for foreign in ["null", "http://localhost:8081", "http://evil.example", "https://chat.example.evil", "localhost:8080"] {
+        for foreign in
+            ["null", "http://localhost:8081", "http://evil.example", "https://chat.example.evil", "localhost:8080"]
+        {
             assert_eq!(of(foreign), Origin::Foreign, "{foreign}");
         }
     }

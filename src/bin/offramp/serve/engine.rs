@@ -287,11 +287,7 @@ impl Slot {
                 self.shared.metrics.first_token(since.elapsed());
             }
             shown += event.text.len();
-            let piece = TokenPiece {
-                text: event.text.to_owned(),
-                exit: event.exit,
-                logprobs: event.logprobs.to_vec(),
-            };
+            let piece = TokenPiece { text: event.text.to_owned(), exit: event.exit, logprobs: event.logprobs.to_vec() };
             match job.events.send(Event::Token(piece)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),

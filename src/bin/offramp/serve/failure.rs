@@ -36,8 +36,9 @@ impl ApiError {
     }
 
     pub fn context_length_exceeded(prompt: usize, n_ctx: usize) -> Self {
-        let message =
-            format!("context_length_exceeded: the prompt has {prompt} tokens and the context holds {n_ctx}; shorten it");
+        let message = format!(
+            "context_length_exceeded: the prompt has {prompt} tokens and the context holds {n_ctx}; shorten it"
+        );
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", Some("context_length_exceeded"), message)
     }
 
@@ -53,11 +54,19 @@ impl ApiError {
 
     /// The model failed. What it said is the operator's to read, in the log; it may quote what it worked on.
     pub fn internal() -> Self {
-        Self::with_status(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the model failed; the server's log says why")
+        Self::with_status(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            "the model failed; the server's log says why",
+        )
     }
 
     pub fn busy() -> Self {
-        Self::with_status(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "too many requests wait already; try again later")
+        Self::with_status(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "queue_full",
+            "too many requests wait already; try again later",
+        )
     }
 
     pub fn stopping() -> Self {

@@ -2,7 +2,6 @@
 //! JSON in OpenAI's shape but for the page and the metrics. It never logs what a request or an answer says.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -21,12 +20,19 @@ use super::{api_error, page, stream};
 
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 4 << 20;
-/// How long a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Routes, as metrics name them.
-const ROUTES: &[&str] =
-    &["/", "/health", "/v1/health", "/metrics", "/props", "/v1/models", "/models", "/v1/chat/completions", "/v1/completions"];
+const ROUTES: &[&str] = &[
+    "/",
+    "/health",
+    "/v1/health",
+    "/metrics",
+    "/props",
+    "/v1/models",
+    "/models",
+    "/v1/chat/completions",
+    "/v1/completions",
+];
 
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
@@ -60,7 +66,8 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin"));
     if let Some(origin) = allowed {
-        headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("cross-origin"));
+        headers
+            .insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("cross-origin"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(header::VARY, HeaderValue::from_static("Origin"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
@@ -89,7 +96,10 @@ fn admit(app: &App, request: &Request) -> Result<Admitted, ApiError> {
     let origin = only(headers, &header::ORIGIN)?;
     let known = origin.map(|origin| app.access.origin(origin.to_str().unwrap_or_default(), host));
     if known == Some(Origin::Foreign) {
-        return Err(refused("origin_not_allowed", "pages of that Origin may not use this server; --allow-origin adds one"));
+        return Err(refused(
+            "origin_not_allowed",
+            "pages of that Origin may not use this server; --allow-origin adds one",
+        ));
     }
     let origin = origin.filter(|_| known == Some(Origin::Allowed)).cloned();
     if request.method() == Method::OPTIONS && origin.is_some() {
@@ -154,17 +164,21 @@ async fn model(State(app): State<Arc<App>>, request: Request) -> Result<Response
     // A name may have slashes, and is compared as it is written.
     match request.uri().path().strip_prefix("/v1/models/") {
         Some(name) if name == ready.name => Ok(json_response(&ready.model())),
-        _ => Err(ApiError::with_status(StatusCode::NOT_FOUND, "model_not_found", "there is no such model here; see /v1/models")),
+        _ => Err(ApiError::with_status(
+            StatusCode::NOT_FOUND,
+            "model_not_found",
+            "there is no such model here; see /v1/models",
+        )),
     }
 }
 
 async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let body = body(request).await?;
+    let body = body(&app, request).await?;
     answer(&app, move |app| app.ready()?.prepare_chat(&parse(&body)?)).await
 }
 
 async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let body = body(request).await?;
+    let body = body(&app, request).await?;
     answer(&app, move |app| app.ready()?.prepare_completion(&parse(&body)?)).await
 }
 
@@ -193,7 +207,7 @@ async fn answer(
 }
 
 /// The body, within its size and time.
-async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
+async fn body(app: &App, request: Request) -> Result<Vec<u8>, ApiError> {
     let headers = request.headers();
     let is_json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
         value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
@@ -214,12 +228,12 @@ async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
     if length.is_some_and(|length| length > MAX_BODY as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY_TIME, read(request.into_body())).await {
+    match tokio::time::timeout(app.limit, read(request.into_body())).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(true)) => Err(too_large()),
         Ok(Err(false)) => Err(ApiError::bad_request("the body ended early")),
         Err(_) => {
-            let message = format!("the body did not arrive within {} seconds", BODY_TIME.as_secs());
+            let message = format!("the body did not arrive within {} seconds", app.limit.as_secs());
             Err(ApiError::with_status(StatusCode::REQUEST_TIMEOUT, "body_timeout", message))
         }
     }

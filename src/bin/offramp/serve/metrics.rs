@@ -89,10 +89,20 @@ impl Metrics {
             let _ = writeln!(out, "offramp_generated_tokens_total{{exit=\"{exit}\"}} {n}");
         }
         for (name, kind, help, value) in [
-            ("generated_blocks_total", "counter", "Blocks that generated tokens ran through", depths.n_blocks(n_layer) as f64),
+            (
+                "generated_blocks_total",
+                "counter",
+                "Blocks that generated tokens ran through",
+                depths.n_blocks(n_layer) as f64,
+            ),
             ("model_blocks", "gauge", "Blocks of the model", f64::from(n_layer)),
             ("prompt_tokens_total", "counter", "Prompt tokens that were decoded", count(&self.prompt_tokens) as f64),
-            ("prompt_tokens_reused_total", "counter", "Prompt tokens whose K/V was there already", count(&self.prompt_tokens_reused) as f64),
+            (
+                "prompt_tokens_reused_total",
+                "counter",
+                "Prompt tokens whose K/V was there already",
+                count(&self.prompt_tokens_reused) as f64,
+            ),
             ("cancelled_total", "counter", "Replies that nobody waited for any more", count(&self.cancelled) as f64),
             ("waiting_seconds_total", "counter", "Time that requests waited for a slot", seconds(&self.waiting)),
             ("prompt_seconds_total", "counter", "Time spent on prompts", seconds(&self.prompt)),
@@ -140,8 +150,12 @@ mod tests {
             let (name, value) = sample.rsplit_once(' ').unwrap();
             assert!(name.starts_with("offramp_") && value.parse::<f64>().is_ok(), "{sample}");
             let family = name.split('{').next().unwrap();
-            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| family.strip_suffix(end)).unwrap_or(family);
-            assert!(text.contains(&format!("# HELP {family} ")) && text.contains(&format!("# TYPE {family} ")), "{sample}");
+            let family =
+                ["_bucket", "_sum", "_count"].iter().find_map(|end| family.strip_suffix(end)).unwrap_or(family);
+            assert!(
+                text.contains(&format!("# HELP {family} ")) && text.contains(&format!("# TYPE {family} ")),
+                "{sample}"
+            );
         }
         assert!(text.contains("offramp_requests_total{route=\"/health\",status=\"200\"} 1"));
         assert!(text.contains("offramp_first_token_seconds_bucket{le=\"0.03\"} 0"));

@@ -136,9 +136,8 @@ impl CompletionRequest {
 }
 
 fn prompt(fields: Fields<'_>) -> Result<Prompt, ApiError> {
-    let wrong = || {
-        ApiError::invalid("prompt", "prompt must be a string, an array with one string, or an array of token ids")
-    };
+    let wrong =
+        || ApiError::invalid("prompt", "prompt must be a string, an array with one string, or an array of token ids");
     match fields.get("prompt") {
         Some(Value::String(text)) => Ok(Prompt::Text(text.clone())),
         Some(Value::Array(items)) => match items.as_slice() {
