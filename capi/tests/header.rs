@@ -10,7 +10,7 @@ fn generated() -> String {
     let config = cbindgen::Config::from_file(folder().join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
     // In the order of a reader: versions and statuses first, then the structs, then what works on them.
-    for file in ["mod", "status", "params", "log", "model", "chat", "sampler", "session", "generate"] {
+    for file in ["version", "status", "params", "log", "model", "chat", "sampler", "session", "generate"] {
         builder = builder.with_src(folder().join("src/capi").join(file).with_extension("rs"));
     }
     let mut text = Vec::new();

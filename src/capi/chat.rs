@@ -18,7 +18,7 @@ pub struct offramp_message {
 }
 
 /// The messages as the library has them.
-pub(super) unsafe fn messages(pointer: *const offramp_message, n: usize) -> Result<Vec<Message>, Failure> {
+pub(super) unsafe fn read_messages(pointer: *const offramp_message, n: usize) -> Result<Vec<Message>, Failure> {
     // SAFETY: the caller's promise (module `capi`).
     let messages = unsafe { slice(pointer, n, "messages") }?;
     let message = |message: &offramp_message| {
@@ -49,7 +49,7 @@ impl offramp_model {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offramp_chat_render(
     model: *const offramp_model,
-    messages_: *const offramp_message,
+    messages: *const offramp_message,
     n_messages: usize,
     buffer: *mut c_char,
     capacity: usize,
@@ -57,7 +57,7 @@ pub unsafe extern "C" fn offramp_chat_render(
 ) -> i32 {
     boundary("offramp_chat_render", || {
         // SAFETY: the caller's promise (module `capi`).
-        let (model, messages) = unsafe { (handle(model, "model")?, messages(messages_, n_messages)?) };
+        let (model, messages) = unsafe { (handle(model, "model")?, read_messages(messages, n_messages)?) };
         let text = model.template()?.render(&messages, true).map_err(crate::Error::from)?;
         // SAFETY: as above.
         unsafe { copy_out(text.as_bytes(), buffer.cast(), capacity, length, "buffer") }

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use super::chat::{messages, offramp_message};
+use super::chat::{offramp_message, read_messages};
 use super::model::offramp_model;
 use super::params::*;
 use super::pointers::{Output, copy_out, free_handle, handle, input_struct, into_handle, path, slice, text_of};
@@ -232,14 +232,14 @@ pub unsafe extern "C" fn offramp_session_set_text(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offramp_session_set_chat(
     session: *mut offramp_session,
-    messages_: *const offramp_message,
+    messages: *const offramp_message,
     n_messages: usize,
     progress: offramp_progress_callback,
     user_data: *mut c_void,
 ) -> i32 {
     boundary("offramp_session_set_chat", || {
         // SAFETY: the caller's promise (module `capi`).
-        let (session, messages) = unsafe { (handle(session, "session")?, messages(messages_, n_messages)?) };
+        let (session, messages) = unsafe { (handle(session, "session")?, read_messages(messages, n_messages)?) };
         let tokens = session.model.chat_tokens(&messages)?;
         session.set_prompt(&tokens, progress, user_data)
     })

@@ -155,7 +155,7 @@ fn a_panic_in_any_function_is_a_status_and_writes_nothing() {
 fn the_list_of_forced_panics_is_complete() {
     let this = include_str!("tests.rs");
     let sources = [
-        include_str!("mod.rs"),
+        include_str!("version.rs"),
         include_str!("status.rs"),
         include_str!("params.rs"),
         include_str!("log.rs"),
