@@ -46,7 +46,7 @@ pub use error::{Error, LlamaLog, Result};
 pub use llama::batch::Logits;
 pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
 pub use session::{
-    CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
-    MemoryEstimate, Message, Model, ModelInfo, ModelParams, PromptProgress, PromptReport, Sampler, SamplerParams,
-    Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
+    CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers, Kv,
+    MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Sampler,
+    SamplerParams, Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
 };

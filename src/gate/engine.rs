@@ -80,6 +80,11 @@ impl Gate {
         self.n_redone
     }
 
+    /// The lowest block that a pending token stopped after; `None` if none is pending.
+    pub fn pending_layer(&self) -> Option<u32> {
+        self.pending.last().map(|pending| pending.layer)
+    }
+
     /// Positions that the context holds at most.
     pub fn n_ctx(&self) -> usize {
         self.context.n_ctx()
@@ -127,7 +132,7 @@ impl Gate {
     /// [`Error::InvalidValue`] for taps that are out of order or above what the pending tokens allow; [`Error::Gate`]
     /// if the graph lacks one; and as llama.cpp's decode. The tokens are then not in the cache.
     pub fn decode_tapped(&mut self, tokens: &[Token], taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
-        let ceiling = self.pending.last().map(|pending| Tap::Layer(pending.layer));
+        let ceiling = self.pending_layer().map(Tap::Layer);
         self.check_taps(taps, None, ceiling)?;
         let n_embd = self.n_embd;
         let last = ceiling.and(taps.last().copied());
@@ -141,8 +146,9 @@ impl Gate {
                 _ => ControlFlow::Break(()),
             }
         };
-        let (stopped, cells) =
-            self.decoded(tokens.len(), |context, position| hooked(context, tokens, position, taps, None, &mut watch))?;
+        let (stopped, cells) = self.decoded(tokens.len(), |context, position| {
+            hooked(context, tokens, position, Logits::All, taps, None, &mut watch)
+        })?;
         let Some(tap) = stopped else { return Ok(Outcome::Complete) };
         if let Tap::Layer(layer) = tap {
             let row = |values: &[f32], i: usize| values.get(i * n_embd..(i + 1) * n_embd).map(<[f32]>::to_vec);
@@ -163,7 +169,16 @@ impl Gate {
     /// As [`Gate::decode_tapped`]. The pending tokens are then no longer in the cache: [`Gate::position`] is that of
     /// the first of them, and they may be decoded again.
     pub fn catch_up(&mut self, taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
-        let Some(layer) = self.pending.last().map(|pending| pending.layer) else { return Ok(Outcome::Complete) };
+        self.catch_up_for(Logits::All, taps, observer)
+    }
+
+    /// As [`Gate::catch_up`], with logits (and hidden states at [`Tap::ResultNorm`]) for the tokens that `logits` names:
+    /// one token's output matrix instead of all of theirs.
+    ///
+    /// # Errors
+    /// As [`Gate::catch_up`].
+    pub fn catch_up_for(&mut self, logits: Logits, taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
+        let Some(layer) = self.pending_layer() else { return Ok(Outcome::Complete) };
         self.check_taps(taps, Some(Tap::Layer(layer)), None)?;
         let pending = std::mem::take(&mut self.pending);
         let tokens: Vec<Token> = pending.iter().map(|pending| pending.token).collect();
@@ -173,7 +188,7 @@ impl Gate {
         if let Some((hidden, cells)) = self.window(&pending, layer) {
             let resume = Resume { layer, hidden: &hidden, cells: &cells };
             let result = self.decoded(tokens.len(), |context, position| {
-                hooked(context, &tokens, position, taps, Some(resume), observer)
+                hooked(context, &tokens, position, logits, taps, Some(resume), observer)
             });
             self.hidden = hidden;
             match result {
@@ -186,8 +201,9 @@ impl Gate {
             }
         }
         self.n_redone += 1;
-        let (stopped, _) =
-            self.decoded(tokens.len(), |context, position| hooked(context, &tokens, position, taps, None, observer))?;
+        let (stopped, _) = self.decoded(tokens.len(), |context, position| {
+            hooked(context, &tokens, position, logits, taps, None, observer)
+        })?;
         Ok(stopped.map_or(Outcome::Complete, Outcome::Stopped))
     }
 
@@ -299,12 +315,13 @@ fn hooked(
     context: &mut Context,
     tokens: &[Token],
     position: usize,
+    logits: Logits,
     taps: &[Tap],
     resume: Option<Resume<'_>>,
     observer: &mut Observer<'_>,
 ) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
     let mut hook = Hook::new(taps, resume, observer);
-    context.decode_hooked(tokens, position, Logits::All, &mut hook).map_err(Failure::Decode)?;
+    context.decode_hooked(tokens, position, logits, &mut hook).map_err(Failure::Decode)?;
     if let Some(error) = hook.error.take().or_else(|| hook.missing()) {
         return Err(Failure::Hook(error));
     }

@@ -5,6 +5,7 @@
 //! first, so that after any error the session can simply be used again. It refuses prompts that are longer than the
 //! context; it never cuts them.
 
+mod cascade;
 mod exits;
 mod memory;
 mod model;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use exits::Exits;
+pub use exits::{Exits, Kv, Policy};
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
@@ -29,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
-use exits::ScreenExit;
+use cascade::Cascade;
 use text::TextStream;
 
 /// A text, its K/V cache, and the means to go on with it.
@@ -42,7 +43,7 @@ pub struct Session {
     /// The distribution after the last of `tokens`, if the last decode was of that one.
     next: Next,
     /// `None` where nothing exits.
-    exit: Option<ScreenExit>,
+    cascade: Option<Cascade>,
 }
 
 /// Where the distribution of the next token is.
@@ -52,8 +53,8 @@ enum Next {
     Unknown,
     /// In the gate, over the whole vocabulary.
     Logits,
-    /// In the screen, over its candidates.
-    Screened,
+    /// In the cascade, over the candidates of the exit that the token left at.
+    Candidates(ExitPoint),
 }
 
 /// Stops what a session is doing, from any thread. The decode in progress is given up within a graph node or so.
@@ -189,10 +190,20 @@ impl Session {
     /// heads that cannot be evaluated here.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
         let heads = model.heads().filter(|_| params.exits == Exits::Calibrated);
-        let exiting = heads.map(|heads| exits::threshold(heads, params.agreement)).transpose()?.flatten();
-        let gate = model.new_gate(&SessionParams { gate: params.gate || exiting.is_some(), ..params.clone() })?;
-        let exit = heads.zip(exiting).map(|(heads, threshold)| ScreenExit::new(heads, threshold, &gate)).transpose()?;
-        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, exit })
+        let thresholds = heads.map(|heads| heads.thresholds(params.agreement)).transpose()?.flatten();
+        if heads.is_some() && thresholds.is_none() {
+            tracing::info!(
+                agreement = params.agreement,
+                "the heads were not certified for this agreement: nothing exits"
+            );
+        }
+        let mut gate =
+            model.new_gate(&SessionParams { gate: params.gate || thresholds.is_some(), ..params.clone() })?;
+        let cascade = match heads.zip(thresholds) {
+            Some((heads, thresholds)) => Cascade::new(model, heads, &thresholds, params, &mut gate)?,
+            None => None,
+        };
+        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, cascade })
     }
 
     /// The model.
@@ -319,8 +330,8 @@ impl Session {
         }
         made.text.push_str(&stream.finish());
         made.elapsed = start.map_or(Duration::ZERO, |start| start.elapsed());
-        if let Some(exit) = &self.exit {
-            tracing::debug!(policy = ?exit.policy(), "what the screen costs here, in seconds");
+        if let Some(cascade) = &self.cascade {
+            tracing::debug!(policy = ?cascade.policy(), "what exits cost here, in seconds");
         }
         Ok(made)
     }
@@ -343,10 +354,10 @@ impl Session {
 
     /// Picks the next token, and tells where it left the model.
     fn pick(&mut self, sampler: &mut Sampler) -> Result<(Token, Option<ExitPoint>)> {
-        if let (Next::Screened, Some(exit)) = (self.next, &self.exit) {
-            if let Some(token) = sampler.pick_among(exit.candidates()) {
+        if let (Next::Candidates(exit), Some(cascade)) = (self.next, &self.cascade) {
+            if let Some(token) = sampler.pick_among(cascade.candidates()) {
                 sampler.accept(token)?;
-                return Ok((token, Some(ExitPoint::Screen)));
+                return Ok((token, Some(exit)));
             }
             // A grammar allows none of the candidates: the full matrix has what it allows.
             self.roll_back(self.gate.position().saturating_sub(1));
@@ -366,10 +377,10 @@ impl Session {
     /// Decodes what is missing; a single token may exit.
     fn decode_next(&mut self) -> Result<()> {
         let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
-        match (missing, &mut self.exit) {
-            (&[token], Some(exit)) => {
+        match (missing, &mut self.cascade) {
+            (&[token], Some(cascade)) => {
                 self.next = Next::Unknown;
-                self.next = if exit.decode(&mut self.gate, token)? { Next::Screened } else { Next::Logits };
+                self.next = cascade.decode(&mut self.gate, token)?.map_or(Next::Logits, Next::Candidates);
                 Ok(())
             }
             _ => self.decode_missing(&mut |_| {}),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use llama_cpp_sys_2 as sys;
 
-use super::exits::Exits;
+use super::exits::{Exits, Kv, Policy};
 use crate::error::{Error, Result};
 use crate::llama::context::ContextParams;
 use crate::llama::threads::{MAX_THREADS, default_threads};
@@ -124,6 +124,14 @@ pub struct SessionParams {
     /// The wanted share of tokens that equal the full model's, in (0, 1]: a level that the heads were calibrated for, or
     /// the next higher one is taken.
     pub agreement: f32,
+    /// Where the K/V of the blocks that a token skipped come from.
+    pub kv: Kv,
+    /// The most tokens of a batch that catches up: those that wait for it and the one that ends their waiting.
+    pub max_pending: u32,
+    /// No token leaves after a block below this one.
+    pub min_exit_layer: u32,
+    /// Which of the checks are made.
+    pub policy: Policy,
 }
 
 impl Default for SessionParams {
@@ -140,6 +148,10 @@ impl Default for SessionParams {
             gate: false,
             exits: Exits::Calibrated,
             agreement: 0.99,
+            kv: Kv::Auto,
+            max_pending: 8,
+            min_exit_layer: 0,
+            policy: Policy::Auto,
         }
     }
 }

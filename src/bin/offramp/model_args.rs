@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use offramp::{CacheType, Error, Exits, FlashAttn, GpuLayers, Model, ModelParams, Session, SessionParams};
+use offramp::{
+    CacheType, Error, Exits, FlashAttn, GpuLayers, Kv, Model, ModelParams, Policy, Session, SessionParams,
+};
 
 use crate::failure::Failure;
 use crate::{interrupt, progress, resolve};
@@ -35,6 +37,18 @@ pub struct ModelArgs {
     /// Share of tokens that equal the full model's, for --exits calibrated
     #[arg(long, value_name = "SHARE", default_value_t = 0.99, env = "OFFRAMP_AGREEMENT")]
     pub agreement: f32,
+    /// Where the K/V of skipped blocks come from: auto, predict, catch-up or propagate; bench takes several, with commas
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "auto", env = "OFFRAMP_KV")]
+    pub kv: Vec<Kv>,
+    /// Most tokens of a batch that catches up on skipped blocks
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
+    pub max_pending: u32,
+    /// Let no token leave after a block below this one
+    #[arg(long, value_name = "LAYER", default_value_t = 0)]
+    pub min_exit_layer: u32,
+    /// Which checks are made: auto (those that pay here) or always
+    #[arg(long, value_name = "WHICH", default_value_t = Policy::Auto)]
+    pub policy: Policy,
     /// Tokens of context; 0 takes what the model was trained with [default: that, at most 8192]
     #[arg(short, long, value_name = "N", env = "LLAMA_ARG_CTX_SIZE")]
     pub ctx_size: Option<u32>,
@@ -110,6 +124,10 @@ impl ModelArgs {
         params.type_v = self.cache_type_v;
         params.exits = self.exits;
         params.agreement = self.agreement;
+        params.kv = self.kv.first().copied().unwrap_or_default();
+        params.max_pending = self.max_pending;
+        params.min_exit_layer = self.min_exit_layer;
+        params.policy = self.policy;
         params
     }
 
@@ -133,8 +151,11 @@ impl ModelArgs {
     }
 
     /// # Errors
-    /// When llama.cpp refuses the context.
+    /// When llama.cpp refuses the context, and for several K/V policies.
     pub fn open_session(&self, model: &Model) -> Result<Session, Failure> {
+        if self.kv.len() > 1 {
+            return Err(Failure::usage("--kv takes several values for bench alone"));
+        }
         Ok(Session::new(model, &self.session_params(model.info().n_ctx_train))?)
     }
 
