@@ -10,6 +10,7 @@ mod exits;
 mod memory;
 mod model;
 mod params;
+mod rescore;
 mod sampler;
 mod template;
 mod text;
@@ -23,6 +24,7 @@ pub use exits::{Exits, Kv, Policy};
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
+pub use rescore::{Rescorer, Scored};
 pub use sampler::{Sampler, SamplerParams};
 pub use template::{ChatTemplate, Message, TemplateError};
 
