@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::hook::{Hook, HookError, Resume};
-use super::{Observer, Tap};
+use super::kv::{KvLayout, LayerKv, learn_layout};
+use super::{Observer, Seen, Tap, Watcher};
 use crate::error::{Error, Result};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
@@ -38,6 +39,7 @@ pub struct Gate {
     /// Hidden states of one window, kept to spare an allocation a decode.
     hidden: Vec<f32>,
     n_redone: u64,
+    kv_layout: Option<KvLayout>,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,7 @@ impl Gate {
             pending: Vec::new(),
             hidden: Vec::new(),
             n_redone: 0,
+            kv_layout: None,
         }
     }
 
@@ -159,6 +162,88 @@ impl Gate {
             }
         }
         Ok(Outcome::Stopped(tap))
+    }
+
+    /// Where this context's graphs compute K and V, and how they store them. The first call learns it: it decodes one
+    /// token in the empty cache and forgets it again.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] if the first call finds tokens in the cache; as llama.cpp's decode.
+    pub fn kv_layout(&mut self) -> Result<&KvLayout> {
+        if self.kv_layout.is_none() {
+            if self.position > 0 {
+                return Err(Error::InvalidValue {
+                    name: "position",
+                    found: self.position.to_string(),
+                    expected: "0: where K and V lie is learnt in an empty cache; clear it first",
+                });
+            }
+            let layout = learn_layout(&mut self.context, self.n_layer);
+            self.context.clear();
+            self.kv_layout = Some(layout?);
+        }
+        self.kv_layout.as_ref().ok_or_else(no_layout)
+    }
+
+    /// The bytes that `cell` of the caches holds as K and V of a layer.
+    ///
+    /// # Errors
+    /// As [`KvLayout::shape`], and [`Error::InvalidValue`] for a cell that does not exist.
+    pub(crate) fn stored(&mut self, il: u32, cell: usize) -> Result<[Vec<u8>; 2]> {
+        self.kv_layout()?;
+        let layout = self.kv_layout.as_ref().ok_or_else(no_layout)?;
+        let LayerKv { k, v, .. } = layout.layer(il)?;
+        match (self.context.stored_bytes(k, cell), self.context.stored_bytes(v, cell)) {
+            (Some(k), Some(v)) => Ok([k, v]),
+            _ => Err(Error::InvalidValue { name: "cell", found: cell.to_string(), expected: "a cell of the cache" }),
+        }
+    }
+
+    /// Runs `tokens` (at most `n_ubatch`) through all layers, after catching up on the pending ones, and shows their
+    /// hidden states at each of `taps` and K and V of each layer in `kv_layers`, both lowest first. All of the tokens get
+    /// logits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] for taps or layers that are out of order or do not exist; [`Error::Unsupported`] for a
+    /// layer whose K and V this library does not recognise; as [`Gate::kv_layout`] and as llama.cpp's decode. The tokens
+    /// are then not in the cache.
+    pub fn decode_watched(
+        &mut self,
+        tokens: &[Token],
+        taps: &[Tap],
+        kv_layers: &[u32],
+        watcher: &mut Watcher<'_>,
+    ) -> Result<()> {
+        self.check_taps(taps, None, None)?;
+        if !kv_layers.is_empty() {
+            let layout = self.kv_layout()?;
+            if !kv_layers.is_sorted_by(|a, b| a < b) {
+                return Err(Error::InvalidValue {
+                    name: "K/V layers",
+                    found: format!("{kv_layers:?}"),
+                    expected: "layers in ascending order, each once",
+                });
+            }
+            for &layer in kv_layers {
+                layout.shape(layer)?;
+            }
+        }
+        self.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+        let layout = self.kv_layout.take();
+        let result = self.decoded(tokens.len(), |context, position| {
+            let mut sink = |seen: Seen, values: &[f32]| {
+                watcher(seen, values);
+                ControlFlow::Continue(())
+            };
+            let hook = Hook::new(taps, None, &mut sink);
+            let hook = match &layout {
+                Some(layout) if !kv_layers.is_empty() => hook.with_kv(layout, kv_layers),
+                _ => hook,
+            };
+            run(context, tokens, position, Logits::All, hook)
+        });
+        self.kv_layout = layout;
+        result.map(drop).map_err(Error::from)
     }
 
     /// Runs the layers that the pending tokens skipped, for all of them in one batch, and shows the hidden states at
@@ -295,6 +380,10 @@ impl Gate {
     }
 }
 
+fn no_layout() -> Error {
+    Error::Gate { found: "no K/V layout".to_owned() }
+}
+
 /// Why a watched decode failed.
 enum Failure {
     Hook(HookError),
@@ -320,7 +409,20 @@ fn hooked(
     resume: Option<Resume<'_>>,
     observer: &mut Observer<'_>,
 ) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
-    let mut hook = Hook::new(taps, resume, observer);
+    let mut sink = |seen: Seen, values: &[f32]| match seen {
+        Seen::Hidden(tap) => observer(tap, values),
+        Seen::K(_) | Seen::V(_) => ControlFlow::Continue(()),
+    };
+    run(context, tokens, position, logits, Hook::new(taps, resume, &mut sink))
+}
+
+fn run(
+    context: &mut Context,
+    tokens: &[Token],
+    position: usize,
+    logits: Logits,
+    mut hook: Hook<'_, '_>,
+) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
     context.decode_hooked(tokens, position, logits, &mut hook).map_err(Failure::Decode)?;
     if let Some(error) = hook.error.take().or_else(|| hook.missing()) {
         return Err(Failure::Hook(error));

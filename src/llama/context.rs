@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_cpp_sys_2 as sys;
 
 use super::batch::{Batch, Logits};
-use super::eval::{EvalHook, Trampoline};
+use super::eval::{ContextId, EvalHook, Trampoline};
 use super::log;
 use super::model::RawModel;
 use super::threads::ThreadPool;
@@ -35,6 +35,7 @@ pub(crate) struct ContextParams {
 
 /// Owns a `llama_context`, its thread pool, and the state that llama.cpp's callbacks point to.
 pub(crate) struct Context {
+    id: ContextId,
     raw: NonNull<sys::llama_context>,
     /// Made by `Box::into_raw`: llama.cpp holds the address, so that no Rust reference may be kept beside it.
     trampoline: Option<NonNull<Trampoline>>,
@@ -58,7 +59,8 @@ impl Context {
     /// [`Error::Context`] with llama.cpp's reason.
     pub(crate) fn new(model: Arc<RawModel>, n_vocab: usize, params: &ContextParams) -> Result<Self> {
         let cancelled = Arc::new(AtomicBool::new(false));
-        let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::<Trampoline>::default())));
+        let id = ContextId::next();
+        let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::new(Trampoline::new(id)))));
         // SAFETY: fills a plain struct with defaults.
         let mut raw = unsafe { sys::llama_context_default_params() };
         raw.n_ctx = params.n_ctx;
@@ -99,6 +101,7 @@ impl Context {
             (sys::llama_n_ctx_seq(raw), sys::llama_n_batch(raw), sys::llama_n_ubatch(raw))
         };
         Ok(Self {
+            id,
             raw: context,
             trampoline,
             cancelled,
@@ -112,6 +115,11 @@ impl Context {
             n_ubatch: n_ubatch as usize,
             n_outputs: 0,
         })
+    }
+
+    /// Which context this is; what was learnt of another one's graphs does not hold for it.
+    pub(crate) fn id(&self) -> ContextId {
+        self.id
     }
 
     /// Positions that the context holds.

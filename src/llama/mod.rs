@@ -9,6 +9,7 @@ pub(crate) mod backend;
 pub(crate) mod batch;
 pub(crate) mod context;
 pub(crate) mod eval;
+pub(crate) mod kv;
 pub(crate) mod log;
 pub(crate) mod model;
 pub(crate) mod sampler;
