@@ -8,5 +8,7 @@ mod account;
 mod cascade;
 mod check;
 mod cost;
+mod draft;
 
-pub(crate) use cascade::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, Reached, Seen};
+pub(crate) use cascade::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Reached, Seen};
+pub(crate) use draft::{Draft, DraftPolicy, Offer};

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use offramp::{
-    CacheType, Error, Exits, FlashAttn, GpuLayers, Kv, Model, ModelParams, Policy, Session, SessionParams,
-};
+use offramp::{CacheType, Error, Exits, FlashAttn, GpuLayers, Kv, Model, ModelParams, Policy, Session, SessionParams};
 
 use crate::failure::Failure;
 use crate::{interrupt, progress, resolve};
