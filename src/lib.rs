@@ -47,6 +47,6 @@ pub use llama::batch::Logits;
 pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
 pub use session::{
     CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers, Kv,
-    MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer, Sampler,
-    SamplerParams, Scored, Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
+    Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,
+    Sampler, SamplerParams, Scored, Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
 };

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::context::Context;
+use crate::llama::eval::ContextId;
 use crate::llama::threads::ThreadPool;
 
 /// How a gated decode ended.
@@ -29,13 +30,13 @@ pub enum Outcome {
 /// [`Gate::catch_up`] has run those layers, no token may pass the lowest block that a pending one stopped after.
 #[derive(Debug)]
 pub struct Gate {
-    context: Context,
+    pub(super) context: Context,
     n_embd: usize,
     n_layer: u32,
     /// Positions in the cache, those of the pending tokens included.
-    position: usize,
+    pub(super) position: usize,
     /// The last positions of the cache, oldest first.
-    pending: Vec<Pending>,
+    pub(super) pending: Vec<Pending>,
     /// Hidden states of one window, kept to spare an allocation a decode.
     hidden: Vec<f32>,
     n_redone: u64,
@@ -43,14 +44,14 @@ pub struct Gate {
 }
 
 #[derive(Debug)]
-struct Pending {
+pub(super) struct Pending {
     token: Token,
     /// The last block that ran.
-    layer: u32,
+    pub(super) layer: u32,
     /// Its hidden states after the blocks that were tapped, lowest first, `[n_embd]` each.
-    hidden: Vec<(u32, Vec<f32>)>,
+    pub(super) hidden: Vec<(u32, Vec<f32>)>,
     /// Its cell in each cache that the blocks up to `layer` store to.
-    cells: Vec<i64>,
+    pub(super) cells: Vec<i64>,
 }
 
 impl Gate {
@@ -75,6 +76,12 @@ impl Gate {
     /// Number of pending tokens.
     pub fn n_pending(&self) -> usize {
         self.pending.len()
+    }
+
+    /// The cells of the token that stopped last, one in each cache that the layers which ran store to; `None` if none is
+    /// pending.
+    pub(crate) fn pending_cells(&self) -> Option<&[i64]> {
+        self.pending.last().map(|pending| pending.cells.as_slice())
     }
 
     /// How many catch-ups had to decode their tokens from the first block on, because their cells had moved or their
@@ -111,6 +118,16 @@ impl Gate {
     /// Threads for single tokens, and the pool that the context computes on.
     pub(crate) fn threads(&self) -> (usize, Option<Arc<ThreadPool>>) {
         self.context.threads()
+    }
+
+    /// Which context the gate decodes in.
+    pub(crate) fn context_id(&self) -> ContextId {
+        self.context.id()
+    }
+
+    /// Length of a hidden state.
+    pub(crate) fn n_embd(&self) -> usize {
+        self.n_embd
     }
 
     pub(crate) fn cancel_flag(&self) -> &Arc<AtomicBool> {

@@ -11,10 +11,13 @@
 mod engine;
 mod hook;
 mod kv;
+mod predict;
 mod selftest;
 
 pub use engine::{Gate, Outcome};
+pub(crate) use kv::LayerKv;
 pub use kv::{KvLayout, KvShape};
+pub(crate) use predict::KvSource;
 pub use selftest::GateSupport;
 pub(crate) use selftest::self_test;
 

@@ -15,7 +15,7 @@ use crate::gguf::TensorType;
 use crate::llama::backend;
 use crate::llama::threads::ThreadPool;
 
-/// More tensors than any of these graphs has.
+/// More tensors than most of these graphs have.
 const MAX_TENSORS: usize = 64;
 
 type SetThreads = unsafe extern "C" fn(sys::ggml_backend_t, i32);
@@ -114,6 +114,7 @@ unsafe impl Sync for Tensor {}
 #[derive(Debug)]
 pub(super) struct Tensors {
     context: NonNull<sys::ggml_context>,
+    capacity: usize,
     buffer: Option<NonNull<sys::ggml_backend_buffer>>,
     /// Names memory that belongs to someone else.
     borrowed: Option<NonNull<sys::ggml_backend_buffer>>,
@@ -126,14 +127,18 @@ unsafe impl Sync for Tensors {}
 
 impl Tensors {
     pub(super) fn new() -> Result<Self> {
+        Self::sized(MAX_TENSORS)
+    }
+
+    /// With room for `capacity` tensors and two graphs of as many nodes.
+    pub(super) fn sized(capacity: usize) -> Result<Self> {
         // SAFETY: both only compute sizes.
-        let mem_size = unsafe {
-            sys::ggml_tensor_overhead() * MAX_TENSORS + 2 * sys::ggml_graph_overhead_custom(MAX_TENSORS, false)
-        };
+        let mem_size =
+            unsafe { sys::ggml_tensor_overhead() * capacity + 2 * sys::ggml_graph_overhead_custom(capacity, false) };
         let params = sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true };
         // SAFETY: complete parameters; ggml allocates the memory itself.
         let context = NonNull::new(unsafe { sys::ggml_init(params) }).ok_or_else(|| failed("no memory"))?;
-        Ok(Self { context, buffer: None, borrowed: None })
+        Ok(Self { context, capacity, buffer: None, borrowed: None })
     }
 
     /// A matrix `[n_in, n_out]`; with one row a vector.
@@ -297,7 +302,7 @@ impl Tensors {
     /// The order in which `outputs` are computed.
     pub(super) fn graph(&mut self, outputs: &[Tensor]) -> Result<Graph> {
         // SAFETY: a live context with room for two graphs.
-        let graph = unsafe { sys::ggml_new_graph_custom(self.context.as_ptr(), MAX_TENSORS, false) };
+        let graph = unsafe { sys::ggml_new_graph_custom(self.context.as_ptr(), self.capacity, false) };
         let graph = NonNull::new(graph).ok_or_else(|| failed("no memory"))?;
         for output in outputs {
             // SAFETY: a live graph and a tensor of the same context.
@@ -381,6 +386,8 @@ impl Drop for Cpu {
         unsafe { sys::ggml_backend_free(self.backend.as_ptr()) };
     }
 }
+
+mod kv;
 
 #[cfg(test)]
 mod tests;

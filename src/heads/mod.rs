@@ -9,6 +9,7 @@
 mod confidence;
 mod ggml;
 mod head;
+pub(crate) mod kv;
 mod output;
 mod screen;
 mod select;
@@ -21,6 +22,7 @@ use crate::gguf;
 use crate::gguf::exits::{self, BaseCheck, ExitHeads, ExitMeta};
 pub(crate) use head::ExitHead;
 use head::HeadWeights;
+use kv::KvWeights;
 use output::OutputMatrix;
 pub(crate) use screen::Screen;
 use screen::ScreenWeights;
@@ -33,6 +35,7 @@ pub(crate) struct Heads {
     meta: ExitMeta,
     screen: OnceLock<Arc<ScreenWeights>>,
     exits: OnceLock<Vec<Arc<HeadWeights>>>,
+    kv_maps: OnceLock<Vec<Option<Arc<KvWeights>>>>,
 }
 
 /// The confidences that tokens must reach for one level of agreement. Infinite: never.
@@ -67,7 +70,14 @@ impl Heads {
         let view = ExitHeads::open(&heads)?;
         view.check_base(&model, BaseCheck::Infos, &mut |_, _| true)?;
         let meta = view.meta().clone();
-        Ok(Some(Self { file: heads, model, meta, screen: OnceLock::new(), exits: OnceLock::new() }))
+        Ok(Some(Self {
+            file: heads,
+            model,
+            meta,
+            screen: OnceLock::new(),
+            exits: OnceLock::new(),
+            kv_maps: OnceLock::new(),
+        }))
     }
 
     /// What the file says about its heads.
@@ -128,6 +138,20 @@ impl Heads {
         let view = ExitHeads::open(&self.file)?;
         let exits = view.heads().iter().map(|head| HeadWeights::new(head).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         Ok(self.exits.get_or_init(|| exits))
+    }
+
+    /// The K/V maps of each exit, `None` for one that has none; laid out at the first call.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(crate) fn kv_maps(&self) -> Result<&[Option<Arc<KvWeights>>]> {
+        if let Some(maps) = self.kv_maps.get() {
+            return Ok(maps);
+        }
+        let view = ExitHeads::open(&self.file)?;
+        let maps =
+            view.heads().iter().map(|head| Ok(KvWeights::new(head)?.map(Arc::new))).collect::<Result<Vec<_>>>()?;
+        Ok(self.kv_maps.get_or_init(|| maps))
     }
 
     /// The raw rows of the model's output matrix, one a token.

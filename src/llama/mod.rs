@@ -12,6 +12,7 @@ pub(crate) mod eval;
 pub(crate) mod kv;
 pub(crate) mod log;
 pub(crate) mod model;
+pub(crate) mod recipe;
 pub(crate) mod sampler;
 pub(crate) mod threads;
 pub(crate) mod vocab;

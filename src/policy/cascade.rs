@@ -125,6 +125,11 @@ impl CascadePolicy {
         }
     }
 
+    /// From now on, K/V are caught up.
+    pub(crate) fn catch_up(&mut self) {
+        self.kv = KvCost::Later;
+    }
+
     /// Plans the next token. With `only`, no other exit can be used.
     pub(crate) fn plan(&mut self, only: Option<u32>) -> Plan {
         let is_usable = |exit: &Exit| only.is_none_or(|layer| layer == exit.layer);

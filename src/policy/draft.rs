@@ -34,8 +34,8 @@ pub(crate) enum Draft {
     None,
     /// Take this many of what followed in the text.
     Lookup(usize),
-    /// Let exits draft, as long as they are sure.
-    Exits,
+    /// Let exits draft, as long as they are sure, this many at most.
+    Exits(usize),
 }
 
 /// What a match in the text offers.
@@ -63,6 +63,8 @@ pub(crate) struct DraftPolicy {
 /// How drafting by exits has done.
 #[derive(Debug, Clone, PartialEq)]
 struct Exits {
+    /// How many drafts are asked for, as an index into [`N_DRAFTS`]: more after batches that were all right.
+    level: usize,
     seconds: f64,
     tokens: f64,
     n_tried: u32,
@@ -73,7 +75,7 @@ struct Exits {
 impl DraftPolicy {
     /// `has_exits`: there are heads that could draft.
     pub(crate) fn new(has_exits: bool) -> Self {
-        let exits = Exits { seconds: 0.0, tokens: 0.0, n_tried: 0, rest: 0, next_rest: REST.0 };
+        let exits = Exits { level: 0, seconds: 0.0, tokens: 0.0, n_tried: 0, rest: 0, next_rest: REST.0 };
         Self {
             alone: Cost::default(),
             n_alone: 0,
@@ -106,8 +108,10 @@ impl DraftPolicy {
         }
         if let Some(exits) = &mut self.exits {
             exits.rest = exits.rest.saturating_sub(1);
-            if exits.rest == 0 && self.account.covers(alone, alone) {
-                return Draft::Exits;
+            let n = N_DRAFTS[exits.level].min(room);
+            // Drafts that are all wrong cost no more than tokens alone would.
+            if exits.rest == 0 && self.account.covers(n as f64 * alone, alone) {
+                return Draft::Exits(n);
             }
         }
         Draft::None
@@ -137,18 +141,25 @@ impl DraftPolicy {
         self.book(seconds, n_right + 1);
     }
 
-    /// Learns what a batch by exits took in all, and how many tokens it yielded.
-    pub(crate) fn learn_exits(&mut self, n_tokens: usize, seconds: f64) {
+    /// Learns what a batch by exits took in all, how many tokens were drafted, and how many of these were right.
+    pub(crate) fn learn_exits(&mut self, n_drafted: usize, n_right: usize, seconds: f64) {
         self.after_batch = true;
         let alone = self.alone.mean();
+        let n_tokens = n_right + 1;
         self.book(seconds, n_tokens);
         let Some(exits) = &mut self.exits else { return };
+        if n_right == n_drafted {
+            exits.level = (exits.level + 1).min(N_DRAFTS.len() - 1);
+        } else if 2 * n_right < n_drafted {
+            exits.level = exits.level.saturating_sub(1);
+        }
         let keep = if exits.n_tried < N_TRIAL { 1.0 } else { 1.0 - RATE };
         exits.seconds = exits.seconds * keep + seconds;
         exits.tokens = exits.tokens * keep + n_tokens as f64;
         exits.n_tried = exits.n_tried.saturating_add(1);
         if exits.n_tried >= N_TRIAL && exits.seconds * MARGIN > exits.tokens * alone {
             *exits = Exits {
+                level: 0,
                 seconds: 0.0,
                 tokens: 0.0,
                 n_tried: 0,
@@ -234,11 +245,12 @@ mod tests {
                     made += n_right + 1;
                     switched = true;
                 }
-                Draft::Exits => {
+                Draft::Exits(k) => {
                     let (share, right) = world.exit.unwrap();
-                    let n_right = (0..7).take_while(|_| unit(&mut rng) < right).count();
-                    let seconds = 8.0 * share * world.alone + (1.0 - share) * (world.alone + 7.0 * world.more);
-                    policy.learn_exits(n_right + 1, seconds);
+                    let n_right = (0..k).take_while(|_| unit(&mut rng) < right).count();
+                    let k_f = k as f64;
+                    let seconds = (k_f + 1.0) * share * world.alone + (1.0 - share) * (world.alone + k_f * world.more);
+                    policy.learn_exits(k, n_right, seconds);
                     cost += seconds;
                     made += n_right + 1;
                     switched = true;

@@ -2,25 +2,26 @@
 //!
 //! Heads are evaluated inside the decode, where llama.cpp has computed the hidden state and its threads wait. A confident
 //! exit ends the decode, and its candidates stand for the distribution. The blocks that were skipped then owe the token
-//! its K/V. Under catch-up it pends: the next token that no exit lets go takes all that pend along through the blocks
-//! above, in one batch, with the output matrix for itself alone. The policy says which checks are made. It refuses
-//! nothing by itself: a session without calibrated heads has none of this.
+//! its K/V. They are predicted at once; or, under catch-up, it pends: the next token that no exit lets go takes all that
+//! pend along through the blocks above, in one batch, with the output matrix for itself alone. The policy says which
+//! checks are made. It refuses K/V policies that the heads or the model do not support.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::ExitPoint;
-use super::exits::Policy;
+use super::exits::{Kv, Policy};
 use super::model::Model;
 use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Outcome, Tap};
-use crate::gguf::exits::ConfidenceMap;
+use crate::gguf::exits::{ConfidenceMap, KvPolicy};
+use crate::heads::kv::KvWriter;
 use crate::heads::{ExitHead, Heads, Screen, Thresholds};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
-use crate::policy::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, Reached, Seen};
+use crate::policy::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Reached, Seen};
 
 /// The exits of one session.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ struct LayerExit {
     bar: Bar,
     /// What the head's cheap gate must answer.
     gate: f32,
+    /// Writes the K/V of what is skipped here; `None` where tokens pend for them.
+    kv: Option<KvWriter>,
 }
 
 /// What a token must reach to leave.
@@ -65,7 +68,8 @@ impl Cascade {
     /// On the threads of `gate`, which is empty. `None` if nothing is left that a token could leave at.
     ///
     /// # Errors
-    /// [`Error::Heads`], [`Error::Unsupported`], [`Error::InvalidValue`] for `max_pending` below 2.
+    /// [`Error::Heads`], [`Error::Unsupported`] for a K/V policy that cannot be had, [`Error::InvalidValue`] for
+    /// `max_pending` below 2.
     pub(super) fn new(
         model: &Model,
         heads: &Arc<Heads>,
@@ -89,10 +93,11 @@ impl Cascade {
             let threshold = thresholds.exits[i];
             if threshold.is_finite() && head.layer() >= params.min_exit_layer {
                 let bar = Bar { confidence: meta.confidence[i].clone(), threshold };
-                exits.push(LayerExit { head, bar, gate: thresholds.gates[i] });
+                exits.push(LayerExit { head, bar, gate: thresholds.gates[i], kv: None });
             }
         }
-        if !exits.is_empty() {
+        let writes = !exits.is_empty() && write_kv(model, heads, params, &mut exits, gate)?;
+        if !exits.is_empty() && !writes {
             if let Some(reason) = &model.gate_support()?.no_resume {
                 tracing::info!("no exits after blocks: {reason}");
                 exits.clear();
@@ -105,10 +110,15 @@ impl Cascade {
         }
         let n_layer = model.info().n_layer;
         let layers: Vec<u32> = exits.iter().map(|exit| exit.head.layer()).collect();
-        let always = params.policy == Policy::Always;
-        let policy = CascadePolicy::new(n_layer, &layers, norm.is_some(), KvCost::Later, always);
+        let kv = if writes { KvCost::AtExit } else { KvCost::Later };
+        let policy = CascadePolicy::new(n_layer, &layers, norm.is_some(), kv, params.policy == Policy::Always);
         let checks = Checks { screen, norm, exits };
         Ok(Some(Self { checks, max_pending: params.max_pending as usize, n_layer, policy }))
+    }
+
+    /// True if there are exits after blocks.
+    pub(super) fn has_exits(&self) -> bool {
+        !self.checks.exits.is_empty()
     }
 
     /// Decodes one token. Where it left the model, if it did: then [`Cascade::candidates`] is its distribution; otherwise
@@ -150,9 +160,55 @@ impl Cascade {
             watch.complete(outcome);
             left = watch.left;
         }
-        let seen = watch.into_seen()?;
+        let mut seen = watch.into_seen()?;
+        if let Some(ExitPoint::Layer(layer)) = left {
+            seen.kv = self.write_kv(gate, layer);
+        }
         self.policy.learn(&seen);
         Ok(left)
+    }
+
+    /// Gives the token that just left after `layer` its K/V, where they are not caught up later. The seconds that took.
+    fn write_kv(&mut self, gate: &mut Gate, layer: u32) -> Option<f64> {
+        let exit = self.checks.exits.iter_mut().find(|exit| exit.head.layer() == layer)?;
+        let writer = exit.kv.as_mut()?;
+        let start = Instant::now();
+        if let Err(error) = gate.predict(writer) {
+            // The token pends as before. A cache whose cells the blocks up to here do not show is what this meets.
+            tracing::info!("K/V cannot be written after block {layer} ({error}): tokens wait to catch up");
+            self.checks.exits.iter_mut().for_each(|exit| exit.kv = None);
+            self.policy.catch_up();
+            return None;
+        }
+        Some(start.elapsed().as_secs_f64())
+    }
+
+    /// Lets an exit draft the token after `token`: after the block that others wait at, or after the first whose exit is
+    /// sure. With `only_join`, `token` just joins those that wait.
+    ///
+    /// # Errors
+    /// As [`Cascade::decode`].
+    pub(super) fn draft(&mut self, gate: &mut Gate, token: Token, only_join: bool) -> Result<Drafted> {
+        let pending = gate.pending_layer();
+        let exits = (0..).zip(&self.checks.exits);
+        let usable = exits.filter(|(_, exit)| pending.is_none_or(|layer| layer == exit.head.layer()) && !only_join);
+        let exits: Vec<PlannedExit> = usable.map(|(exit, _)| PlannedExit { exit, on_trial: false }).collect();
+        let plan = Plan { exits, norm: AtNorm::Plain };
+        let mut taps: Vec<Tap> =
+            plan.exits.iter().map(|p| Tap::Layer(self.checks.exits[p.exit].head.layer())).collect();
+        if let (Some(layer), true) = (pending, taps.is_empty()) {
+            taps.push(Tap::Layer(layer));
+        }
+        let mut watch = Watch::new(&mut self.checks, &plan, self.n_layer);
+        let outcome = gate.decode_tapped(&[token], &taps, &mut |tap, hidden| watch.see(tap, hidden))?;
+        let left = watch.left;
+        watch.into_seen()?;
+        let best = self.candidates().iter().copied().reduce(|best, other| if other.1 > best.1 { other } else { best });
+        Ok(match (left, best, outcome) {
+            (Some(_), Some((draft, _)), _) => Drafted::Token(draft),
+            (_, _, Outcome::Complete) => Drafted::Complete,
+            _ => Drafted::Joined,
+        })
     }
 
     /// What has been learnt of costs and successes.
@@ -163,6 +219,78 @@ impl Cascade {
     /// The candidates of the last token that left, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
         self.checks.screen.candidates()
+    }
+}
+
+/// What became of a token that an exit should have drafted after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drafted {
+    /// An exit drafted this; the token waits.
+    Token(Token),
+    /// No exit was sure; the token waits with the others.
+    Joined,
+    /// No exit was sure and none waited: the token ran through the whole model and has logits.
+    Complete,
+}
+
+/// Takes the K/V policy that is asked for. False if tokens catch up.
+///
+/// # Errors
+/// [`Error::Unsupported`] for one that was asked for by name and cannot be had.
+fn write_kv(
+    model: &Model,
+    heads: &Heads,
+    params: &SessionParams,
+    exits: &mut [LayerExit],
+    gate: &mut Gate,
+) -> Result<bool> {
+    let certified = heads.meta().calibration.as_ref().map(|calibration| calibration.kv_policy);
+    let propagate = match (params.kv, certified) {
+        // Predicting a block's K/V costs less than any share of running it, so that what is certified is what is taken.
+        (Kv::Predict, _) | (Kv::Auto, Some(KvPolicy::Predict)) => false,
+        (Kv::Propagate, _) | (Kv::Auto, Some(KvPolicy::Propagate)) => true,
+        (Kv::CatchUp | Kv::Auto, _) => return Ok(false),
+    };
+    let is_certified = match certified {
+        Some(KvPolicy::Predict) => !propagate,
+        Some(KvPolicy::Propagate) => propagate,
+        _ => false,
+    };
+    if !is_certified {
+        tracing::info!(kv = %params.kv, "the heads were not certified with this K/V policy");
+    }
+    let writers = model.gate_support().and_then(|support| match &support.no_predict {
+        Some(reason) => {
+            Err(Error::Unsupported { what: "predicting K/V", found: reason.clone(), fix: "run with --kv catch-up" })
+        }
+        None => exits.iter().map(|exit| writer(heads, exit.head.layer(), propagate, gate)).collect::<Result<Vec<_>>>(),
+    });
+    match writers {
+        Ok(writers) => {
+            exits.iter_mut().zip(writers).for_each(|(exit, writer)| exit.kv = Some(writer));
+            Ok(true)
+        }
+        Err(error) if params.kv == Kv::Auto => {
+            tracing::info!("K/V are caught up: {error}");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn writer(heads: &Heads, layer: u32, propagate: bool, gate: &mut Gate) -> Result<KvWriter> {
+    if propagate {
+        return KvWriter::propagate(layer, gate);
+    }
+    let index = heads.meta().layers.iter().position(|&il| il == layer);
+    let maps = index.and_then(|i| heads.kv_maps().map(|maps| maps.get(i)?.clone()).transpose());
+    match maps {
+        Some(maps) => KvWriter::maps(&maps?, gate),
+        None => Err(Error::Unsupported {
+            what: "predicting K/V",
+            found: format!("an exit after block {layer} without K/V maps"),
+            fix: "run with --kv catch-up",
+        }),
     }
 }
 

@@ -15,6 +15,9 @@ pub enum Exits {
     /// Where the heads are confident enough for the wanted agreement; off for a model without calibrated heads.
     #[default]
     Calibrated,
+    /// Exits and the text so far only draft: every token is the full model's own, which verifies several drafts in one
+    /// batch. Greedy output is that of `off`, and sampled output is drawn as `off` draws it.
+    Exact,
 }
 
 impl fmt::Display for Exits {
@@ -22,6 +25,7 @@ impl fmt::Display for Exits {
         f.write_str(match self {
             Self::Off => "off",
             Self::Calibrated => "calibrated",
+            Self::Exact => "exact",
         })
     }
 }
@@ -29,10 +33,9 @@ impl fmt::Display for Exits {
 impl FromStr for Exits {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        [Self::Off, Self::Calibrated]
-            .into_iter()
-            .find(|exits| exits.to_string() == text)
-            .ok_or_else(|| Error::InvalidValue { name: "exits", found: text.to_owned(), expected: "off or calibrated" })
+        [Self::Off, Self::Calibrated, Self::Exact].into_iter().find(|exits| exits.to_string() == text).ok_or_else(
+            || Error::InvalidValue { name: "exits", found: text.to_owned(), expected: "off, calibrated or exact" },
+        )
     }
 }
 
@@ -77,6 +80,37 @@ impl FromStr for Kv {
     }
 }
 
+/// Whether exact mode drafts from the text itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Lookup {
+    /// Never.
+    Off,
+    /// Where the text has gone the same way before and that is likely to pay.
+    #[default]
+    Auto,
+}
+
+impl fmt::Display for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Auto => "auto",
+        })
+    }
+}
+
+impl FromStr for Lookup {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Off, Self::Auto]
+            .into_iter()
+            .find(|lookup| lookup.to_string() == text)
+            .ok_or_else(|| Error::InvalidValue { name: "lookup", found: text.to_owned(), expected: "off or auto" })
+    }
+}
+
 /// Which checks are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -115,11 +149,14 @@ mod tests {
 
     #[test]
     fn modes_are_read_as_they_are_printed() {
-        for exits in [Exits::Off, Exits::Calibrated] {
+        for exits in [Exits::Off, Exits::Calibrated, Exits::Exact] {
             assert_eq!(exits.to_string().parse::<Exits>().unwrap(), exits);
         }
         for kv in [Kv::Auto, Kv::Predict, Kv::CatchUp, Kv::Propagate] {
             assert_eq!(kv.to_string().parse::<Kv>().unwrap(), kv);
+        }
+        for lookup in [Lookup::Off, Lookup::Auto] {
+            assert_eq!(lookup.to_string().parse::<Lookup>().unwrap(), lookup);
         }
         for policy in [Policy::Auto, Policy::Always] {
             assert_eq!(policy.to_string().parse::<Policy>().unwrap(), policy);

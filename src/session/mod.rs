@@ -6,7 +6,9 @@
 //! context; it never cuts them.
 
 mod cascade;
+mod exact;
 mod exits;
+mod lookup;
 mod memory;
 mod model;
 mod params;
@@ -20,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use exits::{Exits, Kv, Policy};
+pub use exits::{Exits, Kv, Lookup, Policy};
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
@@ -33,6 +35,7 @@ use crate::gate::Gate;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use cascade::Cascade;
+use exact::Drafting;
 use text::TextStream;
 
 /// A text, its K/V cache, and the means to go on with it.
@@ -46,6 +49,8 @@ pub struct Session {
     next: Next,
     /// `None` where nothing exits.
     cascade: Option<Cascade>,
+    /// `None` but in exact mode. Then the cache may hold drafts after the text.
+    drafting: Option<Drafting>,
 }
 
 /// Where the distribution of the next token is.
@@ -53,8 +58,8 @@ pub struct Session {
 enum Next {
     /// Nowhere yet.
     Unknown,
-    /// In the gate, over the whole vocabulary.
-    Logits,
+    /// In the gate, over the whole vocabulary, as those of this output.
+    Logits(usize),
     /// In the cascade, over the candidates of the exit that the token left at.
     Candidates(ExitPoint),
 }
@@ -184,6 +189,12 @@ pub struct Generation {
     pub context_full: bool,
     /// How long it took, from the logits of the prompt to the last token.
     pub elapsed: Duration,
+    /// In exact mode, how many tokens were drafted, and how many of them the full model agreed with.
+    pub n_drafted: usize,
+    /// See [`Generation::n_drafted`].
+    pub n_right: usize,
+    /// Where the end token left the model, if one ended the text.
+    pub end_exit: Option<ExitPoint>,
 }
 
 impl Session {
@@ -191,21 +202,26 @@ impl Session {
     /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`], [`Error::Heads`] and [`Error::Unsupported`] for
     /// heads that cannot be evaluated here.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
-        let heads = model.heads().filter(|_| params.exits == Exits::Calibrated);
-        let thresholds = heads.map(|heads| heads.thresholds(params.agreement)).transpose()?.flatten();
-        if heads.is_some() && thresholds.is_none() {
+        let heads = model.heads().filter(|_| params.exits != Exits::Off);
+        let calibrated = heads.filter(|_| params.exits == Exits::Calibrated);
+        let thresholds = calibrated.map(|heads| heads.thresholds(params.agreement)).transpose()?.flatten();
+        if calibrated.is_some() && thresholds.is_none() {
             tracing::info!(
                 agreement = params.agreement,
                 "the heads were not certified for this agreement: nothing exits"
             );
         }
-        let mut gate =
-            model.new_gate(&SessionParams { gate: params.gate || thresholds.is_some(), ..params.clone() })?;
-        let cascade = match heads.zip(thresholds) {
+        let gated = params.gate || thresholds.is_some() || (heads.is_some() && params.exits == Exits::Exact);
+        let mut gate = model.new_gate(&SessionParams { gate: gated, ..params.clone() })?;
+        let cascade = match calibrated.zip(thresholds) {
             Some((heads, thresholds)) => Cascade::new(model, heads, &thresholds, params, &mut gate)?,
             None => None,
         };
-        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, cascade })
+        let drafting = match params.exits {
+            Exits::Exact => Drafting::new(model, heads, params, &mut gate)?,
+            Exits::Off | Exits::Calibrated => None,
+        };
+        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, cascade, drafting })
     }
 
     /// The model.
@@ -231,6 +247,7 @@ impl Session {
     /// The layer gate, for programs that decode by hand. What they add to the cache is not part of the session's text:
     /// call [`Session::clear`] before using the session again.
     pub fn gate(&mut self) -> &mut Gate {
+        self.drop_drafts();
         self.next = Next::Unknown;
         &mut self.gate
     }
@@ -253,6 +270,7 @@ impl Session {
         if tokens.len() > self.n_ctx() {
             return Err(Error::ContextLengthExceeded { prompt: tokens.len(), n_ctx: self.n_ctx() });
         }
+        self.drop_drafts();
         let common = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
         // The last token is decoded in any case: its logits are what a generation starts from.
         self.roll_back(common.min(tokens.len() - 1));
@@ -296,7 +314,11 @@ impl Session {
             stop_reason: StopReason::Length,
             context_full: false,
             elapsed: Duration::ZERO,
+            n_drafted: 0,
+            n_right: 0,
+            end_exit: None,
         };
+        let drafts = self.drafting.as_ref().map_or((0, 0), Drafting::counts);
         let cancel = self.cancel_handle();
         let mut start = None;
         while made.tokens.len() < params.max_tokens {
@@ -314,10 +336,10 @@ impl Session {
             }
             start.get_or_insert_with(Instant::now);
             let (token, exit) = self.pick(sampler)?;
-            self.tokens.push(token);
-            self.next = Next::Unknown;
+            self.follow(token);
             if self.model.vocab().is_eog(token) && !params.ignore_eos {
                 made.stop_reason = StopReason::Eos;
+                made.end_exit = exit;
                 break;
             }
             let text = stream.push(&self.model.vocab().piece(token, false));
@@ -335,12 +357,19 @@ impl Session {
         if let Some(cascade) = &self.cascade {
             tracing::debug!(policy = ?cascade.policy(), "what exits cost here, in seconds");
         }
+        if let Some(drafting) = &self.drafting {
+            tracing::debug!(policy = ?drafting.policy(), "what drafts cost here, in seconds");
+            let (n_drafted, n_right) = drafting.counts();
+            (made.n_drafted, made.n_right) = (n_drafted - drafts.0, n_right - drafts.1);
+        }
+        self.drop_drafts();
         Ok(made)
     }
 
     /// Cuts the session's text to its first `n_tokens`.
     pub fn truncate(&mut self, n_tokens: usize) {
         if n_tokens < self.tokens.len() {
+            self.drop_drafts();
             self.roll_back(n_tokens.min(self.gate.position()));
             self.tokens.truncate(n_tokens);
             self.next = Next::Unknown;
@@ -349,6 +378,7 @@ impl Session {
 
     /// Forgets the whole text.
     pub fn clear(&mut self) {
+        self.drop_drafts();
         self.gate.clear();
         self.tokens.clear();
         self.next = Next::Unknown;
@@ -366,7 +396,8 @@ impl Session {
             self.decode_missing(&mut |_| {})?;
         }
         let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };
-        let logits = self.gate.logits(0).ok_or_else(no_logits)?;
+        let Next::Logits(row) = self.next else { return Err(no_logits()) };
+        let logits = self.gate.logits(row).ok_or_else(no_logits)?;
         let token = sampler.pick(logits).ok_or_else(|| Error::InvalidValue {
             name: "logits",
             found: "no token that the model and the grammar allow".to_owned(),
@@ -382,10 +413,44 @@ impl Session {
         match (missing, &mut self.cascade) {
             (&[token], Some(cascade)) => {
                 self.next = Next::Unknown;
-                self.next = cascade.decode(&mut self.gate, token)?.map_or(Next::Logits, Next::Candidates);
-                Ok(())
+                self.next = cascade.decode(&mut self.gate, token)?.map_or(Next::Logits(0), Next::Candidates);
+                return Ok(());
             }
-            _ => self.decode_missing(&mut |_| {}),
+            (&[_], None) => {}
+            _ => return self.decode_missing(&mut |_| {}),
+        }
+        let Some(drafting) = &mut self.drafting else { return self.decode_missing(&mut |_| {}) };
+        self.next = Next::Unknown;
+        let result = drafting.decode(&mut self.gate, &self.tokens);
+        if result.is_err() {
+            // What failed may have left drafts in the cache.
+            drafting.forget();
+            self.roll_back(self.tokens.len() - 1);
+        } else {
+            self.next = Next::Logits(0);
+        }
+        result
+    }
+
+    /// Adds the token that was picked. If it was drafted, the logits after it are there.
+    fn follow(&mut self, token: Token) {
+        self.tokens.push(token);
+        let Some(drafting) = &mut self.drafting else {
+            self.next = Next::Unknown;
+            return;
+        };
+        let agrees = drafting.agrees(token);
+        match self.next {
+            Next::Logits(row) if agrees => self.next = Next::Logits(row + 1),
+            _ => self.roll_back(self.tokens.len() - 1),
+        }
+    }
+
+    /// Takes drafts that no token was compared with out of the cache, and the last token of the text with them: it is
+    /// decoded again for its logits.
+    fn drop_drafts(&mut self) {
+        if self.drafting.as_mut().is_some_and(Drafting::forget) {
+            self.roll_back(self.tokens.len().saturating_sub(1));
         }
     }
 
@@ -406,7 +471,7 @@ impl Session {
             let end = total.min(position + self.gate.n_ubatch());
             self.next = Next::Unknown;
             self.gate.decode(&self.tokens[position..end], Logits::Last)?;
-            self.next = if end == total { Next::Logits } else { Next::Unknown };
+            self.next = if end == total { Next::Logits(0) } else { Next::Unknown };
             progress(PromptProgress { done: end, total });
         }
         Ok(())

@@ -12,7 +12,7 @@ use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{self, Gate, GateSupport};
 use crate::gguf;
-use crate::heads::Heads;
+use crate::heads::{self, Heads};
 use crate::llama::context::Context;
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::{Device, Vocab, devices};
@@ -202,7 +202,12 @@ impl Model {
         }
         let params = SessionParams { n_ctx: 256, n_batch: 64, n_ubatch: 64, gate: true, ..SessionParams::default() };
         let mut gate = self.new_gate(&params)?;
-        let support = gate::self_test(&mut gate, self.0.info.n_layer, self.0.vocab.n_tokens())?;
+        let n_vocab = self.0.vocab.n_tokens();
+        let mut support = gate::self_test(&mut gate, self.0.info.n_layer, n_vocab)?;
+        support.no_predict = match support.no_resume {
+            None => heads::kv::self_test(&mut gate, n_vocab)?,
+            Some(_) => Some("tokens cannot stop after a block".to_owned()),
+        };
         tracing::debug!(?support, "gate self-test");
         Ok(self.0.gate_support.get_or_init(|| support))
     }

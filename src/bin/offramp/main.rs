@@ -13,6 +13,7 @@ mod hub;
 mod inspect;
 mod interrupt;
 mod logging;
+mod marks;
 mod model_args;
 mod output;
 mod progress;
