@@ -24,7 +24,7 @@ pub(crate) use head::ExitHead;
 use head::HeadWeights;
 use kv::KvWeights;
 use output::OutputMatrix;
-pub(crate) use screen::Screen;
+pub(crate) use screen::{Candidates, Screen};
 use screen::ScreenWeights;
 
 /// The heads of one model.
