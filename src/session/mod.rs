@@ -39,6 +39,7 @@ pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::heads::Candidates;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::threads::ThreadPool;
@@ -244,13 +245,16 @@ impl Session {
         };
         let drafts = self.drafting.as_ref().map_or((0, 0), Drafting::counts);
         let cancel = self.cancel_handle();
+        // Log-probabilities are shares of a whole distribution.
+        let settled_by_best = sampler.is_greedy() && params.n_logprobs.is_none();
+        let candidates = if settled_by_best { Candidates::Enough } else { Candidates::All };
         let mut start = None;
         while made.tokens.len() < params.max_tokens {
             if self.tokens.len() > self.n_ctx() {
                 made.context_full = true;
                 break;
             }
-            match self.decode_next() {
+            match self.decode_next(candidates) {
                 Ok(()) if !cancel.is_cancelled() => {}
                 Ok(()) | Err(Error::Cancelled) => {
                     made.stop_reason = StopReason::Cancelled;
@@ -345,12 +349,13 @@ impl Session {
     }
 
     /// Decodes what is missing; a single token may exit.
-    fn decode_next(&mut self) -> Result<()> {
+    fn decode_next(&mut self, candidates: Candidates) -> Result<()> {
         let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
         match (missing, &mut self.cascade) {
             (&[token], Some(cascade)) => {
                 self.next = Next::Unknown;
-                self.next = cascade.decode(&mut self.gate, token)?.map_or(Next::Logits(0), Next::Candidates);
+                self.next =
+                    cascade.decode(&mut self.gate, token, candidates)?.map_or(Next::Logits(0), Next::Candidates);
                 return Ok(());
             }
             (&[_], None) => {}
