@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::hook::{Hook, HookError, Resume};
 use super::kv::{KvLayout, LayerKv, learn_layout};
 use super::{Observer, Seen, Tap, Watcher};
-use crate::error::{Error, Result};
+use crate::error::{Error, LlamaLog, Result};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::context::Context;
@@ -345,6 +345,41 @@ impl Gate {
         self.pending.truncate(position.saturating_sub(first_pending));
         self.position = position;
         true
+    }
+
+    /// ggml's type ids of the K and the V cache.
+    pub(crate) fn cache_types(&self) -> (u32, u32) {
+        self.context.cache_types()
+    }
+
+    /// The state of one token in a small context of its own, with this one's model and kind of cache.
+    ///
+    /// # Errors
+    /// [`Error::Context`], [`Error::Decode`].
+    pub(crate) fn sample_state(&self) -> Result<Vec<u8>> {
+        self.context.sample_state()
+    }
+
+    /// llama.cpp's state of everything in the cache, after catching up on the pending tokens; the inner error is
+    /// llama.cpp's refusal.
+    ///
+    /// # Errors
+    /// As [`Gate::catch_up`].
+    pub(crate) fn state(&mut self) -> Result<std::result::Result<Vec<u8>, LlamaLog>> {
+        self.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+        Ok(self.context.state())
+    }
+
+    /// Replaces what is in the cache by a state of the positions below `position`, which has been checked. After an
+    /// error, which is llama.cpp's refusal, the cache is empty.
+    pub(crate) fn restore(&mut self, state: &[u8], position: usize) -> std::result::Result<(), LlamaLog> {
+        self.clear();
+        if let Err(error) = self.context.restore(state) {
+            self.context.clear();
+            return Err(error);
+        }
+        self.position = position;
+        Ok(())
     }
 
     /// Empties the cache.

@@ -13,6 +13,7 @@ mod hook;
 mod kv;
 mod predict;
 mod selftest;
+mod sequences;
 
 pub use engine::{Gate, Outcome};
 pub(crate) use kv::LayerKv;
@@ -20,6 +21,7 @@ pub use kv::{KvLayout, KvShape};
 pub(crate) use predict::KvSource;
 pub use selftest::GateSupport;
 pub(crate) use selftest::self_test;
+pub use sequences::Sequences;
 
 /// A place in the graph where hidden states can be seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -336,7 +336,7 @@ unsafe impl Send for Graph {}
 pub(super) struct Cpu {
     backend: NonNull<sys::ggml_backend>,
     /// Held so that the pool lives as long as the backend points to it.
-    _pool: Option<Arc<ThreadPool>>,
+    pool: Option<Arc<ThreadPool>>,
 }
 
 // SAFETY: a backend may be used from any thread, one graph at a time (`&mut self`).
@@ -349,13 +349,13 @@ impl Cpu {
         // SAFETY: a live device; NULL stands for default parameters.
         let backend = NonNull::new(unsafe { sys::ggml_backend_dev_init(device, std::ptr::null()) })
             .ok_or_else(|| failed("no memory"))?;
-        let cpu = Self { backend, _pool: pool };
+        let cpu = Self { backend, pool };
         let missing = || failed("a CPU backend that cannot be told its threads");
         let set_threads = backend::proc_address(c"ggml_backend_set_n_threads").ok_or_else(missing)?;
         let n_threads = i32::try_from(n_threads).unwrap_or(1).max(1);
         // SAFETY: ggml documents this address as a `ggml_backend_set_n_threads_t`; the backend is live.
         unsafe { std::mem::transmute::<NonNull<c_void>, SetThreads>(set_threads)(backend.as_ptr(), n_threads) };
-        if let Some(pool) = &cpu._pool {
+        if let Some(pool) = &cpu.pool {
             let set_pool = backend::proc_address(c"ggml_backend_cpu_set_threadpool").ok_or_else(missing)?;
             // SAFETY: the CPU backend hands `ggml_backend_cpu_set_threadpool` out under this name; backend and pool are
             // live, and the pool stays so as long as `cpu` does.
@@ -371,6 +371,7 @@ impl Cpu {
     /// # Errors
     /// [`Error::Heads`] with ggml's status.
     pub(super) fn compute(&mut self, _tensors: &mut Tensors, graph: &mut Graph) -> Result<()> {
+        let _turn = self.pool.as_deref().map(ThreadPool::turn);
         // SAFETY: a live backend, and a graph whose tensors are allocated and borrowed mutably.
         let status = unsafe { sys::ggml_backend_graph_compute(self.backend.as_ptr(), graph.0.as_ptr()) };
         if status == sys::GGML_STATUS_SUCCESS {

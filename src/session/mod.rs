@@ -8,12 +8,14 @@
 mod cascade;
 mod exact;
 mod exits;
+mod logprobs;
 mod lookup;
 mod memory;
 mod model;
 mod params;
 mod rescore;
 mod sampler;
+mod state;
 mod template;
 mod text;
 
@@ -23,17 +25,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use exits::{Exits, Kv, Lookup, Policy};
+pub use logprobs::TokenLogprob;
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
 pub use rescore::{Rescorer, Scored};
 pub use sampler::{Sampler, SamplerParams};
+pub use state::StateError;
 pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::heads::Thresholds;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
+use crate::llama::threads::ThreadPool;
 use cascade::Cascade;
 use exact::Drafting;
 use text::TextStream;
@@ -42,6 +48,7 @@ use text::TextStream;
 #[derive(Debug)]
 pub struct Session {
     model: Model,
+    params: SessionParams,
     gate: Gate,
     /// The whole text. The first `gate.position()` of these are in the cache.
     tokens: Vec<Token>,
@@ -118,11 +125,13 @@ pub struct GenerateParams {
     pub stop: Vec<String>,
     /// Goes on after the model's own end token.
     pub ignore_eos: bool,
+    /// Reports each token's log-probability, and those of this many of the best beside it.
+    pub n_logprobs: Option<usize>,
 }
 
 impl Default for GenerateParams {
     fn default() -> Self {
-        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false }
+        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false, n_logprobs: None }
     }
 }
 
@@ -156,6 +165,9 @@ pub struct TokenEvent<'a> {
     pub text: &'a str,
     /// Where it left the model; `None` if it ran through all of it.
     pub exit: Option<ExitPoint>,
+    /// With [`GenerateParams::n_logprobs`]: the token's own log-probability, then the best ones, falling. They are the
+    /// model's, before the sampler; of a token that exited they are over the candidates alone.
+    pub logprobs: &'a [TokenLogprob],
 }
 
 /// Why a generation ended.
@@ -202,26 +214,56 @@ impl Session {
     /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`], [`Error::Heads`] and [`Error::Unsupported`] for
     /// heads that cannot be evaluated here.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
-        let heads = model.heads().filter(|_| params.exits != Exits::Off);
-        let calibrated = heads.filter(|_| params.exits == Exits::Calibrated);
-        let thresholds = calibrated.map(|heads| heads.thresholds(params.agreement)).transpose()?.flatten();
-        if calibrated.is_some() && thresholds.is_none() {
-            tracing::info!(
-                agreement = params.agreement,
-                "the heads were not certified for this agreement: nothing exits"
-            );
+        Self::on(model, params, None)
+    }
+
+    /// A further session of the same model that computes on this one's threads. The two take turns, decode by decode, in
+    /// the order in which they ask: on a machine of few cores several sessions that compute at once would hold each
+    /// other up. A session's results do not depend on what others do.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn beside(&self, params: &SessionParams) -> Result<Self> {
+        Self::on(&self.model, params, self.gate.threads().1)
+    }
+
+    fn on(model: &Model, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
+        let exiting = thresholds(model, params)?.is_some();
+        let drafting = model.heads().is_some() && params.exits == Exits::Exact;
+        let gated = SessionParams { gate: params.gate || exiting || drafting, ..params.clone() };
+        let mut gate = model.new_gate_on(&gated, pool)?;
+        let (cascade, drafting) = early(model, params, &mut gate)?;
+        let params = params.clone();
+        Ok(Self { model: model.clone(), params, gate, tokens: Vec::new(), next: Next::Unknown, cascade, drafting })
+    }
+
+    /// Changes whether tokens may leave the model early, from the next token on. Only a session that was made with exits or
+    /// with [`SessionParams::gate`] can turn them on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] for an agreement that the heads have no level for, and for a session without a gate;
+    /// [`Error::Heads`] and [`Error::Unsupported`] as [`Session::new`]. The session then exits as before.
+    pub fn set_exits(&mut self, exits: Exits, agreement: f32) -> Result<()> {
+        let params = SessionParams { exits, agreement, ..self.params.clone() };
+        let needs_gate = match exits {
+            Exits::Off => false,
+            Exits::Calibrated => thresholds(&self.model, &params)?.is_some(),
+            Exits::Exact => self.model.heads().is_some(),
+        };
+        if needs_gate && !self.gate.can_tap() {
+            return Err(Error::InvalidValue {
+                name: "exits",
+                found: exits.to_string(),
+                expected: "off in a session that was made without a gate",
+            });
         }
-        let gated = params.gate || thresholds.is_some() || (heads.is_some() && params.exits == Exits::Exact);
-        let mut gate = model.new_gate(&SessionParams { gate: gated, ..params.clone() })?;
-        let cascade = match calibrated.zip(thresholds) {
-            Some((heads, thresholds)) => Cascade::new(model, heads, &thresholds, params, &mut gate)?,
-            None => None,
-        };
-        let drafting = match params.exits {
-            Exits::Exact => Drafting::new(model, heads, params, &mut gate)?,
-            Exits::Off | Exits::Calibrated => None,
-        };
-        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, cascade, drafting })
+        self.drop_drafts();
+        let (cascade, drafting) = early(&self.model, &params, &mut self.gate)?;
+        if matches!(self.next, Next::Candidates(_)) {
+            self.next = Next::Unknown;
+        }
+        (self.params, self.cascade, self.drafting) = (params, cascade, drafting);
+        Ok(())
     }
 
     /// The model.
@@ -336,6 +378,7 @@ impl Session {
             }
             start.get_or_insert_with(Instant::now);
             let (token, exit) = self.pick(sampler)?;
+            let logprobs = params.n_logprobs.map(|n| self.logprobs(token, exit, n)).unwrap_or_default();
             self.follow(token);
             if self.model.vocab().is_eog(token) && !params.ignore_eos {
                 made.stop_reason = StopReason::Eos;
@@ -346,7 +389,7 @@ impl Session {
             made.tokens.push(token);
             made.exits.push(exit);
             made.text.push_str(&text);
-            let answer = on_token(TokenEvent { token, text: &text, exit });
+            let answer = on_token(TokenEvent { token, text: &text, exit, logprobs: &logprobs });
             if stream.stopped() || answer.is_break() {
                 made.stop_reason = StopReason::Stop;
                 break;
@@ -405,6 +448,16 @@ impl Session {
         })?;
         sampler.accept(token)?;
         Ok((token, None))
+    }
+
+    /// Log-probabilities of the distribution that `token` was picked from: its own, then the `n` best.
+    fn logprobs(&mut self, token: Token, exit: Option<ExitPoint>, n: usize) -> Vec<TokenLogprob> {
+        if let (Some(_), Some(cascade)) = (exit, &self.cascade) {
+            return logprobs::of(cascade.candidates().iter().copied(), token, n);
+        }
+        let Next::Logits(row) = self.next else { return Vec::new() };
+        let logits = self.gate.logits(row).unwrap_or_default().iter().copied();
+        logprobs::of((0i32..).map(Token).zip(logits), token, n)
     }
 
     /// Decodes what is missing; a single token may exit.
@@ -475,5 +528,27 @@ impl Session {
             progress(PromptProgress { done: end, total });
         }
         Ok(())
+    }
+}
+
+/// The confidences that calibrated exits ask for; `None` where nothing exits.
+fn thresholds(model: &Model, params: &SessionParams) -> Result<Option<Thresholds>> {
+    let Some(heads) = model.heads().filter(|_| params.exits == Exits::Calibrated) else { return Ok(None) };
+    let thresholds = heads.thresholds(params.agreement)?;
+    if thresholds.is_none() {
+        tracing::info!(agreement = params.agreement, "the heads were not certified for this agreement: nothing exits");
+    }
+    Ok(thresholds)
+}
+
+/// What lets tokens leave early, or drafts them, on the threads of `gate`.
+fn early(model: &Model, params: &SessionParams, gate: &mut Gate) -> Result<(Option<Cascade>, Option<Drafting>)> {
+    let heads = model.heads();
+    match (params.exits, heads, thresholds(model, params)?) {
+        (Exits::Exact, _, _) => Ok((None, Drafting::new(model, heads, params, gate)?)),
+        (Exits::Calibrated, Some(heads), Some(thresholds)) => {
+            Ok((Cascade::new(model, heads, &thresholds, params, gate)?, None))
+        }
+        _ => Ok((None, None)),
     }
 }
