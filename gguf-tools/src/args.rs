@@ -131,6 +131,10 @@ pub struct Tokens {
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
 
+    /// Sequences that are decoded at once
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub sequences: u32,
+
     /// Threads that decode; the physical cores where it is not given. Fewer are faster beside other work
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
@@ -138,6 +142,15 @@ pub struct Tokens {
     /// Stop collecting after this time, such as 90s, 30m or 2h, and use what there is
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
+}
+
+/// Whether tokens that exit are to have K and V predicted in the layers that they skip.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvMaps {
+    /// Where the model's K and V can be seen
+    Auto,
+    /// Never
+    Off,
 }
 
 /// How to collect.
@@ -153,6 +166,10 @@ pub struct Collect {
     /// Keep the hidden states after these layers too, counted from 0
     #[arg(long, value_name = "K,K", value_delimiter = ',')]
     pub layers: Vec<u32>,
+
+    /// Whether to keep what K/V maps learn from: K and V of every layer above the lowest of --layers
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub kv_maps: KvMaps,
 
     #[command(flatten)]
     pub tokens: Tokens,

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use gguf_tools::add_heads::{self, Made};
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::store::Reader;
-use gguf_tools::collect::store::{Manifest, Store};
+use gguf_tools::collect::store::{KvWidths, Manifest, Store};
 use gguf_tools::collect::{self, Options, Outcome};
 use gguf_tools::screen::output_matrix::OutputMatrix;
 use offramp::gguf::exits::{self, Base, ExitMeta};
@@ -19,12 +19,13 @@ use offramp::gguf::{Error, File, WriteOptions};
 use offramp::{Model, ModelParams};
 use serde_json::json;
 
-use crate::args::{AddHeads, Collect, Tokens};
+use crate::args::{AddHeads, Collect, KvMaps, Tokens};
 use crate::output::{Output, Progress};
 
 pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = base_of(&args.model)?;
-    let (store, outcome) = collect_into(&args.output, &args.model, &base, &args.layers, &args.tokens, args.resume)?;
+    let wanted = Wanted { layers: &args.layers, kv_maps: args.kv_maps, tokens: &args.tokens };
+    let (store, outcome) = collect_into(&args.output, &args.model, &base, wanted, args.resume)?;
     let (n_tokens, n_sequences) = (store.n_tokens(), store.n_sequences());
     let folder = args.output.display().to_string();
     if out.json {
@@ -60,7 +61,8 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
     let outcome = if is_there {
         Outcome::Complete
     } else {
-        collect_into(&folder, &args.model, &base, &[], &args.tokens, args.resume.is_some())?.1
+        let wanted = Wanted { layers: &[], kv_maps: KvMaps::Off, tokens: &args.tokens };
+        collect_into(&folder, &args.model, &base, wanted, args.resume.is_some())?.1
     };
     let options = add_heads::Options {
         rank: args.screen_rank,
@@ -229,27 +231,36 @@ fn base_of(path: &Path) -> anyhow::Result<Base> {
     Ok(Base::of(&file, &mut |done, total| progress.step(done, total))?)
 }
 
-/// Collects what `tokens` asks for into `folder`; an interruption is an error.
+/// What to collect.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    layers: &'a [u32],
+    kv_maps: KvMaps,
+    tokens: &'a Tokens,
+}
+
+/// Collects into `folder`; an interruption is an error.
 fn collect_into(
     folder: &Path,
     path: &Path,
     base: &Base,
-    layers: &[u32],
-    tokens: &Tokens,
+    wanted: Wanted<'_>,
     resume: bool,
 ) -> anyhow::Result<(Store, Outcome)> {
+    let Wanted { layers, kv_maps, tokens } = wanted;
     let model = Model::load(path, &ModelParams::default())?;
     let width_difference = check_layers(&model, layers)?;
     let options = Options {
         tokens: tokens.tokens,
         answer: tokens.answer,
         seed: tokens.seed,
+        sequences: tokens.sequences,
         threads: tokens.threads,
         time_limit: tokens.time_limit,
     };
-    options.check(&model)?;
     let source =
         if tokens.corpus.is_empty() { Source::of_model(&model)? } else { Source::of_corpus(&model, &tokens.corpus)? };
+    options.check(&model, &source)?;
     let manifest = Manifest {
         version: Manifest::VERSION,
         model: base.name.clone(),
@@ -257,9 +268,11 @@ fn collect_into(
         n_embd: base.n_embd,
         n_vocab: base.n_vocab,
         layers: layers.to_vec(),
+        kv: if kv_maps == KvMaps::Auto { kv_widths(&model, layers) } else { Vec::new() },
         prompts: source.description(),
         answer: tokens.answer,
         seed: tokens.seed,
+        batch_width: tokens.sequences,
         engine: offramp::ENGINE.to_string(),
         width_difference,
     };
@@ -275,6 +288,14 @@ fn collect_into(
         bail!("no tokens were collected: every answer ended at once, or every prompt was too long");
     }
     Ok((store, outcome))
+}
+
+/// What K/V maps learn from; nothing, said aloud, where the model does not show it.
+fn kv_widths(model: &Model, layers: &[u32]) -> Vec<KvWidths> {
+    collect::kv_widths(model, layers).unwrap_or_else(|error| {
+        eprintln!("gguf-tools: no K/V maps: {error:#}");
+        Vec::new()
+    })
 }
 
 /// Checks that the hidden states can be seen; gives the difference of logits between batch widths.
