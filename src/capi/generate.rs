@@ -184,6 +184,7 @@ unsafe fn limits(params: &offramp_generate_params) -> Result<GenerateParams, Fai
         max_tokens: if params.max_tokens == 0 { usize::MAX } else { params.max_tokens as usize },
         stop: stop.collect::<Result<_, _>>()?,
         ignore_eos: params.ignore_eos != 0,
+        ..GenerateParams::default()
     })
 }
 

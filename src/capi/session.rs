@@ -107,6 +107,9 @@ impl offramp_session_params {
         if !(self.agreement > 0.0 && self.agreement <= 1.0) {
             return Err(Failure::value("agreement", self.agreement, "in (0, 1]"));
         }
+        if !(OFFRAMP_KV_AUTO..=OFFRAMP_KV_PROPAGATE).contains(&self.kv) {
+            return Err(Failure::value("kv", self.kv, "one of OFFRAMP_KV_*"));
+        }
         let unless_0 = |n: u32| Some(n).filter(|&n| n > 0);
         Ok(SessionParams {
             n_ctx: if self.n_ctx == 0 { n_ctx_train.min(MAX_DEFAULT_CTX) } else { self.n_ctx },
