@@ -5,8 +5,12 @@
 //! first, so that after any error the session can simply be used again. It refuses prompts that are longer than the
 //! context; it never cuts them.
 
+mod cascade;
+mod exact;
 mod exits;
+mod generation;
 mod logprobs;
+mod lookup;
 mod memory;
 mod model;
 mod params;
@@ -15,13 +19,15 @@ mod sampler;
 mod state;
 mod template;
 mod text;
+mod ways;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use exits::Exits;
+pub use exits::{Exits, Kv, Lookup, Policy};
+pub use generation::{ExitPoint, GenerateParams, Generation, PromptProgress, PromptReport, StopReason, TokenEvent};
 pub use logprobs::TokenLogprob;
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
@@ -36,20 +42,25 @@ use crate::gate::Gate;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::threads::ThreadPool;
-use exits::ScreenExit;
+use cascade::Cascade;
+use exact::Drafting;
 use text::TextStream;
+use ways::ways;
 
 /// A text, its K/V cache, and the means to go on with it.
 #[derive(Debug)]
 pub struct Session {
     model: Model,
+    params: SessionParams,
     gate: Gate,
     /// The whole text. The first `gate.position()` of these are in the cache.
     tokens: Vec<Token>,
     /// The distribution after the last of `tokens`, if the last decode was of that one.
     next: Next,
     /// `None` where nothing exits.
-    exit: Option<ScreenExit>,
+    cascade: Option<Cascade>,
+    /// `None` but in exact mode. Then the cache may hold drafts after the text.
+    drafting: Option<Drafting>,
 }
 
 /// Where the distribution of the next token is.
@@ -57,10 +68,10 @@ pub struct Session {
 enum Next {
     /// Nowhere yet.
     Unknown,
-    /// In the gate, over the whole vocabulary.
-    Logits,
-    /// In the screen, over its candidates.
-    Screened,
+    /// In the gate, over the whole vocabulary, as those of this output.
+    Logits(usize),
+    /// In the cascade, over the candidates of the exit that the token left at.
+    Candidates(ExitPoint),
 }
 
 /// Stops what a session is doing, from any thread. The decode in progress is given up within a graph node or so.
@@ -84,117 +95,6 @@ impl CancelHandle {
     }
 }
 
-/// How far a prompt is, in tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PromptProgress {
-    /// Decoded or reused so far.
-    pub done: usize,
-    /// All of the prompt.
-    pub total: usize,
-}
-
-/// What became of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PromptReport {
-    /// Tokens whose K/V were there already.
-    pub reused: usize,
-    /// Tokens that were decoded.
-    pub decoded: usize,
-    /// How long it took.
-    pub elapsed: Duration,
-    /// True if it was cancelled; what was decoded is kept and reused by the next call.
-    pub cancelled: bool,
-}
-
-/// When a generation ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct GenerateParams {
-    /// The most tokens to generate.
-    pub max_tokens: usize,
-    /// Texts that end it; they are not part of the result.
-    pub stop: Vec<String>,
-    /// Goes on after the model's own end token.
-    pub ignore_eos: bool,
-    /// Reports each token's log-probability, and those of this many of the best beside it.
-    pub n_logprobs: Option<usize>,
-}
-
-impl Default for GenerateParams {
-    fn default() -> Self {
-        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false, n_logprobs: None }
-    }
-}
-
-/// Where a token left the model early.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ExitPoint {
-    /// After this block, by its exit head.
-    Layer(u32),
-    /// At the final norm, by the screened output matrix.
-    Screen,
-}
-
-impl serde::Serialize for ExitPoint {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        match self {
-            Self::Layer(il) => serializer.serialize_u32(*il),
-            Self::Screen => serializer.serialize_str("screen"),
-        }
-    }
-}
-
-/// One generated token, as it comes.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub struct TokenEvent<'a> {
-    /// The token.
-    pub token: Token,
-    /// What can be shown now: whole code points, possibly of earlier tokens too, possibly none. What is still held back
-    /// when the generation ends (the beginning of a stop text that did not come) is in [`Generation::text`] alone.
-    pub text: &'a str,
-    /// Where it left the model; `None` if it ran through all of it.
-    pub exit: Option<ExitPoint>,
-    /// With [`GenerateParams::n_logprobs`]: the token's own log-probability, then the best ones, falling. They are the
-    /// model's, before the sampler; of a token that exited they are over the candidates alone.
-    pub logprobs: &'a [TokenLogprob],
-}
-
-/// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The model's own end token.
-    Eos,
-    /// The most tokens were generated, or the context is full ([`Generation::context_full`]).
-    Length,
-    /// A stop text, or the callback.
-    Stop,
-    /// [`CancelHandle::cancel`].
-    Cancelled,
-}
-
-/// A finished generation.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Generation {
-    /// The tokens, without an end token.
-    pub tokens: Vec<Token>,
-    /// Their text, without a stop text.
-    pub text: String,
-    /// Where each token left the model.
-    pub exits: Vec<Option<ExitPoint>>,
-    /// Why it ended.
-    pub stop_reason: StopReason,
-    /// True if there was no room for a further token.
-    pub context_full: bool,
-    /// How long it took, from the logits of the prompt to the last token.
-    pub elapsed: Duration,
-}
-
 impl Session {
     /// # Errors
     /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`], [`Error::Heads`] and [`Error::Unsupported`] for
@@ -214,38 +114,37 @@ impl Session {
     }
 
     fn on(model: &Model, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
-        let heads = model.heads().filter(|_| params.exits == Exits::Calibrated);
-        let exiting = heads.map(|heads| exits::threshold(heads, params.agreement)).transpose()?.flatten();
-        let params = SessionParams { gate: params.gate || exiting.is_some(), ..params.clone() };
-        let gate = model.new_gate_on(&params, pool)?;
-        let exit = heads.zip(exiting).map(|(heads, threshold)| ScreenExit::new(heads, threshold, &gate)).transpose()?;
-        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, exit })
+        let can_leave = params.exits != Exits::Off && model.heads().is_some();
+        let mut gate = model.new_gate_on(&SessionParams { gate: params.gate || can_leave, ..params.clone() }, pool)?;
+        let (cascade, drafting) = ways(model, params, &mut gate)?;
+        let params = params.clone();
+        Ok(Self { model: model.clone(), params, gate, tokens: Vec::new(), next: Next::Unknown, cascade, drafting })
     }
 
     /// Changes whether tokens may leave the model early, from the next token on. Only a session that was made with exits or
-    /// with [`SessionParams::gate`] can turn them on.
+    /// with [`SessionParams::gate`] can turn exits on. The text so far is processed again.
     ///
     /// # Errors
     /// [`Error::InvalidValue`] for an agreement that the heads have no level for, and for a session without a gate;
     /// [`Error::Heads`] and [`Error::Unsupported`] as [`Session::new`]. The session then exits as before.
     pub fn set_exits(&mut self, exits: Exits, agreement: f32) -> Result<()> {
-        let heads = self.model.heads().filter(|_| exits == Exits::Calibrated);
-        let exiting = heads.map(|heads| exits::threshold(heads, agreement)).transpose()?.flatten();
-        let exit = match heads.zip(exiting) {
-            Some(_) if !self.gate.can_tap() => {
-                return Err(Error::InvalidValue {
-                    name: "exits",
-                    found: exits.to_string(),
-                    expected: "off in a session that was made without a gate",
-                });
-            }
-            Some((heads, threshold)) => Some(ScreenExit::new(heads, threshold, &self.gate)?),
-            None => None,
-        };
-        if self.next == Next::Screened {
-            self.next = Next::Unknown;
+        if exits == self.params.exits && agreement == self.params.agreement {
+            return Ok(());
         }
-        self.exit = exit;
+        if exits != Exits::Off && self.model.heads().is_some() && !self.gate.can_tap() {
+            return Err(Error::InvalidValue {
+                name: "exits",
+                found: exits.to_string(),
+                expected: "off in a session that was made without a gate",
+            });
+        }
+        let params = SessionParams { exits, agreement, ..self.params.clone() };
+        // Where K and V lie in the cache is learnt in an empty one.
+        self.drop_drafts();
+        self.gate.clear();
+        self.next = Next::Unknown;
+        (self.cascade, self.drafting) = ways(&self.model, &params, &mut self.gate)?;
+        self.params = params;
         Ok(())
     }
 
@@ -272,6 +171,7 @@ impl Session {
     /// The layer gate, for programs that decode by hand. What they add to the cache is not part of the session's text:
     /// call [`Session::clear`] before using the session again.
     pub fn gate(&mut self) -> &mut Gate {
+        self.drop_drafts();
         self.next = Next::Unknown;
         &mut self.gate
     }
@@ -294,6 +194,7 @@ impl Session {
         if tokens.len() > self.n_ctx() {
             return Err(Error::ContextLengthExceeded { prompt: tokens.len(), n_ctx: self.n_ctx() });
         }
+        self.drop_drafts();
         let common = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
         // The last token is decoded in any case: its logits are what a generation starts from.
         self.roll_back(common.min(tokens.len() - 1));
@@ -337,7 +238,11 @@ impl Session {
             stop_reason: StopReason::Length,
             context_full: false,
             elapsed: Duration::ZERO,
+            n_drafted: 0,
+            n_right: 0,
+            end_exit: None,
         };
+        let drafts = self.drafting.as_ref().map_or((0, 0), Drafting::counts);
         let cancel = self.cancel_handle();
         let mut start = None;
         while made.tokens.len() < params.max_tokens {
@@ -356,10 +261,10 @@ impl Session {
             start.get_or_insert_with(Instant::now);
             let (token, exit) = self.pick(sampler)?;
             let logprobs = params.n_logprobs.map(|n| self.logprobs(token, exit, n)).unwrap_or_default();
-            self.tokens.push(token);
-            self.next = Next::Unknown;
+            self.follow(token);
             if self.model.vocab().is_eog(token) && !params.ignore_eos {
                 made.stop_reason = StopReason::Eos;
+                made.end_exit = exit;
                 break;
             }
             let text = stream.push(&self.model.vocab().piece(token, false));
@@ -374,15 +279,22 @@ impl Session {
         }
         made.text.push_str(&stream.finish());
         made.elapsed = start.map_or(Duration::ZERO, |start| start.elapsed());
-        if let Some(exit) = &self.exit {
-            tracing::debug!(policy = ?exit.policy(), "what the screen costs here, in seconds");
+        if let Some(cascade) = &self.cascade {
+            tracing::debug!(policy = ?cascade.policy(), "what exits cost here, in seconds");
         }
+        if let Some(drafting) = &self.drafting {
+            tracing::debug!(policy = ?drafting.policy(), "what drafts cost here, in seconds");
+            let (n_drafted, n_right) = drafting.counts();
+            (made.n_drafted, made.n_right) = (n_drafted - drafts.0, n_right - drafts.1);
+        }
+        self.drop_drafts();
         Ok(made)
     }
 
     /// Cuts the session's text to its first `n_tokens`.
     pub fn truncate(&mut self, n_tokens: usize) {
         if n_tokens < self.tokens.len() {
+            self.drop_drafts();
             self.roll_back(n_tokens.min(self.gate.position()));
             self.tokens.truncate(n_tokens);
             self.next = Next::Unknown;
@@ -391,6 +303,7 @@ impl Session {
 
     /// Forgets the whole text.
     pub fn clear(&mut self) {
+        self.drop_drafts();
         self.gate.clear();
         self.tokens.clear();
         self.next = Next::Unknown;
@@ -398,17 +311,18 @@ impl Session {
 
     /// Picks the next token, and tells where it left the model.
     fn pick(&mut self, sampler: &mut Sampler) -> Result<(Token, Option<ExitPoint>)> {
-        if let (Next::Screened, Some(exit)) = (self.next, &self.exit) {
-            if let Some(token) = sampler.pick_among(exit.candidates()) {
+        if let (Next::Candidates(exit), Some(cascade)) = (self.next, &self.cascade) {
+            if let Some(token) = sampler.pick_among(cascade.candidates()) {
                 sampler.accept(token)?;
-                return Ok((token, Some(ExitPoint::Screen)));
+                return Ok((token, Some(exit)));
             }
             // A grammar allows none of the candidates: the full matrix has what it allows.
             self.roll_back(self.gate.position().saturating_sub(1));
             self.decode_missing(&mut |_| {})?;
         }
         let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };
-        let logits = self.gate.logits(0).ok_or_else(no_logits)?;
+        let Next::Logits(row) = self.next else { return Err(no_logits()) };
+        let logits = self.gate.logits(row).ok_or_else(no_logits)?;
         let token = sampler.pick(logits).ok_or_else(|| Error::InvalidValue {
             name: "logits",
             found: "no token that the model and the grammar allow".to_owned(),
@@ -420,25 +334,60 @@ impl Session {
 
     /// Log-probabilities of the distribution that `token` was picked from: its own, then the `n` best.
     fn logprobs(&mut self, token: Token, exit: Option<ExitPoint>, n: usize) -> Vec<TokenLogprob> {
-        match (exit, &self.exit) {
-            (Some(_), Some(exit)) => logprobs::of(exit.candidates().iter().copied(), token, n),
-            _ => {
-                let logits = self.gate.logits(0).unwrap_or_default().iter().copied();
+        match (exit, &self.cascade, self.next) {
+            (Some(_), Some(cascade), _) => logprobs::of(cascade.candidates().iter().copied(), token, n),
+            (_, _, Next::Logits(row)) => {
+                let logits = self.gate.logits(row).unwrap_or_default().iter().copied();
                 logprobs::of((0i32..).map(Token).zip(logits), token, n)
             }
+            _ => Vec::new(),
         }
     }
 
     /// Decodes what is missing; a single token may exit.
     fn decode_next(&mut self) -> Result<()> {
         let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
-        match (missing, &mut self.exit) {
-            (&[token], Some(exit)) => {
+        match (missing, &mut self.cascade) {
+            (&[token], Some(cascade)) => {
                 self.next = Next::Unknown;
-                self.next = if exit.decode(&mut self.gate, token)? { Next::Screened } else { Next::Logits };
-                Ok(())
+                self.next = cascade.decode(&mut self.gate, token)?.map_or(Next::Logits(0), Next::Candidates);
+                return Ok(());
             }
-            _ => self.decode_missing(&mut |_| {}),
+            (&[_], None) => {}
+            _ => return self.decode_missing(&mut |_| {}),
+        }
+        let Some(drafting) = &mut self.drafting else { return self.decode_missing(&mut |_| {}) };
+        self.next = Next::Unknown;
+        let result = drafting.decode(&mut self.gate, &self.tokens);
+        if result.is_err() {
+            // What failed may have left drafts in the cache.
+            drafting.forget();
+            self.roll_back(self.tokens.len() - 1);
+        } else {
+            self.next = Next::Logits(0);
+        }
+        result
+    }
+
+    /// Adds the token that was picked. If it was drafted, the logits after it are there.
+    fn follow(&mut self, token: Token) {
+        self.tokens.push(token);
+        let Some(drafting) = &mut self.drafting else {
+            self.next = Next::Unknown;
+            return;
+        };
+        let agrees = drafting.agrees(token);
+        match self.next {
+            Next::Logits(row) if agrees => self.next = Next::Logits(row + 1),
+            _ => self.roll_back(self.tokens.len() - 1),
+        }
+    }
+
+    /// Takes drafts that no token was compared with out of the cache, and the last token of the text with them: it is
+    /// decoded again for its logits.
+    fn drop_drafts(&mut self) {
+        if self.drafting.as_mut().is_some_and(Drafting::forget) {
+            self.roll_back(self.tokens.len().saturating_sub(1));
         }
     }
 
@@ -459,7 +408,7 @@ impl Session {
             let end = total.min(position + self.gate.n_ubatch());
             self.next = Next::Unknown;
             self.gate.decode(&self.tokens[position..end], Logits::Last)?;
-            self.next = if end == total { Next::Logits } else { Next::Unknown };
+            self.next = if end == total { Next::Logits(0) } else { Next::Unknown };
             progress(PromptProgress { done: end, total });
         }
         Ok(())
