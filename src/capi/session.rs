@@ -9,7 +9,7 @@ use super::model::offramp_model;
 use super::params::*;
 use super::pointers::{Output, copy_out, free_handle, handle, input_struct, into_handle, path, slice, text_of};
 use super::status::*;
-use crate::{CacheType, CancelHandle, Exits, FlashAttn, PromptProgress, Session, SessionParams, Token};
+use crate::{CacheType, CancelHandle, Exits, FlashAttn, Kv, PromptProgress, Session, SessionParams, Token};
 
 /// The most tokens of context that are taken unasked. The whole context of a model of today takes gigabytes.
 const MAX_DEFAULT_CTX: u32 = 8192;
@@ -107,9 +107,6 @@ impl offramp_session_params {
         if !(self.agreement > 0.0 && self.agreement <= 1.0) {
             return Err(Failure::value("agreement", self.agreement, "in (0, 1]"));
         }
-        if !(OFFRAMP_KV_AUTO..=OFFRAMP_KV_PROPAGATE).contains(&self.kv) {
-            return Err(Failure::value("kv", self.kv, "one of OFFRAMP_KV_*"));
-        }
         let unless_0 = |n: u32| Some(n).filter(|&n| n > 0);
         Ok(SessionParams {
             n_ctx: if self.n_ctx == 0 { n_ctx_train.min(MAX_DEFAULT_CTX) } else { self.n_ctx },
@@ -128,9 +125,19 @@ impl offramp_session_params {
             exits: match self.exits {
                 OFFRAMP_EXITS_OFF => Exits::Off,
                 OFFRAMP_EXITS_CALIBRATED => Exits::Calibrated,
+                OFFRAMP_EXITS_EXACT => Exits::Exact,
                 other => return Err(Failure::value("exits", other, "one of OFFRAMP_EXITS_*")),
             },
             agreement: self.agreement,
+            kv: match self.kv {
+                OFFRAMP_KV_AUTO => Kv::Auto,
+                OFFRAMP_KV_PREDICT => Kv::Predict,
+                OFFRAMP_KV_CATCH_UP => Kv::CatchUp,
+                OFFRAMP_KV_PROPAGATE => Kv::Propagate,
+                other => return Err(Failure::value("kv", other, "one of OFFRAMP_KV_*")),
+            },
+            max_pending: self.max_pending,
+            min_exit_layer: self.min_exit_layer,
             ..SessionParams::default()
         })
     }
