@@ -122,8 +122,8 @@ fn a_panic_in_any_function_is_a_status_and_writes_nothing() {
         // Functions that answer nothing keep the panic in as well; the handle is freed by the next call.
         for free in [
             |h: &Handles| offramp_model_free(h.model),
-            |h| offramp_sampler_free(h.sampler),
-            |h| {
+            |h: &Handles| offramp_sampler_free(h.sampler),
+            |h: &Handles| {
                 offramp_session_free(h.session);
             },
         ] {

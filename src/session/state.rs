@@ -98,6 +98,7 @@ impl Session {
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let wrong = |source| Error::State { path: path.to_owned(), source };
+        self.drop_drafts();
         let layout = self.layout()?;
         self.drop_drafts();
         if self.gate.n_pending() > 0 {
