@@ -136,7 +136,7 @@ impl ReplyFigures {
 /// Generates a reply to the session's text and hands it out in pieces. `sampler` may be NULL for a greedy one, `params`
 /// for the defaults, `on_token` if only the session's tokens are wanted. A reply that was cancelled or stopped is a
 /// success: offramp_session_statistics tells why it ended. One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_generate(
     session: *mut offramp_session,
     sampler: *const offramp_sampler,
@@ -193,7 +193,7 @@ unsafe fn limits(params: &offramp_generate_params) -> Result<GenerateParams, Fai
 }
 
 /// Tells about the session's last prompt and last reply. `struct_size` is sizeof(*statistics). One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_statistics(
     session: *const offramp_session,
     statistics: *mut offramp_statistics,

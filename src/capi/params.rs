@@ -192,7 +192,7 @@ unsafe impl Versioned for offramp_generate_params {
 }
 
 /// Fills `params` with the defaults. `struct_size` is sizeof(*params). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_model_default_params(params: *mut offramp_model_params, struct_size: usize) -> i32 {
     boundary("offramp_model_default_params", || {
         // SAFETY: the caller's promise (module `capi`).
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn offramp_model_default_params(params: *mut offramp_model
 }
 
 /// Fills `params` with the defaults. `struct_size` is sizeof(*params). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_default_params(
     params: *mut offramp_session_params,
     struct_size: usize,
@@ -215,7 +215,7 @@ pub unsafe extern "C" fn offramp_session_default_params(
 }
 
 /// Fills `params` with the defaults, which are llama.cpp's. `struct_size` is sizeof(*params). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_sampler_default_params(
     params: *mut offramp_sampler_params,
     struct_size: usize,
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn offramp_sampler_default_params(
 }
 
 /// Fills `params` with the defaults. `struct_size` is sizeof(*params). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_generate_default_params(
     params: *mut offramp_generate_params,
     struct_size: usize,
