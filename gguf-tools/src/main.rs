@@ -11,6 +11,7 @@ mod heads;
 mod inspect;
 mod output;
 mod show;
+mod summary;
 mod verify;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Verb::Attach { model, heads, write } => heads::attach(model, heads, write, &mut out),
         Verb::ExtractHeads { file, write } => heads::extract(file, write, &mut out),
         Verb::AddHeads { args } => convert::add_heads(args, &mut out),
+        Verb::Train { args } => convert::train(args, &mut out),
         Verb::Collect { args } => convert::collect(args, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
     };

@@ -11,6 +11,9 @@ use super::{Screen, basis};
 use crate::collect::label::Label;
 use crate::collect::store::Reader;
 
+/// The most bytes that the output matrix may take unpacked.
+const MAX_UNPACKED: usize = 1 << 30;
+
 /// Tokens that are scored at once.
 const BATCH: u64 = 32;
 
@@ -30,6 +33,8 @@ pub struct Evaluator<'a> {
     rank: usize,
     basis: Vec<f32>,
     output: Vec<f32>,
+    /// The whole matrix, `[n_embd, n_vocab]`, where [`Evaluator::unpack`] was asked for and there is room.
+    unpacked: Vec<f32>,
 }
 
 impl<'a> Evaluator<'a> {
@@ -40,7 +45,69 @@ impl<'a> Evaluator<'a> {
         let mut basis = vec![0.0; screen.basis.len()];
         screen.basis.convert_to_f32_slice(&mut basis);
         let output = quants::dequantize(TensorType::Q4_0, &screen.output)?;
-        Ok(Evaluator { matrix, rank: screen.rank, basis, output })
+        Ok(Evaluator { matrix, rank: screen.rank, basis, output, unpacked: Vec::new() })
+    }
+
+    /// Unpacks the output matrix, so that rescoring need not do it row by row; not for one above [`MAX_UNPACKED`].
+    ///
+    /// # Errors
+    ///
+    /// Rows that cannot be read.
+    pub fn unpack(&mut self) -> anyhow::Result<()> {
+        let n_values = self.matrix.n_embd() * self.matrix.n_vocab();
+        if n_values * size_of::<f32>() <= MAX_UNPACKED && self.unpacked.is_empty() {
+            let mut unpacked = Vec::with_capacity(n_values);
+            self.matrix.for_each_chunk(&mut |_, rows| {
+                unpacked.extend_from_slice(rows);
+                Ok(())
+            })?;
+            self.unpacked = unpacked;
+        }
+        Ok(())
+    }
+
+    /// The screened scores of all tokens for hidden states `[n_embd, n]` in the output matrix's space: `[n_vocab, n]`.
+    pub fn scores(&self, hidden: &[f32]) -> Vec<f32> {
+        let halves: Vec<f32> = hidden.iter().map(|x| f16::from_f32(*x).to_f32()).collect();
+        let mut inner = basis::product_of_rows(&halves, &self.basis, self.matrix.n_embd());
+        round_to_q8_0(&mut inner);
+        basis::product_of_rows(&inner, &self.output, self.rank)
+    }
+
+    /// The `count` tokens that score best (of equals the lowest ids) by ascending id, with their exact logits, capped
+    /// where the model caps them.
+    ///
+    /// # Errors
+    ///
+    /// Rows that cannot be read.
+    pub fn candidates(&self, scores: &[f32], hidden: &[f32], count: usize) -> anyhow::Result<Vec<(u32, f32)>> {
+        let count = count.clamp(1, scores.len().max(1));
+        let mut sorted = scores.to_vec();
+        let (_, last, _) = sorted.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
+        let last = *last;
+        let n_above = scores.iter().filter(|score| **score > last).count();
+        let mut n_ties = count - n_above;
+        let mut candidates = Vec::with_capacity(count);
+        for (id, score) in scores.iter().enumerate().filter(|(_, score)| **score >= last) {
+            if *score == last {
+                if n_ties == 0 {
+                    continue;
+                }
+                n_ties -= 1;
+            }
+            let logit = self.logit(id, hidden)?;
+            let cap = |logit: f32| self.matrix.softcap().map_or(logit, |cap| cap * (logit / cap).tanh());
+            candidates.push((u32::try_from(id)?, cap(logit)));
+        }
+        Ok(candidates)
+    }
+
+    fn logit(&self, id: usize, hidden: &[f32]) -> anyhow::Result<f32> {
+        let n_embd = self.matrix.n_embd();
+        match self.unpacked.get(id * n_embd..(id + 1) * n_embd) {
+            Some(row) => Ok(fast_dot(row, hidden)),
+            None => Ok(fast_dot(&self.matrix.row(id)?, hidden)),
+        }
     }
 
     /// Evaluates sequences: for each of `counts` (numbers of candidates, ascending), for each sequence, what was found
@@ -81,10 +148,7 @@ impl<'a> Evaluator<'a> {
     /// One batch: token by token, and of each token count by count.
     fn batch(&self, hidden: &[f32], labels: &[Label], counts: &[usize]) -> anyhow::Result<Vec<Found>> {
         let n_embd = self.matrix.n_embd();
-        let halves = |values: &[f32]| -> Vec<f32> { values.iter().map(|x| f16::from_f32(*x).to_f32()).collect() };
-        let mut inner = basis::product_of_rows(&halves(hidden), &self.basis, n_embd);
-        round_to_q8_0(&mut inner);
-        let scores = basis::product_of_rows(&inner, &self.output, self.rank);
+        let scores = self.scores(hidden);
         let mut found = Vec::with_capacity(labels.len() * counts.len());
         let mut sorted = Vec::new();
         for ((scores, hidden), label) in
@@ -125,6 +189,20 @@ impl<'a> Evaluator<'a> {
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
+}
+
+/// In single precision, with sums side by side that the compiler can keep in one register.
+fn fast_dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0f32; LANES];
+    let (blocks, others) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in blocks.0.iter().zip(others.0) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    let rest: f32 = blocks.1.iter().zip(others.1).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// Rounds to what ggml makes of a vector before it multiplies 4-bit rows by it: 32 values share one scale.
