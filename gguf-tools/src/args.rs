@@ -137,6 +137,10 @@ pub struct Tokens {
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
 
+    /// Sequences that are decoded at once
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub sequences: u32,
+
     /// Threads that decode; the physical cores where it is not given. Fewer are faster beside other work
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,

@@ -281,12 +281,13 @@ fn collect_into(
         tokens: tokens.tokens,
         answer: tokens.answer,
         seed: tokens.seed,
+        sequences: tokens.sequences,
         threads: tokens.threads,
         time_limit: tokens.time_limit,
     };
-    options.check(&model)?;
     let source =
         if tokens.corpus.is_empty() { Source::of_model(&model)? } else { Source::of_corpus(&model, &tokens.corpus)? };
+    options.check(&model, &source)?;
     let manifest = Manifest {
         version: Manifest::VERSION,
         model: base.name.clone(),
@@ -294,9 +295,11 @@ fn collect_into(
         n_embd: base.n_embd,
         n_vocab: base.n_vocab,
         layers: layers.to_vec(),
+        kv: Vec::new(),
         prompts: source.description(),
         answer: tokens.answer,
         seed: tokens.seed,
+        batch_width: tokens.sequences,
         engine: offramp::ENGINE.to_string(),
         width_difference,
     };

@@ -11,10 +11,12 @@
 mod engine;
 mod hook;
 mod selftest;
+mod sequences;
 
 pub use engine::{Gate, Outcome};
 pub use selftest::GateSupport;
 pub(crate) use selftest::self_test;
+pub use sequences::Sequences;
 
 /// A place in the graph where hidden states can be seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,7 +1,7 @@
-//! A context: one K/V cache and the compute buffers of one stream of tokens, and the decodes that run on it.
+//! A context: the K/V cache of one or more sequences of tokens, the compute buffers, and the decodes that run on it.
 //!
 //! It refuses what llama.cpp would abort on: an empty batch, one wider than `n_batch`, a token outside of the
-//! vocabulary, a position past the context.
+//! vocabulary, a position past the context, a sequence that the context does not have.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
-use super::batch::{Batch, Logits};
+use super::batch::{Batch, Logits, Places};
 use super::eval::{EvalHook, Trampoline};
 use super::log;
 use super::model::RawModel;
@@ -21,7 +21,10 @@ use crate::error::{Error, Result};
 /// What a context is made with. Sizes in tokens.
 #[derive(Debug, Clone)]
 pub(crate) struct ContextParams {
+    /// Of each sequence.
     pub(crate) n_ctx: u32,
+    /// Texts side by side, each with K/V cells of its own; at least 1.
+    pub(crate) n_sequences: u32,
     pub(crate) n_batch: u32,
     pub(crate) n_ubatch: u32,
     pub(crate) n_threads: usize,
@@ -44,6 +47,7 @@ pub(crate) struct Context {
     pool: Option<Arc<ThreadPool>>,
     model: Arc<RawModel>,
     n_vocab: usize,
+    n_sequences: usize,
     n_ctx: usize,
     n_batch: usize,
     n_ubatch: usize,
@@ -61,10 +65,10 @@ impl Context {
         let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::<Trampoline>::default())));
         // SAFETY: fills a plain struct with defaults.
         let mut raw = unsafe { sys::llama_context_default_params() };
-        raw.n_ctx = params.n_ctx;
+        raw.n_ctx = params.n_ctx.saturating_mul(params.n_sequences);
         raw.n_batch = params.n_batch;
         raw.n_ubatch = params.n_ubatch;
-        raw.n_seq_max = 1;
+        raw.n_seq_max = params.n_sequences;
         raw.n_threads = params.n_threads as i32;
         raw.n_threads_batch = params.n_threads_batch as i32;
         raw.flash_attn_type = params.flash_attn;
@@ -102,11 +106,12 @@ impl Context {
             raw: context,
             trampoline,
             cancelled,
-            batch: Batch::default(),
+            batch: Batch::new(params.n_sequences as usize),
             n_threads: params.n_threads,
             pool,
             model,
             n_vocab,
+            n_sequences: params.n_sequences as usize,
             n_ctx: n_ctx as usize,
             n_batch: n_batch as usize,
             n_ubatch: n_ubatch as usize,
@@ -114,7 +119,12 @@ impl Context {
         })
     }
 
-    /// Positions that the context holds.
+    /// Texts side by side.
+    pub(crate) fn n_sequences(&self) -> usize {
+        self.n_sequences
+    }
+
+    /// Positions that the context holds of each sequence.
     pub(crate) fn n_ctx(&self) -> usize {
         self.n_ctx
     }
@@ -149,28 +159,50 @@ impl Context {
         &self.cancelled
     }
 
-    /// Decodes `tokens` from `position` on.
+    /// Decodes `tokens` of sequence 0 from `position` on.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::Decode`], [`Error::ContextLengthExceeded`], [`Error::TokenOutOfRange`].
     pub(crate) fn decode(&mut self, tokens: &[Token], position: usize, logits: Logits) -> Result<()> {
-        self.prepare(tokens, position, logits)?;
+        self.decode_at(tokens, Places::From { sequence: 0, position }, logits)
+    }
+
+    /// Decodes `tokens` at `places`.
+    ///
+    /// # Errors
+    /// As [`Context::decode`], and [`Error::InvalidValue`] for places in sequences that the context does not have.
+    pub(crate) fn decode_at(&mut self, tokens: &[Token], places: Places<'_>, logits: Logits) -> Result<()> {
+        self.prepare(tokens, places, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
         // SAFETY: a live context, and a batch that `prepare` has checked and that lives for the call.
         let (status, log) = log::recorded(|| unsafe { sys::llama_decode(context, batch) });
-        self.finish(status, log, tokens.len(), position)
+        self.finish(status, log, tokens.len(), places)
+    }
+
+    /// Decodes `tokens` of sequence 0 from `position` on with `hook` watching.
+    ///
+    /// # Errors
+    /// As [`Context::decode_hooked_at`].
+    pub(crate) fn decode_hooked(
+        &mut self,
+        tokens: &[Token],
+        position: usize,
+        logits: Logits,
+        hook: &mut dyn EvalHook,
+    ) -> Result<()> {
+        self.decode_hooked_at(tokens, Places::From { sequence: 0, position }, logits, hook)
     }
 
     /// Decodes with `hook` watching. At most `n_ubatch` tokens, since a hook watches one graph.
     ///
     /// # Errors
-    /// As [`Context::decode`], and [`Error::InvalidValue`] for more tokens than one graph takes, or for a context
+    /// As [`Context::decode_at`], and [`Error::InvalidValue`] for more tokens than one graph takes, or for a context
     /// without the callback.
-    pub(crate) fn decode_hooked(
+    pub(crate) fn decode_hooked_at(
         &mut self,
         tokens: &[Token],
-        position: usize,
+        places: Places<'_>,
         logits: Logits,
         hook: &mut dyn EvalHook,
     ) -> Result<()> {
@@ -181,18 +213,18 @@ impl Context {
                 expected: "at most n_ubatch, in a session that was made with a gate",
             });
         };
-        self.prepare(tokens, position, logits)?;
+        self.prepare(tokens, places, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
         let (status, log) = log::recorded(|| {
             // SAFETY: the trampoline is this context's, and `&mut self` keeps every other user away. The decode is as
-            // in `decode`.
+            // in `decode_at`.
             unsafe { Trampoline::run(trampoline.as_ptr(), hook, || sys::llama_decode(context, batch)) }
         });
-        self.finish(status, log, tokens.len(), position)
+        self.finish(status, log, tokens.len(), places)
     }
 
-    fn prepare(&mut self, tokens: &[Token], position: usize, logits: Logits) -> Result<()> {
+    fn prepare(&mut self, tokens: &[Token], places: Places<'_>, logits: Logits) -> Result<()> {
         if tokens.is_empty() || tokens.len() > self.n_batch {
             return Err(Error::InvalidValue {
                 name: "tokens of one decode",
@@ -200,22 +232,32 @@ impl Context {
                 expected: "at least 1 and at most n_batch",
             });
         }
-        if position.checked_add(tokens.len()).is_none_or(|end| end > self.n_ctx) {
-            return Err(Error::ContextLengthExceeded {
-                prompt: position.saturating_add(tokens.len()),
-                n_ctx: self.n_ctx,
-            });
+        for i in 0..tokens.len() {
+            match places.of(i) {
+                Some((sequence, position)) if sequence < self.n_sequences && position < self.n_ctx => {}
+                Some((sequence, position)) if sequence < self.n_sequences => {
+                    let prompt = position.saturating_add(tokens.len() - i);
+                    return Err(Error::ContextLengthExceeded { prompt, n_ctx: self.n_ctx });
+                }
+                place => {
+                    return Err(Error::InvalidValue {
+                        name: "sequence",
+                        found: format!("{place:?}"),
+                        expected: "one of those that the context was made with",
+                    });
+                }
+            }
         }
         let outside = |token: &&Token| usize::try_from(token.0).map_or(true, |id| id >= self.n_vocab);
         if let Some(token) = tokens.iter().find(outside) {
             return Err(Error::TokenOutOfRange { token: token.0, n_vocab: self.n_vocab });
         }
-        self.batch.fill(tokens, position, logits);
+        self.batch.fill(tokens, places, logits);
         self.n_outputs = if logits == Logits::All { tokens.len() } else { 1 };
         Ok(())
     }
 
-    fn finish(&mut self, status: i32, log: crate::error::LlamaLog, n_tokens: usize, position: usize) -> Result<()> {
+    fn finish(&mut self, status: i32, log: crate::error::LlamaLog, n_tokens: usize, places: Places<'_>) -> Result<()> {
         match status {
             0 => Ok(()),
             _ => {
@@ -224,6 +266,7 @@ impl Context {
                 if status == 2 || self.cancelled.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
+                let position = places.of(0).map_or(0, |(_, position)| position);
                 Err(Error::Decode { n_tokens, position, status, log })
             }
         }
@@ -245,11 +288,22 @@ impl Context {
         Some(unsafe { std::slice::from_raw_parts(rows.add(index * self.n_vocab), self.n_vocab) })
     }
 
-    /// Drops all positions from `position` on. False if this cache cannot (a recurrent state, say).
+    /// Drops all positions of sequence 0 from `position` on. False if this cache cannot (a recurrent state, say).
     pub(crate) fn remove_from(&mut self, position: usize) -> bool {
+        self.remove_from_sequence(0, position)
+    }
+
+    /// Drops all positions of `sequence` from `position` on. False if this cache cannot, or has no such sequence.
+    pub(crate) fn remove_from_sequence(&mut self, sequence: usize, position: usize) -> bool {
         let Ok(position) = i32::try_from(position) else { return true };
-        // SAFETY: a live context's memory; sequence 0 exists in every context.
-        unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.raw.as_ptr()), 0, position, -1) }
+        let Some(sequence) = self.id(sequence) else { return false };
+        // SAFETY: a live context's memory, which has this sequence.
+        unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.raw.as_ptr()), sequence, position, -1) }
+    }
+
+    /// llama.cpp's id of a sequence that the context has.
+    fn id(&self, sequence: usize) -> Option<sys::llama_seq_id> {
+        sys::llama_seq_id::try_from(sequence).ok().filter(|_| sequence < self.n_sequences)
     }
 
     /// Empties the cache.
@@ -258,10 +312,17 @@ impl Context {
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.raw.as_ptr()), false) };
     }
 
-    /// The lowest position that every layer's cache still holds; `None` for an empty cache. Sliding windows forget.
+    /// The lowest position of sequence 0 that every layer's cache still holds; `None` for an empty cache. Sliding windows
+    /// forget.
     pub(crate) fn first_position(&self) -> Option<usize> {
-        // SAFETY: a live context's memory.
-        let position = unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw.as_ptr()), 0) };
+        self.first_position_of(0)
+    }
+
+    /// The lowest position of `sequence` that every layer's cache still holds; `None` if it is empty.
+    pub(crate) fn first_position_of(&self, sequence: usize) -> Option<usize> {
+        let sequence = self.id(sequence)?;
+        // SAFETY: a live context's memory, which has this sequence.
+        let position = unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw.as_ptr()), sequence) };
         usize::try_from(position).ok()
     }
 }

@@ -10,10 +10,10 @@ use llama_cpp_sys_2 as sys;
 use super::memory::{self, MemoryEstimate, MemoryShape};
 use super::params::SessionParams;
 use crate::error::{Error, Result};
-use crate::gate::{self, Gate, GateSupport};
+use crate::gate::{self, Gate, GateSupport, Sequences};
 use crate::gguf;
 use crate::heads::Heads;
-use crate::llama::context::Context;
+use crate::llama::context::{Context, ContextParams};
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::{Device, Vocab, devices};
 
@@ -213,16 +213,41 @@ impl Model {
     }
 
     pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
+        let context = self.new_context(params, 1)?;
+        Ok(Gate::new(context, self.0.info.n_layer, self.0.info.n_embd))
+    }
+
+    /// A context for `n` texts side by side, of `params.n_ctx` tokens each, whose hidden states can be seen. Nothing exits
+    /// in it.
+    ///
+    /// # Errors
+    /// As [`Session::new`](super::Session::new), and [`Error::InvalidValue`] for no sequence, for more of them than
+    /// `params.n_ubatch`, or for a context of an unknown length.
+    pub fn sequences(&self, params: &SessionParams, n: u32) -> Result<Sequences> {
+        if n == 0 || params.n_ctx == 0 {
+            return Err(Error::InvalidValue {
+                name: "sequences",
+                found: format!("{n} of {} tokens", params.n_ctx),
+                expected: "at least 1, of at least 1 token",
+            });
+        }
+        let context = self.new_context(&SessionParams { gate: true, ..params.clone() }, n)?;
+        Sequences::new(context, self.0.info.n_layer, self.0.info.n_swa)
+    }
+
+    fn new_context(&self, params: &SessionParams, n_sequences: u32) -> Result<Context> {
         if self.0.check_memory {
             // The weights are in memory already, or mapped and counted as such.
             let estimate = self.0.memory.estimate(params, memory::available());
-            MemoryEstimate { weights: 0, ..estimate }.check(self.0.memory.path())?;
+            let kv_cache = estimate.kv_cache.saturating_mul(n_sequences.into());
+            MemoryEstimate { weights: 0, kv_cache, ..estimate }.check(self.0.memory.path())?;
         }
-        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params.context()?)?;
+        let params = ContextParams { n_sequences, ..params.context()? };
+        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params)?;
         if let Some(n) = self.0.n_positions {
             context.limit_positions(n);
         }
-        Ok(Gate::new(context, self.0.info.n_layer, self.0.info.n_embd))
+        Ok(context)
     }
 }
 

@@ -163,6 +163,7 @@ impl SessionParams {
         }
         Ok(ContextParams {
             n_ctx: self.n_ctx,
+            n_sequences: 1,
             n_batch,
             n_ubatch: at_least_1("n_ubatch", self.n_ubatch)?.min(n_batch),
             n_threads,

@@ -338,7 +338,7 @@ fn calibration(
         exit_rate: of(|level| level.summary.exits.iter().sum::<f64>() + level.summary.screen),
         kv_policy: if has_maps { KvPolicy::Predict } else { KvPolicy::CatchUp },
         sampler: "greedy, and temperature 0.8 with min-p 0.05, by turns".to_string(),
-        batch_width: 1,
+        batch_width: reader.manifest().batch_width,
         near_ties: near_ties as f32 / n_tokens.max(1) as f32,
         engine: reader.manifest().engine.clone(),
         date: options.date.clone(),

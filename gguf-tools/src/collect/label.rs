@@ -7,6 +7,8 @@ use offramp::Token;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use super::row::Row;
+
 /// How many of the best tokens are kept.
 pub const TOP_K: usize = 32;
 
@@ -27,20 +29,25 @@ impl Label {
     /// The bytes of one label in a file.
     pub const BYTES: usize = 12 + 8 * TOP_K;
 
-    /// The label that `logits`, `[n_vocab]`, give at the position of `token`.
-    pub fn of(token: Token, logits: &[f32]) -> Label {
-        let best = best(logits);
+    /// The label that `row` gives at the position of `token`.
+    pub fn of_row(token: Token, row: &Row<'_>) -> Label {
+        let best = row.best();
         let highest = best.first().map_or(0.0, |(_, logit)| *logit);
-        let sum: f64 = logits.iter().map(|logit| f64::from((logit - highest).exp())).sum();
+        let sum = row.exp_sum(highest);
         let mut top = [(0, 0.0); TOP_K];
         let mut rest = 1.0f64;
         for (slot, (id, logit)) in top.iter_mut().zip(&best) {
-            let probability = f64::from((logit - highest).exp()) / sum;
+            let probability = f64::from(logit - highest).exp() / sum;
             *slot = (*id, probability as f32);
             rest -= probability;
         }
         let margin = best.get(1).map_or(0.0, |(_, second)| highest - second);
         Label { token: token.0.unsigned_abs(), margin, rest: rest.max(0.0) as f32, top }
+    }
+
+    /// The label that `logits`, `[n_vocab]`, give at the position of `token`.
+    pub fn of(token: Token, logits: &[f32]) -> Label {
+        Label::of_row(token, &Row::new(logits))
     }
 
     /// The full model's choice.
@@ -75,21 +82,6 @@ impl Label {
     }
 }
 
-/// The `TOP_K` best ids and logits, best first, of equals the lowest id.
-fn best(logits: &[f32]) -> Vec<(u32, f32)> {
-    let mut best: Vec<(u32, f32)> = Vec::with_capacity(TOP_K + 1);
-    for (id, &logit) in (0u32..).zip(logits) {
-        let is_full = best.len() == TOP_K;
-        if is_full && best.last().is_some_and(|(_, least)| logit <= *least) {
-            continue;
-        }
-        let place = best.partition_point(|(_, other)| *other >= logit);
-        best.insert(place, (id, logit));
-        best.truncate(TOP_K);
-    }
-    best
-}
-
 /// How the next token of a text is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Sampling {
@@ -111,26 +103,19 @@ impl Sampling {
     pub const PROMPT: Sampling = Sampling::Random { temperature: 1.0, min_p: 0.02 };
 }
 
-/// Chooses from `logits`, `[n_vocab]`.
-pub fn sample(logits: &[f32], sampling: Sampling, rng: &mut ChaCha8Rng) -> Token {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
-        }
-    }
+/// Chooses from a row.
+pub fn sample(row: &Row<'_>, sampling: Sampling, rng: &mut ChaCha8Rng) -> Token {
+    let (best, highest) = row.argmax();
     let mut chosen = best;
     if let Sampling::Random { temperature, min_p } = sampling {
-        let highest = logits.get(best).copied().unwrap_or(0.0);
         // A token is kept where exp(logit - highest) >= min_p, before the temperature.
-        let least = highest + min_p.ln();
-        let kept: Vec<(usize, f64)> = (0..logits.len())
-            .filter(|i| logits[*i] >= least)
-            .map(|i| (i, f64::from((logits[i] - highest) / temperature).exp()))
+        let kept: Vec<(u32, f64)> = row
+            .at_least(highest + min_p.ln())
+            .map(|(id, logit)| (id, f64::from((logit - highest) / temperature).exp()))
             .collect();
         let mut left = rng.random::<f64>() * kept.iter().map(|(_, weight)| weight).sum::<f64>();
-        for (i, weight) in kept {
-            chosen = i;
+        for (id, weight) in kept {
+            chosen = id;
             left -= weight;
             if left < 0.0 {
                 break;
@@ -168,7 +153,7 @@ mod tests {
         logits[20] = 2.0;
         let label = Label::of(Token(0), &logits);
         assert_eq!((label.top[0].0, label.top[1].0, label.top[2].0, label.margin), (20, 40, 0, 0.0));
-        assert_eq!(sample(&logits, Sampling::Greedy, &mut ChaCha8Rng::seed_from_u64(0)), Token(20));
+        assert_eq!(sample(&Row::new(&logits), Sampling::Greedy, &mut ChaCha8Rng::seed_from_u64(0)), Token(20));
     }
 
     #[test]
@@ -178,7 +163,7 @@ mod tests {
         let sampling = Sampling::Random { temperature: 1.0, min_p: 0.05 };
         let mut counts = [0; 3];
         for _ in 0..10_000 {
-            counts[sample(&logits, sampling, &mut rng).0 as usize] += 1;
+            counts[sample(&Row::new(&logits), sampling, &mut rng).0 as usize] += 1;
         }
         let share = f64::from(counts[1]) / 10_000.0;
         assert!((share - 0.731).abs() < 0.02 && counts[2] == 0, "{counts:?}");

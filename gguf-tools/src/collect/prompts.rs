@@ -9,14 +9,12 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use offramp::{ChatTemplate, Message, Model, Session, Token};
+use offramp::{ChatTemplate, Message, Model, Token};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::label::{self, Sampling};
-
 /// The most tokens of a user's turn that the model writes.
-const MAX_TURN: usize = 64;
+pub const MAX_TURN: usize = 64;
 /// The tokens of a base model's beginning.
 const BEGINNING: std::ops::RangeInclusive<usize> = 4..=32;
 /// Stands in for the user's turn when the template is looked at; no template changes letters.
@@ -43,6 +41,17 @@ impl Template {
         let text = text.strip_prefix(&self.bos).unwrap_or(text);
         Ok(model.vocab().tokenize(text, true, true)?)
     }
+}
+
+/// How a prompt comes about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beginning {
+    /// It is there.
+    Ready(Vec<Token>),
+    /// The model writes at most this many tokens after [`Source::opening`], and [`Source::finish`] makes a prompt of them.
+    Write(usize),
+    /// It is empty.
+    Empty,
 }
 
 impl Source {
@@ -108,72 +117,49 @@ impl Source {
         self.corpus.as_ref().is_some_and(|prompts| index >= prompts.len() as u64)
     }
 
-    /// The tokens of one prompt, at most `max_tokens`; `None` where it is empty, too long, or beyond the corpus. The
-    /// session's text is lost.
+    /// The tokens that the model writes prompts after; none for a corpus.
+    pub fn opening(&self) -> &[Token] {
+        &self.opening
+    }
+
+    /// The beginning of the prompt with this number.
     ///
     /// # Errors
     ///
-    /// A decode or a template that fails.
-    pub fn prompt(
-        &self,
-        session: &mut Session,
-        index: u64,
-        rng: &mut ChaCha8Rng,
-        max_tokens: usize,
-    ) -> anyhow::Result<Option<Vec<Token>>> {
-        let model = session.model().clone();
-        let turn = match &self.corpus {
-            Some(prompts) => match usize::try_from(index).ok().and_then(|index| prompts.get(index)) {
-                Some(prompt) => prompt.clone(),
-                None => return Ok(None),
-            },
-            None if self.template.is_none() => {
-                let n = rng.random_range(BEGINNING);
-                let mut tokens = self.opening.clone();
-                tokens.extend(write(session, &self.opening, n, rng)?);
-                return Ok((tokens.len() <= max_tokens && tokens.len() > self.opening.len()).then_some(tokens));
-            }
-            None => {
-                let tokens = write(session, &self.opening, MAX_TURN, rng)?;
-                model.vocab().text(&tokens, false).trim().to_string()
-            }
+    /// A text that cannot be tokenized, a template that fails.
+    pub fn begin(&self, model: &Model, index: u64, rng: &mut ChaCha8Rng) -> anyhow::Result<Beginning> {
+        let Some(corpus) = &self.corpus else {
+            let n = if self.template.is_some() { MAX_TURN } else { rng.random_range(BEGINNING) };
+            return Ok(Beginning::Write(n));
         };
-        if turn.is_empty() {
-            return Ok(None);
+        let prompt = usize::try_from(index).ok().and_then(|index| corpus.get(index));
+        let tokens = prompt.map_or(Ok(Vec::new()), |prompt| self.tokens(model, prompt))?;
+        Ok(if tokens.is_empty() { Beginning::Empty } else { Beginning::Ready(tokens) })
+    }
+
+    /// The prompt that `written` after the opening makes; `None` where that is nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Source::begin`].
+    pub fn finish(&self, model: &Model, written: &[Token]) -> anyhow::Result<Option<Vec<Token>>> {
+        if self.template.is_none() {
+            return Ok((!written.is_empty()).then(|| [&self.opening, written].concat()));
         }
-        let tokens = match &self.template {
+        let turn = model.vocab().text(written, false).trim().to_string();
+        Ok(if turn.is_empty() { None } else { Some(self.tokens(model, &turn)?) })
+    }
+
+    /// The runtime's prompt for a user's turn.
+    fn tokens(&self, model: &Model, turn: &str) -> anyhow::Result<Vec<Token>> {
+        match &self.template {
             Some(template) => {
                 let text = template.template.render(&[Message::new("user", turn)], true)?;
-                template.tokens(&model, &text)?
+                template.tokens(model, &text)
             }
-            None => model.vocab().tokenize(&turn, true, false)?,
-        };
-        Ok((!tokens.is_empty() && tokens.len() <= max_tokens).then_some(tokens))
-    }
-}
-
-/// What the model writes after `opening`, without an end token.
-fn write(
-    session: &mut Session,
-    opening: &[Token],
-    max_tokens: usize,
-    rng: &mut ChaCha8Rng,
-) -> anyhow::Result<Vec<Token>> {
-    session.clear();
-    session.set_prompt(opening, &mut |_| {})?;
-    let model = session.model().clone();
-    let gate = session.gate();
-    let mut tokens = Vec::new();
-    while tokens.len() < max_tokens {
-        let logits = gate.logits(0).context("a token was decoded without logits")?;
-        let token = label::sample(logits, Sampling::PROMPT, rng);
-        if model.vocab().is_eog(token) || model.vocab().is_control(token) {
-            break;
+            None => Ok(model.vocab().tokenize(turn, true, false)?),
         }
-        tokens.push(token);
-        gate.decode(&[token], offramp::Logits::Last)?;
     }
-    Ok(tokens)
 }
 
 fn template_of(model: &Model) -> anyhow::Result<Option<Template>> {

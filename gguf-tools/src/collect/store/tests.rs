@@ -1,3 +1,7 @@
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+
 use super::*;
 
 fn manifest() -> Manifest {
@@ -8,24 +12,33 @@ fn manifest() -> Manifest {
         n_embd: 4,
         n_vocab: 100,
         layers: vec![2, 5],
+        kv: vec![KvWidths { layer: 6, k: 2, v: 3 }],
         prompts: "none".into(),
         answer: 8,
         seed: 7,
+        batch_width: 16,
         engine: "test".into(),
         width_difference: 0.5,
     }
 }
 
-/// Pushes sequence `index`, of `index + 1` tokens that can be told apart.
-fn push(store: &mut Store, index: u64) {
+/// Sequence `index`, of `index + 1` tokens that can be told apart.
+fn rows(index: u64) -> Rows {
+    let mut rows = Rows::new(&manifest());
     for token in 0..=index {
         let mut logits = vec![0.0; 100];
         logits[(index * 10 + token) as usize] = 5.0;
         let label = Label::of(offramp::Token(token as i32), &logits);
-        let hidden: Vec<Vec<f32>> = (0..3).map(|tap| vec![(index * 100 + token * 10 + tap) as f32; 4]).collect();
-        store.push(&label, &hidden).unwrap();
+        let value = |series: u64| (index * 100 + token * 10 + series) as f32;
+        let values: Vec<Vec<f32>> =
+            [4, 4, 4, 2, 3].into_iter().zip(0..).map(|(width, series)| vec![value(series); width]).collect();
+        rows.push(&label, values.iter().map(Vec::as_slice)).unwrap();
     }
-    store.commit(&Sequence { index, n_prompt: 3, is_greedy: index.is_multiple_of(2) }).unwrap();
+    rows
+}
+
+fn commit(store: &mut Store, index: u64) {
+    store.commit(&Sequence { index, n_prompt: 3, is_greedy: index.is_multiple_of(2) }, &rows(index)).unwrap();
 }
 
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
@@ -38,13 +51,16 @@ fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 fn what_is_pushed_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(folder.path(), manifest(), 100, false).unwrap();
-    (0..3).for_each(|index| push(&mut store, index));
+    (0..3).for_each(|index| commit(&mut store, index));
     assert_eq!((store.n_tokens(), store.n_sequences(), store.next_index()), (6, 3, 3));
     drop(store);
     let reader = Reader::open(folder.path()).unwrap();
     assert_eq!(reader.sequences(), [0..1, 1..3, 3..6]);
     assert_eq!(reader.hidden(Tap::Layer(5), 3..5).unwrap(), [[201.0; 4], [211.0; 4]].concat());
     assert_eq!(reader.hidden(Tap::ResultNorm, 0..1).unwrap(), [2.0; 4]);
+    assert_eq!(reader.k(6, 1..3).unwrap(), [103.0, 103.0, 113.0, 113.0]);
+    assert_eq!(reader.v(6, 5..6).unwrap(), [224.0; 3]);
+    assert!(reader.k(5, 0..1).unwrap_err().to_string().contains("no k-5.f16"));
     let labels = reader.labels(1..3).unwrap();
     assert_eq!((labels[0].argmax(), labels[1].argmax(), labels[1].token), (10, 11, 1));
 }
@@ -53,21 +69,26 @@ fn what_is_pushed_is_read_back() {
 fn an_interrupted_store_goes_on_to_the_same_bytes() {
     let whole = tempfile::tempdir().unwrap();
     let mut store = Store::open(whole.path(), manifest(), 100, false).unwrap();
-    (0..4).for_each(|index| push(&mut store, index));
+    (0..4).for_each(|index| commit(&mut store, index));
     drop(store);
 
     let torn = tempfile::tempdir().unwrap();
     let mut store = Store::open(torn.path(), manifest(), 100, false).unwrap();
-    (0..2).for_each(|index| push(&mut store, index));
-    let label = Label::of(offramp::Token(9), &[0.0; 100]);
-    store.push(&label, &vec![vec![9.0; 4]; 3]).unwrap();
+    (0..2).for_each(|index| commit(&mut store, index));
     drop(store);
+    // The rows of a sequence whose line was never finished.
+    for entry in fs::read_dir(torn.path()).unwrap().map(|entry| entry.unwrap().path()) {
+        let is_rows = entry.extension().is_some_and(|extension| extension == "f16" || extension == "bin");
+        if is_rows {
+            OpenOptions::new().append(true).open(entry).unwrap().write_all(&[9; 7]).unwrap();
+        }
+    }
     let mut sequences = OpenOptions::new().append(true).open(torn.path().join(SEQUENCES)).unwrap();
     sequences.write_all(br#"{"index": 2, "pro"#).unwrap();
 
     let mut store = Store::open(torn.path(), manifest(), 100, true).unwrap();
     assert_eq!((store.n_tokens(), store.next_index()), (3, 2));
-    (2..4).for_each(|index| push(&mut store, index));
+    (2..4).for_each(|index| commit(&mut store, index));
     drop(store);
     assert_eq!(contents(torn.path()), contents(whole.path()));
 }
@@ -91,7 +112,7 @@ fn a_store_of_other_settings_is_left_alone() {
 fn damage_is_found_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(folder.path(), manifest(), 1, false).unwrap();
-    (0..3).for_each(|index| push(&mut store, index));
+    (0..3).for_each(|index| commit(&mut store, index));
     drop(store);
     let labels = folder.path().join(LABELS);
     let short = OpenOptions::new().write(true).open(&labels).unwrap();
@@ -117,10 +138,22 @@ fn a_disk_that_is_too_small_is_refused_before_the_work() {
 }
 
 #[test]
-fn hidden_states_beyond_half_precision_are_refused() {
+fn values_beyond_half_precision_and_rows_of_another_shape_are_refused() {
+    let label = Label::of(offramp::Token(0), &[0.0; 100]);
+    let refused = |values: &[&[f32]]| Rows::new(&manifest()).push(&label, values.iter().copied()).unwrap_err().to_string();
+    let (whole, k, v) = ([1.0; 4], [1.0; 2], [1.0; 3]);
+    let mut rows = Rows::new(&manifest());
+    rows.push(&label, [&whole[..], &whole, &whole, &k, &v].into_iter()).unwrap();
+    assert!(refused(&[&whole, &whole, &[1e6; 4], &k, &v]).contains("half precision"));
+    assert!(refused(&[&whole, &whole, &whole, &v, &k]).contains("a row of 3 values, not 2"));
+    assert!(refused(&[&whole, &whole, &whole]).contains("3 series, not 5"));
+}
+
+#[test]
+fn sequences_come_in_the_order_of_their_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(folder.path(), manifest(), 1, false).unwrap();
-    let label = Label::of(offramp::Token(0), &[0.0; 100]);
-    assert!(store.push(&label, &vec![vec![1e6; 4]; 3]).is_err());
-    assert!(store.push(&label, &vec![vec![1.0; 3]; 3]).is_err());
+    commit(&mut store, 3);
+    let late = Sequence { index: 3, n_prompt: 3, is_greedy: false };
+    assert!(store.commit(&late, &rows(3)).unwrap_err().to_string().contains("too late"));
 }
