@@ -184,6 +184,8 @@ pub fn make(
     let prompts = tokens_of(&outcomes, &confidence, metric, &certifying, &screen_map);
     let levels = certify::levels(&cascade.of(&choice.exits), &choice, &prompts, options.delta)?;
     clock.lap("certificate");
+    // Tables of no exit have no rows.
+    let with_exits = if chosen_heads.is_empty() { &[][..] } else { &levels[..] };
     let n_changed = certifying.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count();
     let meta = ExitMeta {
         base,
@@ -199,8 +201,8 @@ pub fn make(
         metric,
         confidence,
         agreements: options.agreements.clone(),
-        thresholds: levels.iter().map(|level| vec![level.threshold; chosen_heads.len()]).collect(),
-        gate_thresholds: levels.iter().map(|level| level.gates.clone()).collect(),
+        thresholds: with_exits.iter().map(|level| vec![level.threshold; chosen_heads.len()]).collect(),
+        gate_thresholds: with_exits.iter().map(|level| level.gates.clone()).collect(),
         calibration: Some(calibration(reader, &split.certify, &levels, &chosen_heads, options)?),
     };
     Ok(Made {
