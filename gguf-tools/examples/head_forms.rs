@@ -38,6 +38,7 @@ fn main() -> anyhow::Result<()> {
         date: String::new(),
     };
     let made = screen::make(&matrix, &reader, &whole, &options, &mut |_, _, _| true)?;
+    eprintln!("the screen is made");
     let mut evaluator = Evaluator::new(matrix, &made.screen)?;
     evaluator.unpack()?;
     println!("setting                              layer  divergence  agrees   0.5 %     1 %     2 %     5 %  metric           time");
@@ -51,6 +52,9 @@ fn main() -> anyhow::Result<()> {
         let mut began = None;
         let candidates =
             heads::train(&matrix, &evaluator, count, &reader, &split, &layers, None, &settings, &mut |what, done, total| {
+                if done == total {
+                    eprintln!("{what}: {:.1} s", start.elapsed().as_secs_f64());
+                }
                 if what == "training" {
                     let began = *began.get_or_insert_with(Instant::now);
                     if done == total {

@@ -239,6 +239,11 @@ pub struct Heads {
     #[arg(long, value_enum, default_value_t = HeadShape::Linear)]
     pub head: HeadShape,
 
+    /// Milliseconds of a layer, of the output matrix, and of a layer for one of several tokens that are caught up
+    /// together, by which layers are chosen; measured where they are not given
+    #[arg(long, value_name = "MS,MS,MS", value_delimiter = ',')]
+    pub costs: Vec<f64>,
+
     /// How often each token is trained on
     #[arg(long, value_name = "N", default_value_t = 4.0)]
     pub epochs: f64,

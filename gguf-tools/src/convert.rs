@@ -30,6 +30,8 @@ use crate::summary;
 
 /// The share of a time limit that collecting may take.
 const COLLECTING: f64 = 0.6;
+/// The share of a time limit after which training ends: judging and certifying want the rest.
+const TRAINED: f64 = 0.8;
 
 pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = base_of(&args.model)?;
@@ -50,7 +52,7 @@ pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
 }
 
 pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let until = args.tokens.time_limit.map(|limit| Instant::now() + limit);
+    let until = args.tokens.time_limit.map(|limit| Instant::now() + limit.mul_f64(TRAINED));
     let model = Target::open(&args.model, &args.write, &args.heads)?;
     let matrix = OutputMatrix::of(&model.file)?;
     let folder = args.resume.clone().unwrap_or_else(|| beside(&args.write.output));
@@ -89,7 +91,7 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
 }
 
 pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let until = args.time_limit.map(|limit| Instant::now() + limit);
+    let until = args.time_limit.map(|limit| Instant::now() + limit.mul_f64(TRAINED));
     let model = Target::open(&args.model, &args.write, &args.heads)?;
     let matrix = OutputMatrix::of(&model.file)?;
     let reader = Reader::open(&args.tokens)?;
@@ -114,7 +116,7 @@ struct Target {
 impl Target {
     /// Opens the model, and checks what can be checked before any work.
     fn open(path: &Path, write: &Write, heads: &Heads) -> anyhow::Result<Target> {
-        check_agreements(heads)?;
+        check(heads)?;
         if !write.force && write.output.exists() {
             return Err(Error::OutputExists { path: write.output.clone() }.into());
         }
@@ -175,6 +177,9 @@ fn timing(path: &Path, heads: &Heads, threads: Option<u32>) -> anyhow::Result<Op
     if heads.layers == Layers::Off {
         return Ok(None);
     }
+    if let [layer, output, caught_up] = heads.costs[..] {
+        return Ok(Some(Timing { layer, output, caught_up: Some(caught_up) }));
+    }
     let model = Model::load(path, &ModelParams::default())?;
     let timing = Timing::measure(&model, threads)?;
     if timing.caught_up.is_none() {
@@ -230,7 +235,7 @@ fn beside(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
-fn check_agreements(args: &Heads) -> anyhow::Result<()> {
+fn check(args: &Heads) -> anyhow::Result<()> {
     let levels = &args.agreement_levels;
     let is_share = |share: f64| share > 0.0 && share < 1.0;
     let ascending = levels.is_sorted_by(|a, b| a < b) && levels.iter().all(|level| is_share((*level).into()));
@@ -239,6 +244,13 @@ fn check_agreements(args: &Heads) -> anyhow::Result<()> {
     }
     if !is_share(args.delta) {
         bail!("delta {}: give a probability between 0 and 1", args.delta);
+    }
+    let are_costs = args.costs.is_empty() || (args.costs.len() == 3 && args.costs.iter().all(|cost| *cost > 0.0));
+    if !are_costs {
+        bail!("costs {:?}: give three times in milliseconds, each above 0", args.costs);
+    }
+    if !(args.epochs > 0.0 && args.epochs.is_finite()) {
+        bail!("epochs {}: give a number above 0", args.epochs);
     }
     Ok(())
 }

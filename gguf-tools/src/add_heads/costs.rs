@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{bail, ensure};
 use offramp::gate::{Gate, Outcome, Tap};
 use offramp::{Model, Session, SessionParams, Token};
 
@@ -19,8 +19,8 @@ use crate::train::head::Head;
 
 /// The tokens of the text that is decoded after.
 const N_TEXT: usize = 48;
-/// How often each part is timed; the median counts.
-const N_TIMES: usize = 9;
+/// How often each part is timed, after a first time that does not count.
+const N_TIMES: usize = 12;
 /// Tokens that are caught up at once.
 const N_PENDING: usize = 4;
 /// How much slower the screen's 4-bit factor is read than the output matrix.
@@ -61,27 +61,31 @@ impl Timing {
         let can_resume = model.gate_support()?.no_resume.is_none();
         let n_layer = model.info().n_layer;
         let gate = session.gate();
-        let whole = timed(gate, n_swa, &mut |gate| stop_at(gate, None))?;
-        let layers = timed(gate, n_swa, &mut |gate| stop_at(gate, Some(Tap::ResultNorm)))?;
-        let layer = layers.as_secs_f64() * 1e3 / f64::from(n_layer.max(1));
-        let caught_up = if can_resume && n_layer > 2 {
-            let lower = n_layer / 2;
-            let both = timed(gate, n_swa, &mut |gate| {
-                for _ in 0..N_PENDING {
-                    stop_at(gate, Some(Tap::Layer(lower)))?;
-                }
+        let lower = n_layer / 2;
+        let stop = |gate: &mut Gate, n: usize, tap: Option<Tap>| (0..n).try_for_each(|_| stop_at(gate, tap));
+        let mut parts: Vec<Box<Part<'_>>> = vec![
+            Box::new(|gate| stop(gate, 1, None)),
+            Box::new(|gate| stop(gate, 1, Some(Tap::ResultNorm))),
+        ];
+        if can_resume && n_layer > 2 {
+            parts.push(Box::new(|gate| stop(gate, N_PENDING, Some(Tap::Layer(lower)))));
+            parts.push(Box::new(|gate| {
+                stop(gate, N_PENDING, Some(Tap::Layer(lower)))?;
                 gate.catch_up(&[Tap::ResultNorm], &mut |_, _| ControlFlow::Break(()))?;
                 Ok(())
-            })?;
-            let below = timed(gate, n_swa, &mut |gate| {
-                (0..N_PENDING).try_for_each(|_| stop_at(gate, Some(Tap::Layer(lower))))
-            })?;
-            let above = both.saturating_sub(below).as_secs_f64() * 1e3;
-            Some(above / f64::from(N_PENDING as u32 * (n_layer - lower - 1)))
-        } else {
-            None
+            }));
+        }
+        let times = timed(gate, n_swa, &mut parts)?;
+        let [whole, layers, caught_up @ ..] = times.as_slice() else { bail!("nothing was timed") };
+        let layer = layers.as_secs_f64() * 1e3 / f64::from(n_layer.max(1));
+        let caught_up = match caught_up {
+            [below, both] => {
+                let above = both.saturating_sub(*below).as_secs_f64() * 1e3;
+                Some(above / f64::from(N_PENDING as u32 * (n_layer - lower - 1)))
+            }
+            _ => None,
         };
-        let output = whole.saturating_sub(layers).as_secs_f64() * 1e3;
+        let output = whole.saturating_sub(*layers).as_secs_f64() * 1e3;
         ensure!(layer > 0.0, "the model's blocks could not be timed");
         // On a busy machine the difference of two times may vanish.
         Ok(Timing { layer, output: output.max(layer * 1e-2), caught_up })
@@ -120,22 +124,23 @@ fn stop_at(gate: &mut Gate, tap: Option<Tap>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The median time of `work`, which is taken back each time; the first time does not count.
-fn timed(
-    gate: &mut Gate,
-    n_swa: usize,
-    work: &mut dyn FnMut(&mut Gate) -> anyhow::Result<()>,
-) -> anyhow::Result<Duration> {
+/// Something that is timed.
+type Part<'a> = dyn FnMut(&mut Gate) -> anyhow::Result<()> + 'a;
+
+/// The least time of each part, each of which is taken back. They take turns, so that what else the machine does hits
+/// all of them; the least counts, because that can only add.
+fn timed(gate: &mut Gate, n_swa: usize, parts: &mut [Box<Part<'_>>]) -> anyhow::Result<Vec<Duration>> {
     let position = gate.position();
-    let mut times = Vec::new();
+    let mut least = vec![Duration::MAX; parts.len()];
     for i in 0..=N_TIMES {
-        let start = Instant::now();
-        work(gate)?;
-        if i > 0 {
-            times.push(start.elapsed());
+        for (least, part) in least.iter_mut().zip(parts.iter_mut()) {
+            let start = Instant::now();
+            part(gate)?;
+            if i > 0 {
+                *least = start.elapsed().min(*least);
+            }
+            ensure!(gate.truncate(position, n_swa), "the model's memory cannot forget its last tokens");
         }
-        ensure!(gate.truncate(position, n_swa), "the model's memory cannot forget its last tokens");
     }
-    times.sort();
-    times.get(N_TIMES / 2).copied().context("nothing was timed")
+    Ok(least)
 }

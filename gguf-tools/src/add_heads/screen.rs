@@ -54,6 +54,9 @@ pub fn make(
         measure(matrix, reader, &subspace, (ranks, &counts), sequences, options.seed, progress)
     };
     let mut candidates = measure(&ranks, &few)?;
+    if let [only] = candidates[..] {
+        return Ok(Chosen { screen: Screen::new(matrix, &subspace, only.rank, options.seed)?, choice: only, candidates });
+    }
     let mut finalists = Vec::new();
     let mut left = candidates.clone();
     while let Some(best) = cheapest(&left).filter(|_| finalists.len() < FINALISTS) {

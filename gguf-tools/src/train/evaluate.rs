@@ -94,14 +94,16 @@ fn of_batch(
 ) -> anyhow::Result<Vec<Outcome>> {
     let n_embd = head.norm.len();
     let z = head.apply(x);
-    let scores = evaluator.scores(&z);
+    let (scores, logits) = (evaluator.scores(&z), evaluator.logits(&z));
     let n_vocab = scores.len() / labels.len().max(1);
-    let of_token = |((scores, z), (x, label)): ((&[f32], &[f32]), (&[f32], &Label))| {
-        let candidates = evaluator.candidates(scores, z, count)?;
-        Ok(Outcome::of(&candidates, label, head.gate_output(x)))
+    let of_token = |i: usize| {
+        let scores = &scores[i * n_vocab..(i + 1) * n_vocab];
+        let logits = logits.get(i * n_vocab..(i + 1) * n_vocab).unwrap_or_default();
+        let (z, x) = (&z[i * n_embd..(i + 1) * n_embd], &x[i * n_embd..(i + 1) * n_embd]);
+        let candidates = evaluator.candidates(scores, logits, z, count)?;
+        Ok(Outcome::of(&candidates, &labels[i], head.gate_output(x)))
     };
-    let rows = scores.par_chunks(n_vocab.max(1)).zip(z.par_chunks(n_embd));
-    rows.zip(x.par_chunks(n_embd).zip(labels)).map(of_token).collect()
+    (0..labels.len()).into_par_iter().map(of_token).collect()
 }
 
 /// The share of tokens that may exit so that at most `error` of all tokens are wrong, by the surest first.

@@ -14,16 +14,16 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::data::{Exit, Pool, Stream};
-use super::loss::{self, Rows};
+use super::loss::{self, RowValues, Rows, Targets};
 use super::network::{Form, Inputs, Network, Trained};
 use crate::collect::label::Label;
 use crate::collect::store::Reader;
 use crate::screen::output_matrix::OutputMatrix;
 
 /// The held-out tokens that training is watched by, at most.
-const WATCHED: usize = 2048;
+const WATCHED: usize = 1536;
 /// How often training is looked at, besides its beginning.
-const LOOKS: usize = 8;
+const LOOKS: usize = 5;
 /// The steps over which the step size rises.
 const RISE: usize = 20;
 /// The steps after which the time of the others is foretold.
@@ -129,7 +129,7 @@ pub fn fit(
     let params = ParamsAdamW { lr: 0.0, weight_decay: settings.decay, beta2: 0.99, ..ParamsAdamW::default() };
     let mut optimizer = AdamW::new(variables, params)?;
 
-    let softcap = matrix.softcap().map(f64::from);
+    let softcap = matrix.softcap();
     let watched = watched(reader, exits, held_out)?;
     let mut best: Vec<(f64, Vec<Tensor>)> = Vec::new();
     let mut looks = Vec::new();
@@ -143,7 +143,7 @@ pub fn fit(
             n_steps = shortened(n_steps, start.elapsed() / step.max(1) as u32, settings.until);
         }
         if step == 0 || step >= n_steps || step.is_multiple_of(n_steps.div_ceil(LOOKS)) {
-            let look = look(&networks, &watched, &table, &mut rows, softcap, settings.batch, n_tokens)?;
+            let look = look(&networks, &watched, &table, &mut rows, softcap, settings.batch, n_tokens, &device)?;
             keep_best(&networks, &look, &mut best)?;
             looks.push(look);
         }
@@ -156,7 +156,7 @@ pub fn fit(
         optimizer.set_learning_rate(settings.rate * schedule(step, n_steps));
         let (pool, chosen) = stream.batch(settings.batch)?;
         n_tokens += chosen.len() as u64;
-        let batch = Batch::new(pool, &chosen, networks.len(), &table, &mut rows, settings.form.mlp, &device)?;
+        let batch = Batch::new(pool, &chosen, &table, &mut rows, settings.form.mlp, &device)?;
         let outputs = batch.outputs(&networks)?;
         let scored = loss::score(&outputs.detach(), &batch.rows, &batch.targets, softcap, true)?;
         let gradient = scored.gradient.context("a step without a gradient")?;
@@ -191,9 +191,10 @@ fn shortened(n_steps: usize, of_step: Duration, until: Option<Instant>) -> usize
     n_steps.min(TIMED + possible as usize)
 }
 
-/// The rows of the output matrix that any label names, on the device.
+/// The rows of the output matrix that any label names, where they are multiplied.
 struct Table {
-    rows: Tensor,
+    rows: RowValues,
+    n_embd: usize,
     /// The row of each token of the vocabulary; `u32::MAX` for the others.
     places: Vec<u32>,
     /// What the full model gave to each row's token, in all labels that are trained on.
@@ -227,8 +228,12 @@ impl Table {
             }
         }
         ensure!(!mass.is_empty(), "no tokens to train on");
-        let rows = Tensor::from_vec(values, (mass.len(), matrix.n_embd()), device)?;
-        Ok(Table { rows, places, mass })
+        let n_embd = matrix.n_embd();
+        let rows = match device {
+            Device::Cpu => RowValues::Host(values),
+            _ => RowValues::Device(Tensor::from_vec(values, (mass.len(), n_embd), device)?),
+        };
+        Ok(Table { rows, n_embd, places, mass })
     }
 
     fn n_rows(&self) -> usize {
@@ -241,6 +246,23 @@ impl Table {
         order.sort_by(|a, b| self.mass[*b as usize].total_cmp(&self.mass[*a as usize]).then(a.cmp(b)));
         order.truncate(n);
         order
+    }
+
+    /// Some of the rows.
+    fn gathered(&self, ids: &[u32]) -> candle_core::Result<RowValues> {
+        match &self.rows {
+            RowValues::Host(values) => {
+                let mut gathered = Vec::with_capacity(ids.len() * self.n_embd);
+                for id in ids {
+                    gathered.extend_from_slice(&values[*id as usize * self.n_embd..][..self.n_embd]);
+                }
+                Ok(RowValues::Host(gathered))
+            }
+            RowValues::Device(rows) => {
+                let ids = Tensor::from_slice(ids, ids.len(), rows.device())?;
+                Ok(RowValues::Device(rows.index_select(&ids, 0)?))
+            }
+        }
     }
 
     /// A label whose tokens are rows of this table.
@@ -256,16 +278,14 @@ impl Table {
 /// Tokens as tensors.
 struct Batch {
     inputs: Vec<Inputs>,
-    rows: Tensor,
-    /// For all exits' outputs, one exit after another.
-    targets: loss::Targets,
+    rows: RowValues,
+    targets: Targets,
 }
 
 impl Batch {
     fn new(
         pool: &Pool,
         chosen: &[usize],
-        n_exits: usize,
         table: &Table,
         rows: &mut Rows,
         has_mlp: bool,
@@ -284,12 +304,7 @@ impl Batch {
             let plain = if has_mlp { Some(gathered(plain)?) } else { None };
             inputs.push(Inputs { white: gathered(white)?, plain });
         }
-        let ids = Tensor::from_slice(rows.ids(), rows.ids().len(), device)?;
-        Ok(Batch {
-            inputs,
-            rows: table.rows.index_select(&ids, 0)?,
-            targets: rows.targets(&labels, device)?.repeated(n_exits)?,
-        })
+        Ok(Batch { inputs, rows: table.gathered(rows.ids())?, targets: rows.targets(&labels) })
     }
 
     /// The outputs of all exits, one after another.
@@ -322,23 +337,23 @@ fn look(
     watched: &Pool,
     table: &Table,
     rows: &mut Rows,
-    softcap: Option<f64>,
+    softcap: Option<f32>,
     batch: usize,
     n_tokens: u64,
+    device: &Device,
 ) -> anyhow::Result<Look> {
     let n_exits = networks.len();
     let (mut divergence, mut agreement) = (vec![0.0; n_exits], vec![0.0; n_exits]);
     let all: Vec<usize> = (0..watched.len()).collect();
     let has_mlp = networks.iter().any(Network::has_mlp);
     for chosen in all.chunks(batch.max(1)) {
-        let batch = Batch::new(watched, chosen, n_exits, table, rows, has_mlp, table.rows.device())?;
+        let batch = Batch::new(watched, chosen, table, rows, has_mlp, device)?;
         let scored = loss::score(&batch.outputs(networks)?.detach(), &batch.rows, &batch.targets, softcap, false)?;
-        let of_exits = |values: &Tensor| -> anyhow::Result<Vec<f64>> {
-            let sums = values.reshape((n_exits, chosen.len()))?.sum(1)?.to_vec1::<f32>()?;
-            Ok(sums.into_iter().map(|sum| f64::from(sum) / watched.len() as f64).collect())
-        };
-        divergence.iter_mut().zip(of_exits(&scored.divergence)?).for_each(|(sum, part)| *sum += part);
-        agreement.iter_mut().zip(of_exits(&scored.agreed)?).for_each(|(sum, part)| *sum += part);
+        for (means, values) in [(&mut divergence, &scored.divergence), (&mut agreement, &scored.agreed)] {
+            for (mean, values) in means.iter_mut().zip(values.chunks_exact(chosen.len())) {
+                *mean += values.iter().map(|value| f64::from(*value)).sum::<f64>() / watched.len() as f64;
+            }
+        }
     }
     Ok(Look { n_tokens, divergence, agreement })
 }

@@ -5,12 +5,15 @@
 //! the model's own output matrix and stays as it is. Its rows that are in play are few: those of the batch's labels, and those
 //! of the tokens that the model uses most ([`Rows`]); what the exit gives to the others is not looked at in this batch.
 //!
-//! `q` is needed twice, for the loss and for its gradient `Wᵀ (∂KL/∂logits)`, and both are written out here: it spares the automatic
-//! differentiation of a dozen passes over `[n_rows, n_tokens]` values. The head's own weights are left to it.
+//! `q` is needed twice, for the loss and for its gradient `Wᵀ (∂KL/∂logits)`, and both are written out here: that spares
+//! the automatic differentiation of a dozen passes over `[n_rows, n_tokens]` values. The head's own weights are left to
+//! it. On the processor the passes are one, and the two products are faer's, which use AVX-512 where candle's do not.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
+use rayon::prelude::*;
 
 use crate::collect::label::{Label, TOP_K};
+use crate::screen::basis::{product, product_of_rows};
 
 /// The least mass that is divided by.
 const LEAST: f64 = 1e-6;
@@ -55,28 +58,15 @@ impl Rows {
         &self.ids
     }
 
-    /// The targets of labels whose tokens are all in play, on `device`.
-    ///
-    /// # Errors
-    ///
-    /// What the device says.
-    pub fn targets(&self, labels: &[Label], device: &Device) -> Result<Targets> {
-        let n = labels.len();
-        let of = |value: &dyn Fn(&(u32, f32)) -> f32| -> Vec<f32> {
-            labels.iter().flat_map(|label| label.top.iter().map(value)).collect()
-        };
-        let places: Vec<u32> = labels
-            .iter()
-            .flat_map(|label| label.top.iter().map(|(id, _)| self.places.get(*id as usize).copied().unwrap_or(0)))
-            .collect();
-        let rest: Vec<f32> = labels.iter().map(|label| label.rest).collect();
-        let entropy: Vec<f32> = labels.iter().map(negative_entropy).collect();
-        Ok(Targets {
-            places: Tensor::from_vec(places, (n, TOP_K), device)?,
-            top: Tensor::from_vec(of(&|(_, probability)| *probability), (n, TOP_K), device)?,
-            rest: Tensor::from_vec(rest, (n, 1), device)?,
-            negative_entropy: Tensor::from_vec(entropy, n, device)?,
-        })
+    /// The targets of labels whose tokens are all in play.
+    pub fn targets(&self, labels: &[Label]) -> Targets {
+        let place = |id: u32| self.places.get(id as usize).copied().unwrap_or(0);
+        Targets {
+            places: labels.iter().flat_map(|label| label.top.iter().map(|(id, _)| place(*id))).collect(),
+            top: labels.iter().flat_map(|label| label.top.iter().map(|(_, probability)| *probability)).collect(),
+            rest: labels.iter().map(|label| label.rest).collect(),
+            negative_entropy: labels.iter().map(negative_entropy).collect(),
+        }
     }
 }
 
@@ -86,53 +76,145 @@ fn negative_entropy(label: &Label) -> f32 {
     outcomes.filter(|p| *p > 0.0).map(|p| p * p.ln()).sum()
 }
 
-/// The labels of a batch as tensors.
+/// The labels of a batch, by the rows in play.
 #[derive(Debug, Clone)]
 pub struct Targets {
-    /// `[n, TOP_K]`, among the rows.
-    places: Tensor,
-    /// `[n, TOP_K]`
-    top: Tensor,
-    /// `[n, 1]`
-    rest: Tensor,
+    /// `[TOP_K, n]`, among the rows.
+    places: Vec<u32>,
+    /// `[TOP_K, n]`
+    top: Vec<f32>,
     /// `[n]`
-    negative_entropy: Tensor,
+    rest: Vec<f32>,
+    /// `[n]`
+    negative_entropy: Vec<f32>,
 }
 
-impl Targets {
-    /// The same labels `n` times over, for as many exits.
-    ///
-    /// # Errors
-    ///
-    /// What the device says.
-    pub fn repeated(&self, n: usize) -> Result<Targets> {
-        let repeat = |tensor: &Tensor| Tensor::cat(&vec![tensor; n], 0);
-        Ok(Targets {
-            places: repeat(&self.places)?,
-            top: repeat(&self.top)?,
-            rest: repeat(&self.rest)?,
-            negative_entropy: repeat(&self.negative_entropy)?,
-        })
-    }
+/// The rows in play, `[n_embd, n_rows]`.
+#[derive(Debug, Clone)]
+pub enum RowValues {
+    /// In memory, for the processor.
+    Host(Vec<f32>),
+    /// On another device.
+    Device(Tensor),
 }
 
-/// What an exit's outputs are worth.
+/// What exits' outputs are worth.
 #[derive(Debug)]
 pub struct Scored {
-    /// The divergence of each token, `[n]`.
-    pub divergence: Tensor,
-    /// Whether the best of the rows is the full model's choice, `[n]`, as 0 and 1.
-    pub agreed: Tensor,
-    /// `∂divergence/∂z` of each token, `[n, n_embd]`.
+    /// The divergence of each output, in nats.
+    pub divergence: Vec<f32>,
+    /// Whether the best of the rows is the full model's choice, as 0 and 1.
+    pub agreed: Vec<f32>,
+    /// `∂divergence/∂z` of each output, `[n, n_embd]`, where it was asked for.
     pub gradient: Option<Tensor>,
 }
 
-/// Scores outputs `z`, `[n, n_embd]`, by `rows`, `[n_rows, n_embd]`; logits are capped where the model caps them.
+/// Scores outputs `z`, `[n, n_embd]`: those of one exit for all targets, then those of the next. Logits are capped where
+/// the model caps them.
 ///
 /// # Errors
 ///
 /// What the device says.
-pub fn score(z: &Tensor, rows: &Tensor, targets: &Targets, softcap: Option<f64>, wants_gradient: bool) -> Result<Scored> {
+pub fn score(
+    z: &Tensor,
+    rows: &RowValues,
+    targets: &Targets,
+    softcap: Option<f32>,
+    wants_gradient: bool,
+) -> Result<Scored> {
+    match rows {
+        RowValues::Host(rows) => {
+            let n_embd = z.dim(D::Minus1)?;
+            let (scored, gradient) = on_host(&z.flatten_all()?.to_vec1()?, n_embd, rows, targets, softcap, wants_gradient);
+            let gradient = gradient.map(|gradient| Tensor::from_vec(gradient, z.shape(), z.device())).transpose()?;
+            Ok(Scored { gradient, ..scored })
+        }
+        RowValues::Device(rows) => on_device(z, rows, targets, softcap.map(f64::from), wants_gradient),
+    }
+}
+
+/// On the processor: two products on all threads, and one pass over each output's logits between them.
+fn on_host(
+    z: &[f32],
+    n_embd: usize,
+    rows: &[f32],
+    targets: &Targets,
+    softcap: Option<f32>,
+    wants_gradient: bool,
+) -> (Scored, Option<Vec<f32>>) {
+    let n_rows = rows.len() / n_embd.max(1);
+    let n_targets = targets.rest.len().max(1);
+    let mut logits = product_of_rows(z, rows, n_embd);
+    let of_output = |(i, logits): (usize, &mut [f32])| {
+        let i = i % n_targets;
+        let labels = i * TOP_K..(i + 1) * TOP_K;
+        let target = (&targets.places[labels.clone()], &targets.top[labels], targets.rest[i]);
+        let (cross_entropy, agreed) = differentiate(logits, target, softcap, wants_gradient);
+        (targets.negative_entropy[i] + cross_entropy, f32::from(u8::from(agreed)))
+    };
+    let (divergence, agreed) = logits.par_chunks_mut(n_rows.max(1)).enumerate().map(of_output).unzip();
+    let gradient = wants_gradient.then(|| product(&logits, n_rows, rows, n_embd));
+    (Scored { divergence, agreed, gradient: None }, gradient)
+}
+
+/// Turns one output's logits into the derivatives of the divergence by them, where those are wanted. Gives the cross
+/// entropy, and whether the best row is the label's.
+fn differentiate(
+    logits: &mut [f32],
+    (places, top, rest): (&[u32], &[f32], f32),
+    softcap: Option<f32>,
+    wants_gradient: bool,
+) -> (f32, bool) {
+    let mut slopes = Vec::new();
+    if let Some(cap) = softcap {
+        for logit in logits.iter_mut() {
+            let squashed = (*logit / cap).tanh();
+            slopes.push(1.0 - squashed * squashed);
+            *logit = squashed * cap;
+        }
+    }
+    let (mut best, mut highest) = (0, f32::NEG_INFINITY);
+    for (i, logit) in logits.iter().enumerate() {
+        if *logit > highest {
+            (best, highest) = (i, *logit);
+        }
+    }
+    let mut sum = 0.0f32;
+    for logit in logits.iter_mut() {
+        *logit = (*logit - highest).exp();
+        sum += *logit;
+    }
+    let q_top: Vec<f32> = places.iter().map(|place| logits[*place as usize] / sum).collect();
+    let least = LEAST as f32;
+    let q_rest = (1.0 - q_top.iter().sum::<f32>()).max(least);
+    let of_top: f32 = top.iter().zip(&q_top).map(|(p, q)| p * q.max(least).ln()).sum();
+    if wants_gradient {
+        let scale = (1.0 - rest / q_rest) / sum;
+        logits.iter_mut().for_each(|weight| *weight *= scale);
+        for ((place, p), q) in places.iter().zip(top).zip(&q_top) {
+            logits[*place as usize] = q - p;
+        }
+        logits.iter_mut().zip(&slopes).for_each(|(derivative, slope)| *derivative *= slope);
+    }
+    (-of_top - rest * q_rest.ln(), places.first().is_some_and(|place| *place as usize == best))
+}
+
+/// On another device, by candle's operations: the same in as many passes as there are operations.
+fn on_device(
+    z: &Tensor,
+    rows: &Tensor,
+    targets: &Targets,
+    softcap: Option<f64>,
+    wants_gradient: bool,
+) -> Result<Scored> {
+    let (device, n) = (z.device(), targets.rest.len());
+    let n_exits = z.dim(0)? / n.max(1);
+    let repeated = |tensor: Tensor| Tensor::cat(&vec![tensor; n_exits], 0);
+    let places = repeated(Tensor::from_slice(&targets.places, (n, TOP_K), device)?)?;
+    let top = repeated(Tensor::from_slice(&targets.top, (n, TOP_K), device)?)?;
+    let rest = repeated(Tensor::from_slice(&targets.rest, (n, 1), device)?)?;
+    let negative_entropy = repeated(Tensor::from_slice(&targets.negative_entropy, n, device)?)?;
+
     let mut logits = z.matmul(&rows.t()?)?;
     let mut slope = None;
     if let Some(cap) = softcap {
@@ -141,19 +223,19 @@ pub fn score(z: &Tensor, rows: &Tensor, targets: &Targets, softcap: Option<f64>,
         logits = (squashed * cap)?;
     }
     let best = logits.argmax(D::Minus1)?;
-    let agreed = best.eq(&targets.places.narrow(1, 0, 1)?.squeeze(1)?)?.to_dtype(candle_core::DType::F32)?;
+    let agreed = best.eq(&places.narrow(1, 0, 1)?.squeeze(1)?)?.to_dtype(DType::F32)?;
     let q = candle_nn::ops::softmax_last_dim(&logits)?;
-    let q_top = q.gather(&targets.places, 1)?;
+    let q_top = q.gather(&places, 1)?;
     let q_rest = (1.0 - q_top.sum_keepdim(1)?)?.maximum(LEAST)?;
-    let of_top = (&targets.top * q_top.maximum(LEAST)?.log()?)?.sum(1)?;
-    let of_rest = (&targets.rest * q_rest.log()?)?.squeeze(1)?;
-    let divergence = (&targets.negative_entropy - (of_top + of_rest)?)?;
+    let of_top = (&top * q_top.maximum(LEAST)?.log()?)?.sum(1)?;
+    let of_rest = (&rest * q_rest.log()?)?.squeeze(1)?;
+    let divergence = (negative_entropy - (of_top + of_rest)?)?;
     let gradient = if wants_gradient {
         // ∂KL/∂logit is q - p for the label's tokens, and q (1 - p_rest / q_rest) for all others.
-        let ratio = (&targets.rest / &q_rest)?;
+        let ratio = (&rest / &q_rest)?;
         let others = q.broadcast_mul(&(1.0 - &ratio)?)?;
-        let correction = (q_top.broadcast_mul(&ratio)? - &targets.top)?;
-        let mut by_logit = others.scatter_add(&targets.places, &correction, 1)?;
+        let correction = (q_top.broadcast_mul(&ratio)? - &top)?;
+        let mut by_logit = others.scatter_add(&places, &correction, 1)?;
         if let Some(slope) = slope {
             by_logit = (by_logit * slope)?;
         }
@@ -161,12 +243,13 @@ pub fn score(z: &Tensor, rows: &Tensor, targets: &Targets, softcap: Option<f64>,
     } else {
         None
     };
-    Ok(Scored { divergence, agreed, gradient })
+    Ok(Scored { divergence: divergence.to_vec1()?, agreed: agreed.to_vec1()?, gradient })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
     use offramp::Token;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -210,20 +293,21 @@ mod tests {
         let all: Vec<u32> = (0..N_VOCAB as u32).rev().collect();
         let rows = Rows::new(N_VOCAB, &all);
         let reversed: Vec<f32> = matrix.chunks(N_EMBD).rev().flatten().copied().collect();
-        let row_tensor = Tensor::from_vec(reversed, (N_VOCAB, N_EMBD), &device).unwrap();
-        let targets = rows.targets(&labels, &device).unwrap();
-        for cap in [None, Some(1.5)] {
+        let row_tensor = Tensor::from_vec(reversed.clone(), (N_VOCAB, N_EMBD), &device).unwrap();
+        let targets = rows.targets(&labels);
+        let forms = [RowValues::Host(reversed), RowValues::Device(row_tensor)];
+        for (cap, form) in [None, Some(1.5f32)].into_iter().flat_map(|cap| forms.iter().map(move |form| (cap, form))) {
             let zs = Tensor::from_vec(z.clone(), (4, N_EMBD), &device).unwrap();
-            let scored = score(&zs, &row_tensor, &targets, cap, true).unwrap();
-            let found: Vec<f32> = scored.divergence.to_vec1().unwrap();
-            let expected = divergences(&z, &matrix, &labels, cap);
+            let scored = score(&zs, form, &targets, cap, true).unwrap();
+            let found = scored.divergence;
+            let expected = divergences(&z, &matrix, &labels, cap.map(f64::from));
             assert!(found.iter().zip(&expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-4), "{found:?} {expected:?}");
             let gradient: Vec<f32> = scored.gradient.unwrap().flatten_all().unwrap().to_vec1().unwrap();
             for i in [0, 7, 20, 47] {
                 let moved = |by: f32| {
                     let mut z = z.clone();
                     z[i] += by;
-                    divergences(&z, &matrix, &labels, cap)[i / N_EMBD]
+                    divergences(&z, &matrix, &labels, cap.map(f64::from))[i / N_EMBD]
                 };
                 let slope = (moved(0.01) - moved(-0.01)) / 0.02;
                 assert!((slope - f64::from(gradient[i])).abs() < 1e-3, "{i}: {slope} {}", gradient[i]);

@@ -22,7 +22,8 @@ const KV: (usize, usize) = (8, 4);
 const LAYERS: [(u32, f32); 2] = [(0, 1.0), (1, 0.2)];
 
 pub struct World {
-    pub folder: tempfile::TempDir,
+    /// Keeps the store on disk.
+    _folder: tempfile::TempDir,
     pub model: File,
     pub base: Base,
     pub reader: Reader,
@@ -101,5 +102,5 @@ pub fn world() -> World {
     }
     drop(store);
     let reader = Reader::open(folder.path()).unwrap();
-    World { folder, model, base, reader }
+    World { _folder: folder, model, base, reader }
 }
