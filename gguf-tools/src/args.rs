@@ -99,6 +99,12 @@ pub enum Verb {
         args: Collect,
     },
 
+    /// Certify the levels of a file anew, by free-running decodes of your own prompts
+    Calibrate {
+        #[command(flatten)]
+        args: Box<Calibrate>,
+    },
+
     /// Take the original model out of a merged file, byte for byte
     StripHeads {
         /// The merged file
@@ -214,6 +220,56 @@ pub struct AddHeads {
     /// Go on with the tokens in this folder, from `collect` or from an interrupted run
     #[arg(long, value_name = "DIR")]
     pub resume: Option<PathBuf>,
+}
+
+/// How to certify a file anew.
+#[derive(clap::Args)]
+pub struct Calibrate {
+    /// The file: a model with its heads, or heads alone
+    pub file: PathBuf,
+
+    /// The model, where FILE holds heads alone
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+
+    /// Prompts to certify on: a paragraph each of plain text, a line each of JSONL
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "itself")]
+    pub prompts: Vec<PathBuf>,
+
+    /// Let the model write the prompts itself
+    #[arg(long = "self", conflicts_with = "prompts")]
+    pub itself: bool,
+
+    #[command(flatten)]
+    pub write: Write,
+
+    /// The most prompts. A level needs ln(delta) / ln(level) of them: 299 for 0.99
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_prompts: usize,
+
+    /// The most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub answer: usize,
+
+    /// Shares of tokens that must equal the full model's; those of the file where they are not given
+    #[arg(long, value_name = "A,A", value_delimiter = ',')]
+    pub agreement_levels: Vec<f32>,
+
+    /// Probability with which a certified level may turn out to be broken
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub delta: f64,
+
+    /// Seed of the prompts that the model writes
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Threads that decode; the physical cores where it is not given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+
+    /// Stop after this time, such as 90s, 30m or 2h, and keep what was certified by then
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub time_limit: Option<Duration>,
 }
 
 /// A number of tokens, in thousands with a `k`.

@@ -4,6 +4,7 @@
 //! 1 where something failed or differs, 2 for wrong usage, 130 when interrupted. No input is ever changed.
 
 mod args;
+mod recalibrate;
 mod compare;
 mod convert;
 mod hash;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Verb::ExtractHeads { file, write } => heads::extract(file, write, &mut out),
         Verb::AddHeads { args } => convert::add_heads(args, &mut out),
         Verb::Collect { args } => convert::collect(args, &mut out),
+        Verb::Calibrate { args } => recalibrate::run(args, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
     };
     match result.and_then(|code| out.flush().map(|()| code)) {
