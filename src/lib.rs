@@ -44,9 +44,10 @@ pub const ENGINE: &str =
 
 pub use error::{Error, LlamaLog, Result};
 pub use llama::batch::Logits;
-pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
+pub use llama::{Device, Token, Vocab, cpu_features, devices, json_schema_grammar, max_devices};
 pub use session::{
     CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
     MemoryEstimate, Message, Model, ModelInfo, ModelParams, PromptProgress, PromptReport, Rescorer, Sampler,
-    SamplerParams, Scored, Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
+    SamplerParams, Scored, Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent, TokenLogprob,
+    memory_estimate,
 };

@@ -7,10 +7,11 @@ use std::sync::atomic::AtomicBool;
 use super::hook::{Hook, HookError, Resume};
 use super::kv::{KvLayout, LayerKv, learn_layout};
 use super::{Observer, Seen, Tap, Watcher};
-use crate::error::{Error, Result};
+use crate::error::{Error, LlamaLog, Result};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::context::Context;
+use crate::llama::eval::ContextId;
 use crate::llama::threads::ThreadPool;
 
 /// How a gated decode ended.
@@ -29,13 +30,13 @@ pub enum Outcome {
 /// [`Gate::catch_up`] has run those layers, no token may pass the lowest block that a pending one stopped after.
 #[derive(Debug)]
 pub struct Gate {
-    context: Context,
+    pub(super) context: Context,
     n_embd: usize,
     n_layer: u32,
     /// Positions in the cache, those of the pending tokens included.
-    position: usize,
+    pub(super) position: usize,
     /// The last positions of the cache, oldest first.
-    pending: Vec<Pending>,
+    pub(super) pending: Vec<Pending>,
     /// Hidden states of one window, kept to spare an allocation a decode.
     hidden: Vec<f32>,
     n_redone: u64,
@@ -43,14 +44,14 @@ pub struct Gate {
 }
 
 #[derive(Debug)]
-struct Pending {
+pub(super) struct Pending {
     token: Token,
     /// The last block that ran.
-    layer: u32,
+    pub(super) layer: u32,
     /// Its hidden states after the blocks that were tapped, lowest first, `[n_embd]` each.
-    hidden: Vec<(u32, Vec<f32>)>,
+    pub(super) hidden: Vec<(u32, Vec<f32>)>,
     /// Its cell in each cache that the blocks up to `layer` store to.
-    cells: Vec<i64>,
+    pub(super) cells: Vec<i64>,
 }
 
 impl Gate {
@@ -75,6 +76,12 @@ impl Gate {
     /// Number of pending tokens.
     pub fn n_pending(&self) -> usize {
         self.pending.len()
+    }
+
+    /// The cells of the token that stopped last, one in each cache that the layers which ran store to; `None` if none is
+    /// pending.
+    pub(crate) fn pending_cells(&self) -> Option<&[i64]> {
+        self.pending.last().map(|pending| pending.cells.as_slice())
     }
 
     /// How many catch-ups had to decode their tokens from the first block on, because their cells had moved or their
@@ -106,6 +113,16 @@ impl Gate {
     /// Threads for single tokens, and the pool that the context computes on.
     pub(crate) fn threads(&self) -> (usize, Option<Arc<ThreadPool>>) {
         self.context.threads()
+    }
+
+    /// Which context the gate decodes in.
+    pub(crate) fn context_id(&self) -> ContextId {
+        self.context.id()
+    }
+
+    /// Length of a hidden state.
+    pub(crate) fn n_embd(&self) -> usize {
+        self.n_embd
     }
 
     pub(crate) fn cancel_flag(&self) -> &Arc<AtomicBool> {
@@ -312,6 +329,41 @@ impl Gate {
         self.pending.truncate(position.saturating_sub(first_pending));
         self.position = position;
         true
+    }
+
+    /// ggml's type ids of the K and the V cache.
+    pub(crate) fn cache_types(&self) -> (u32, u32) {
+        self.context.cache_types()
+    }
+
+    /// The state of one token in a small context of its own, with this one's model and kind of cache.
+    ///
+    /// # Errors
+    /// [`Error::Context`], [`Error::Decode`].
+    pub(crate) fn sample_state(&self) -> Result<Vec<u8>> {
+        self.context.sample_state()
+    }
+
+    /// llama.cpp's state of everything in the cache, after catching up on the pending tokens; the inner error is
+    /// llama.cpp's refusal.
+    ///
+    /// # Errors
+    /// As [`Gate::catch_up`].
+    pub(crate) fn state(&mut self) -> Result<std::result::Result<Vec<u8>, LlamaLog>> {
+        self.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+        Ok(self.context.state())
+    }
+
+    /// Replaces what is in the cache by a state of the positions below `position`, which has been checked. After an
+    /// error, which is llama.cpp's refusal, the cache is empty.
+    pub(crate) fn restore(&mut self, state: &[u8], position: usize) -> std::result::Result<(), LlamaLog> {
+        self.clear();
+        if let Err(error) = self.context.restore(state) {
+            self.context.clear();
+            return Err(error);
+        }
+        self.position = position;
+        Ok(())
     }
 
     /// Empties the cache.

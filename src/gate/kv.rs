@@ -15,6 +15,7 @@ use crate::llama::batch::Logits;
 use crate::llama::context::Context;
 use crate::llama::eval::{EvalHook, Node, NodeError, NodeId, Verdict};
 use crate::llama::kv::{FoundStore, Part, Rotation, Store};
+use crate::llama::recipe::{Recipe, Source};
 
 /// Values of K and of V that one layer stores of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,6 +41,16 @@ pub(crate) struct LayerKv {
     pub(crate) v: Store,
     /// Which of the model's caches they lie in, in the order in which a graph stores to the caches.
     pub(crate) cache: usize,
+    /// How they are computed from the hidden state before the layer.
+    pub(crate) own: Result<OwnKv, String>,
+}
+
+/// How a layer computes K (before its rotation) and V.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnKv {
+    pub(crate) recipe: Recipe,
+    pub(crate) k: Source,
+    pub(crate) v: Source,
 }
 
 impl KvLayout {
@@ -90,12 +101,18 @@ pub(super) fn learn_layout(context: &mut Context, n_layer: u32) -> Result<KvLayo
 struct Learner {
     order: HashMap<NodeId, usize>,
     stores: Vec<FoundStore>,
+    recipes: HashMap<u32, (Recipe, HashMap<Part, Result<Source, String>>)>,
 }
 
 impl EvalHook for Learner {
     fn ask(&mut self, node: &mut Node<'_>) -> bool {
         self.order.insert(node.id(), self.order.len());
-        self.stores.extend(node.kv_store());
+        let Some(found) = node.kv_store() else { return false };
+        if let Ok(store) = &found.store {
+            let (recipe, sources) = self.recipes.entry(found.layer).or_default();
+            sources.insert(found.part, recipe.add(node, store.rotation.as_ref(), found.layer));
+        }
+        self.stores.push(found);
         false
     }
     fn data(&mut self, _: &mut Node<'_>) -> Verdict {
@@ -104,6 +121,16 @@ impl EvalHook for Learner {
 }
 
 impl Learner {
+    /// How a layer computes its K and V.
+    fn own(&self, layer: u32) -> Result<OwnKv, String> {
+        let (recipe, sources) = self.recipes.get(&layer).ok_or("no K and V of its own")?;
+        let source = |part| sources.get(&part).cloned().unwrap_or_else(|| Err(format!("no {part:?} of its own")));
+        let (k, v) = (source(Part::K)?, source(Part::V)?);
+        let mut recipe = recipe.clone();
+        recipe.finish();
+        Ok(OwnKv { recipe, k, v })
+    }
+
     fn layout(self, n_layer: u32) -> KvLayout {
         let mut caches: Vec<NodeId> = Vec::new();
         for store in self.stores.iter().filter(|found| found.part == Part::K).flat_map(|found| &found.store) {
@@ -122,7 +149,7 @@ impl Learner {
         let layer = |layer| -> Result<LayerKv, String> {
             let (k, v) = (store(layer, Part::K)?.clone(), store(layer, Part::V)?.clone());
             let cache = caches.iter().position(|&indices| indices == k.indices);
-            Ok(LayerKv { cache: cache.ok_or("K without cells")?, k, v })
+            Ok(LayerKv { cache: cache.ok_or("K without cells")?, k, v, own: self.own(layer) })
         };
         let layers: Vec<_> = (0..n_layer).map(layer).collect();
         let mut rotated: Vec<(u32, Rotation)> =

@@ -11,11 +11,14 @@
 mod engine;
 mod hook;
 mod kv;
+mod predict;
 mod selftest;
 mod sequences;
 
 pub use engine::{Gate, Outcome};
+pub(crate) use kv::LayerKv;
 pub use kv::{KvLayout, KvShape};
+pub(crate) use predict::KvSource;
 pub use selftest::GateSupport;
 pub(crate) use selftest::self_test;
 pub use sequences::Sequences;

@@ -6,6 +6,7 @@
 //! heads of another model, and models whose output is more than a matrix and a soft cap.
 
 mod ggml;
+pub(crate) mod kv;
 mod output;
 mod screen;
 mod select;

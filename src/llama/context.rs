@@ -16,7 +16,7 @@ use super::log;
 use super::model::RawModel;
 use super::threads::ThreadPool;
 use super::vocab::Token;
-use crate::error::{Error, Result};
+use crate::error::{Error, LlamaLog, Result};
 
 /// What a context is made with. Sizes in tokens.
 #[derive(Debug, Clone)]
@@ -53,15 +53,23 @@ pub(crate) struct Context {
     n_batch: usize,
     n_ubatch: usize,
     n_outputs: usize,
+    params: ContextParams,
 }
 
 // SAFETY: a context may move between threads; all of its methods that compute take it mutably.
 unsafe impl Send for Context {}
 
 impl Context {
+    /// Computes on `pool`, or on one of its own.
+    ///
     /// # Errors
     /// [`Error::Context`] with llama.cpp's reason.
-    pub(crate) fn new(model: Arc<RawModel>, n_vocab: usize, params: &ContextParams) -> Result<Self> {
+    pub(crate) fn new(
+        model: Arc<RawModel>,
+        n_vocab: usize,
+        params: &ContextParams,
+        pool: Option<Arc<ThreadPool>>,
+    ) -> Result<Self> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let id = ContextId::next();
         let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::new(Trampoline::new(id)))));
@@ -94,7 +102,8 @@ impl Context {
             }
             return Err(Error::Context { n_ctx: params.n_ctx, log });
         };
-        let pool = ThreadPool::new(params.n_threads.max(params.n_threads_batch)).map(Arc::new);
+        let n_threads = params.n_threads.max(params.n_threads_batch);
+        let pool = pool.or_else(|| ThreadPool::new(n_threads).map(Arc::new));
         if let Some(pool) = &pool {
             // SAFETY: both are live, and `drop` frees the context before the pool.
             unsafe { sys::llama_attach_threadpool(context.as_ptr(), pool.as_ptr(), pool.as_ptr()) };
@@ -119,6 +128,7 @@ impl Context {
             n_batch: n_batch as usize,
             n_ubatch: n_ubatch as usize,
             n_outputs: 0,
+            params: params.clone(),
         })
     }
 
@@ -183,8 +193,10 @@ impl Context {
         self.prepare(tokens, places, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
+        let turn = self.pool.as_deref().map(ThreadPool::turn);
         // SAFETY: a live context, and a batch that `prepare` has checked and that lives for the call.
         let (status, log) = log::recorded(|| unsafe { sys::llama_decode(context, batch) });
+        drop(turn);
         self.finish(status, log, tokens.len(), places)
     }
 
@@ -224,11 +236,13 @@ impl Context {
         self.prepare(tokens, places, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
+        let turn = self.pool.as_deref().map(ThreadPool::turn);
         let (status, log) = log::recorded(|| {
             // SAFETY: the trampoline is this context's, and `&mut self` keeps every other user away. The decode is as
             // in `decode_at`.
             unsafe { Trampoline::run(trampoline.as_ptr(), hook, || sys::llama_decode(context, batch)) }
         });
+        drop(turn);
         self.finish(status, log, tokens.len(), places)
     }
 
@@ -265,7 +279,7 @@ impl Context {
         Ok(())
     }
 
-    fn finish(&mut self, status: i32, log: crate::error::LlamaLog, n_tokens: usize, places: Places<'_>) -> Result<()> {
+    fn finish(&mut self, status: i32, log: LlamaLog, n_tokens: usize, places: Places<'_>) -> Result<()> {
         match status {
             0 => Ok(()),
             _ => {
@@ -318,6 +332,55 @@ impl Context {
     pub(crate) fn clear(&mut self) {
         // SAFETY: a live context's memory. The cells' data need not be cleared: an empty cell is never read.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.raw.as_ptr()), false) };
+    }
+
+    /// ggml's type ids of the K and the V cache.
+    pub(crate) fn cache_types(&self) -> (u32, u32) {
+        (self.params.type_k, self.params.type_v)
+    }
+
+    /// The state of one token in a small context of its own: shows how llama.cpp lays out a cache of this kind.
+    ///
+    /// # Errors
+    /// As [`Context::new`] and [`Context::decode`].
+    pub(crate) fn sample_state(&self) -> Result<Vec<u8>> {
+        let params = ContextParams {
+            n_ctx: 256,
+            n_batch: 32,
+            n_ubatch: 32,
+            n_threads: 1,
+            n_threads_batch: 1,
+            eval_callback: false,
+            ..self.params.clone()
+        };
+        let mut sample = Self::new(Arc::clone(&self.model), self.n_vocab, &params, None)?;
+        sample.decode(&[Token(0)], 0, Logits::Last)?;
+        // A model whose state llama.cpp cannot give has no layout that anyone could check.
+        Ok(sample.state().unwrap_or_default())
+    }
+
+    /// Everything in the cache, in llama.cpp's own format for sequence 0, or llama.cpp's reason why it gives none.
+    pub(crate) fn state(&mut self) -> Result<Vec<u8>, LlamaLog> {
+        let raw = self.raw.as_ptr();
+        let ((bytes, written), log) = log::recorded(|| {
+            // SAFETY: a live context; sequence 0 exists in every context.
+            let mut bytes = vec![0; unsafe { sys::llama_state_seq_get_size(raw, 0) }];
+            // SAFETY: as above, and a buffer of the length that is given.
+            let written = unsafe { sys::llama_state_seq_get_data(raw, bytes.as_mut_ptr(), bytes.len(), 0) };
+            (bytes, written)
+        });
+        if written == 0 || written != bytes.len() { Err(log) } else { Ok(bytes) }
+    }
+
+    /// Replaces the cache by a state that has been checked. After an error, which is llama.cpp's reason, the cache is in
+    /// no certain state: clear it.
+    pub(crate) fn restore(&mut self, state: &[u8]) -> Result<(), LlamaLog> {
+        self.n_outputs = 0;
+        let raw = self.raw.as_ptr();
+        // SAFETY: a live context and a slice with its length. llama.cpp catches its own exceptions here, and answers 0.
+        let (read, log) =
+            log::recorded(|| unsafe { sys::llama_state_seq_set_data(raw, state.as_ptr(), state.len(), 0) });
+        if read == state.len() { Ok(()) } else { Err(log) }
     }
 
     /// The lowest position of sequence 0 that every layer's cache still holds; `None` for an empty cache. Sliding windows

@@ -39,6 +39,11 @@ impl NodeId {
     pub(super) fn of(tensor: &sys::ggml_tensor) -> Self {
         Self(std::ptr::from_ref(tensor) as usize)
     }
+
+    /// The tensor, which lives as long as the graph that it was seen in.
+    pub(super) fn as_ptr(self) -> *mut sys::ggml_tensor {
+        self.0 as *mut sys::ggml_tensor
+    }
 }
 
 /// Tells contexts apart, also from those that are gone.

@@ -58,6 +58,16 @@ unsafe impl Send for WeightTensor {}
 unsafe impl Sync for WeightTensor {}
 
 impl WeightTensor {
+    /// `None` for a tensor that is no weight of a model.
+    pub(super) fn of(tensor: &sys::ggml_tensor) -> Option<Self> {
+        if tensor.op != sys::GGML_OP_NONE || tensor.buffer.is_null() {
+            return None;
+        }
+        // SAFETY: the buffer of a live tensor; `llama_model` marks those of its weights.
+        let usage = unsafe { sys::ggml_backend_buffer_get_usage(tensor.buffer) };
+        (usage == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS).then(|| Self(NonNull::from(tensor)))
+    }
+
     pub(crate) fn as_ptr(self) -> *mut sys::ggml_tensor {
         self.0.as_ptr()
     }
@@ -85,6 +95,13 @@ pub(crate) struct Rotation {
     pub(crate) input_op: sys::ggml_op,
 }
 
+impl Rotation {
+    /// What is rotated; to be used within the decode alone that showed it.
+    pub(super) fn input_tensor(&self) -> *mut sys::ggml_tensor {
+        self.input.as_ptr()
+    }
+}
+
 /// A store of K or V into the cache.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Store {
@@ -93,6 +110,8 @@ pub(crate) struct Store {
     pub(crate) indices: NodeId,
     /// Values that a token stores.
     pub(crate) width: usize,
+    /// Tokens that the cache holds.
+    pub(crate) n_cells: usize,
     /// Each value is a row of its own: V without flash attention.
     pub(crate) transposed: bool,
     /// `None` if what is stored is not rotated.
@@ -136,16 +155,16 @@ impl Context {
             return None;
         }
         let pointer = store.cache.as_ptr();
-        // SAFETY: the tensor lives as long as this context; what is called reads its own fields.
-        let (tensor, n_cells, value_bytes) =
-            unsafe { (&*pointer, usize::try_from((*pointer).ne[1]).ok()?, sys::ggml_type_size((*pointer).type_)) };
+        let n_cells = store.n_cells;
         if cell >= n_cells {
             return None;
         }
+        // SAFETY: the tensor lives as long as this context; what is called reads its own fields.
+        let (row_bytes, value_bytes) = unsafe { ((*pointer).nb[1], sys::ggml_type_size((*pointer).type_)) };
         let (runs, run_bytes, stride, first) = if store.transposed {
             (store.width, value_bytes, n_cells * value_bytes, cell * value_bytes)
         } else {
-            (1, tensor.nb[1], 0, cell * tensor.nb[1])
+            (1, row_bytes, 0, cell * row_bytes)
         };
         let mut bytes = vec![0; runs * run_bytes];
         for (i, run) in bytes.chunks_exact_mut(run_bytes).enumerate() {
@@ -178,7 +197,7 @@ fn recognise(node: &sys::ggml_tensor, part: Part, cache: CacheTensor) -> Result<
     // A transposed store has an index for each value, any other one for each token.
     let n_indices = indices.ne[0].max(1);
     // SAFETY: the cache's tensors live as long as their context.
-    let row = unsafe { cache.tensor.as_ref() }.ne[0];
+    let [row, n_cells, n_streams, _] = unsafe { cache.tensor.as_ref() }.ne;
     let width = if transposed { row } else { value.ne[0] };
     let fits = if transposed { part == Part::V && n_values == n_indices } else { width == row };
     if !fits || width <= 0 || indices.type_ != sys::GGML_TYPE_I64 {
@@ -197,8 +216,9 @@ fn recognise(node: &sys::ggml_tensor, part: Part, cache: CacheTensor) -> Result<
         }
         (Part::V, _) => None,
     };
-    let width = usize::try_from(width).unwrap_or(0);
-    Ok(Store { cache, indices: NodeId::of(indices), width, transposed, rotation })
+    let size = |n: i64| usize::try_from(n).unwrap_or(0);
+    let (indices, width, n_cells) = (NodeId::of(indices), size(width), size(n_cells * n_streams));
+    Ok(Store { cache, indices, width, n_cells, transposed, rotation })
 }
 
 /// The node that computed what `value` is a view of, all of it.
@@ -231,7 +251,11 @@ fn rotation_of(rope: &sys::ggml_tensor, n_values: i64) -> Result<Rotation, Strin
             input.type_
         ));
     }
-    let factors = NonNull::new(rope.src[2]).map(WeightTensor);
+    // SAFETY: as above.
+    let factors = match unsafe { rope.src[2].as_ref() } {
+        None => None,
+        Some(factors) => Some(WeightTensor::of(factors).ok_or("frequency factors that are no weight")?),
+    };
     let n_embd_head = usize::try_from(rope.ne[0]).unwrap_or(0);
     Ok(Rotation {
         rope: Rope { params: rope.op_params, factors, n_embd_head },

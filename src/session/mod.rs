@@ -6,11 +6,13 @@
 //! context; it never cuts them.
 
 mod exits;
+mod logprobs;
 mod memory;
 mod model;
 mod params;
 mod rescore;
 mod sampler;
+mod state;
 mod template;
 mod text;
 
@@ -20,17 +22,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use exits::Exits;
+pub use logprobs::TokenLogprob;
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
 pub use rescore::{Rescorer, Scored};
 pub use sampler::{Sampler, SamplerParams};
+pub use state::StateError;
 pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
+use crate::llama::threads::ThreadPool;
 use exits::ScreenExit;
 use text::TextStream;
 
@@ -112,11 +117,13 @@ pub struct GenerateParams {
     pub stop: Vec<String>,
     /// Goes on after the model's own end token.
     pub ignore_eos: bool,
+    /// Reports each token's log-probability, and those of this many of the best beside it.
+    pub n_logprobs: Option<usize>,
 }
 
 impl Default for GenerateParams {
     fn default() -> Self {
-        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false }
+        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false, n_logprobs: None }
     }
 }
 
@@ -150,6 +157,9 @@ pub struct TokenEvent<'a> {
     pub text: &'a str,
     /// Where it left the model; `None` if it ran through all of it.
     pub exit: Option<ExitPoint>,
+    /// With [`GenerateParams::n_logprobs`]: the token's own log-probability, then the best ones, falling. They are the
+    /// model's, before the sampler; of a token that exited they are over the candidates alone.
+    pub logprobs: &'a [TokenLogprob],
 }
 
 /// Why a generation ended.
@@ -190,11 +200,53 @@ impl Session {
     /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`], [`Error::Heads`] and [`Error::Unsupported`] for
     /// heads that cannot be evaluated here.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
+        Self::on(model, params, None)
+    }
+
+    /// A further session of the same model that computes on this one's threads. The two take turns, decode by decode, in
+    /// the order in which they ask: on a machine of few cores several sessions that compute at once would hold each
+    /// other up. A session's results do not depend on what others do.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn beside(&self, params: &SessionParams) -> Result<Self> {
+        Self::on(&self.model, params, self.gate.threads().1)
+    }
+
+    fn on(model: &Model, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
         let heads = model.heads().filter(|_| params.exits == Exits::Calibrated);
         let exiting = heads.map(|heads| exits::threshold(heads, params.agreement)).transpose()?.flatten();
-        let gate = model.new_gate(&SessionParams { gate: params.gate || exiting.is_some(), ..params.clone() })?;
+        let params = SessionParams { gate: params.gate || exiting.is_some(), ..params.clone() };
+        let gate = model.new_gate_on(&params, pool)?;
         let exit = heads.zip(exiting).map(|(heads, threshold)| ScreenExit::new(heads, threshold, &gate)).transpose()?;
         Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, exit })
+    }
+
+    /// Changes whether tokens may leave the model early, from the next token on. Only a session that was made with exits or
+    /// with [`SessionParams::gate`] can turn them on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] for an agreement that the heads have no level for, and for a session without a gate;
+    /// [`Error::Heads`] and [`Error::Unsupported`] as [`Session::new`]. The session then exits as before.
+    pub fn set_exits(&mut self, exits: Exits, agreement: f32) -> Result<()> {
+        let heads = self.model.heads().filter(|_| exits == Exits::Calibrated);
+        let exiting = heads.map(|heads| exits::threshold(heads, agreement)).transpose()?.flatten();
+        let exit = match heads.zip(exiting) {
+            Some(_) if !self.gate.can_tap() => {
+                return Err(Error::InvalidValue {
+                    name: "exits",
+                    found: exits.to_string(),
+                    expected: "off in a session that was made without a gate",
+                });
+            }
+            Some((heads, threshold)) => Some(ScreenExit::new(heads, threshold, &self.gate)?),
+            None => None,
+        };
+        if self.next == Next::Screened {
+            self.next = Next::Unknown;
+        }
+        self.exit = exit;
+        Ok(())
     }
 
     /// The model.
@@ -303,6 +355,7 @@ impl Session {
             }
             start.get_or_insert_with(Instant::now);
             let (token, exit) = self.pick(sampler)?;
+            let logprobs = params.n_logprobs.map(|n| self.logprobs(token, exit, n)).unwrap_or_default();
             self.tokens.push(token);
             self.next = Next::Unknown;
             if self.model.vocab().is_eog(token) && !params.ignore_eos {
@@ -313,7 +366,7 @@ impl Session {
             made.tokens.push(token);
             made.exits.push(exit);
             made.text.push_str(&text);
-            let answer = on_token(TokenEvent { token, text: &text, exit });
+            let answer = on_token(TokenEvent { token, text: &text, exit, logprobs: &logprobs });
             if stream.stopped() || answer.is_break() {
                 made.stop_reason = StopReason::Stop;
                 break;
@@ -363,6 +416,17 @@ impl Session {
         })?;
         sampler.accept(token)?;
         Ok((token, None))
+    }
+
+    /// Log-probabilities of the distribution that `token` was picked from: its own, then the `n` best.
+    fn logprobs(&mut self, token: Token, exit: Option<ExitPoint>, n: usize) -> Vec<TokenLogprob> {
+        match (exit, &self.exit) {
+            (Some(_), Some(exit)) => logprobs::of(exit.candidates().iter().copied(), token, n),
+            _ => {
+                let logits = self.gate.logits(0).unwrap_or_default().iter().copied();
+                logprobs::of((0i32..).map(Token).zip(logits), token, n)
+            }
+        }
     }
 
     /// Decodes what is missing; a single token may exit.

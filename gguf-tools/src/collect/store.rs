@@ -166,7 +166,8 @@ fn read_manifest(folder: &Path) -> anyhow::Result<Manifest> {
     let path = folder.join(MANIFEST);
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let no_manifest = || format!("{} is no manifest", path.display());
-    let (expected, found) = (Manifest::VERSION, serde_json::from_str::<Version>(&text).with_context(no_manifest)?.version);
+    let (expected, found) =
+        (Manifest::VERSION, serde_json::from_str::<Version>(&text).with_context(no_manifest)?.version);
     ensure!(found == expected, "{} has version {found}, not {expected}: collect again", path.display());
     serde_json::from_str(&text).with_context(no_manifest)
 }

@@ -35,6 +35,9 @@ pub enum Command {
     Run(RunArgs),
     /// Talk with a model
     Chat(ChatArgs),
+    /// Answer programs over HTTP, with OpenAI's interface, and a page to chat on
+    #[cfg(feature = "serve")]
+    Serve(crate::serve::ServeArgs),
     /// Measure what early exits gain here
     Bench(BenchArgs),
     /// Tell what a model is and what the layer gate can do on it

@@ -151,13 +151,18 @@ impl Conversation {
     }
 }
 
-fn template_of(model: &Model) -> Result<Option<ChatTemplate>, Failure> {
+/// The model's chat template; `None` if it has none.
+///
+/// # Errors
+/// When it does not parse.
+pub fn template_of(model: &Model) -> Result<Option<ChatTemplate>, Failure> {
     let Some(source) = model.chat_template() else { return Ok(None) };
     let vocab = model.vocab();
     let (bos, eos) = (special_text(model, vocab.bos()), special_text(model, vocab.eos()));
     ChatTemplate::new(source, &bos, &eos).map(Some).map_err(Failure::failed)
 }
 
-fn special_text(model: &Model, token: Option<Token>) -> String {
+/// How a special token is written in a text; empty for none.
+pub fn special_text(model: &Model, token: Option<Token>) -> String {
     token.map_or_else(String::new, |token| model.vocab().text(&[token], true))
 }
