@@ -15,7 +15,7 @@ use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::{self, Options};
 use offramp::gguf::exits::{self, ExitHeads, ExitMeta, Form, KvPolicy};
 use offramp::gguf::{Error, File, WriteOptions, Writer};
-use offramp::{Model, ModelParams, SessionParams};
+use offramp::{Model, ModelParams, SessionParams, Token};
 use serde_json::json;
 
 use crate::args::Calibrate;
@@ -46,32 +46,19 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
     ensure!(args.max_prompts > 0, "no prompts certify nothing: give --max-prompts 1 or more");
 
     let kv_policy = KvPolicy::CatchUp;
-    let levels = candidates::as_levels(&meta, &sequence, kv_policy)?;
+    let (prompts, description, n_ctx) = prompts(args)?;
+    let highest = confirm::highest_certifiable(&agreements, args.delta, prompts.len())?;
+    let sequence = candidates::worth_walking(&sequence, highest.unwrap_or(1.0));
+    if args.write.dry_run {
+        return plan(args, prompts.len(), sequence.len(), out);
+    }
+    let levels = candidates::as_levels(&meta, sequence, kv_policy)?;
     let scratch = Scratch(beside(&args.write.output));
     rewritten(&file, &base, &levels)?.write(&scratch.0, WriteOptions::replacing(true), &mut |_, _| true)?;
     let mut params = ModelParams::default();
     params.heads = Some(scratch.0.clone());
-    let model = Model::load(args.model.as_ref().unwrap_or(&args.file), &params)?;
-    let source = if args.itself { Source::of_model(&model)? } else { Source::of_corpus(&model, &args.prompts)? };
-
-    let mut progress = Progress::counting("prompts", "prompts");
-    let collecting = Options {
-        tokens: 0,
-        answer: args.answer,
-        seed: args.seed,
-        sequences: SEQUENCES,
-        threads: args.threads,
-        time_limit: None,
-    };
-    let first = if args.itself { FIRST_PROMPT } else { 0 };
-    let (prompts, n_ctx) = collect::prompts(&model, &source, args.max_prompts, first, &collecting, &mut |done, total| {
-        progress.step(done, total)
-    })?;
-    ensure!(!prompts.is_empty(), "no prompt leaves room for an answer of {} tokens in {n_ctx}", args.answer);
-    if args.write.dry_run {
-        drop(progress);
-        return plan(args, prompts.len(), sequence.len(), out);
-    }
+    let model = Model::load(model_path(args), &params)?;
+    let mut progress = Progress::counting("certifying", "prompts");
     let mut session = SessionParams::default();
     (session.n_ctx, session.n_threads) = (n_ctx, args.threads);
     let options = confirm::Options {
@@ -80,18 +67,41 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
         tokens: args.answer,
         session,
         kv_policy,
-        prompts: format!("{} of {}", prompts.len(), source.description()),
+        prompts: description,
         date: chrono::Local::now().format("%Y-%m-%d").to_string(),
         deadline: args.time_limit.map(|limit| start + limit),
     };
-    progress.next("certifying");
-    let confirmed = confirm::confirm(&model, &meta, &sequence, &prompts, &options, &mut |done, total| {
+    let confirmed = confirm::confirm(&model, &meta, sequence, &prompts, &options, &mut |done, total| {
         progress.step(done, total)
     })?;
     drop((progress, model));
     let bytes = write(&file, &base, form, &confirmed.meta, args)?;
     summary(&confirmed, prompts.len(), args, bytes, out)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The prompts, what they are, and the length of a context for them and their answers. Full model: nothing exits.
+fn prompts(args: &Calibrate) -> anyhow::Result<(Vec<Vec<Token>>, String, u32)> {
+    let model = Model::load(model_path(args), &ModelParams::default())?;
+    let source = if args.itself { Source::of_model(&model)? } else { Source::of_corpus(&model, &args.prompts)? };
+    let options = Options {
+        tokens: 0,
+        answer: args.answer,
+        seed: args.seed,
+        sequences: SEQUENCES,
+        threads: args.threads,
+        time_limit: None,
+    };
+    let first = if args.itself { FIRST_PROMPT } else { 0 };
+    let mut progress = Progress::counting("prompts", "prompts");
+    let mut step = |done, total| progress.step(done, total);
+    let (prompts, n_ctx) = collect::prompts(&model, &source, args.max_prompts, first, &options, &mut step)?;
+    ensure!(!prompts.is_empty(), "no prompt leaves room for an answer of {} tokens in {n_ctx}", args.answer);
+    Ok((prompts, source.description(), n_ctx))
+}
+
+fn model_path(args: &Calibrate) -> &Path {
+    args.model.as_ref().unwrap_or(&args.file)
 }
 
 /// The levels to certify.

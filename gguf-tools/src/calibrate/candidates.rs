@@ -10,6 +10,8 @@ use offramp::gguf::exits::{ExitMeta, KvPolicy};
 /// The thresholds of all exits of a file, used together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
+    /// The agreement that they were found for.
+    pub agreement: f32,
     /// The confidence that each layer's exit must reach; infinite where it never exits.
     pub exits: Vec<f32>,
     /// What each layer's gate must say before its head is evaluated; empty for a file without gates.
@@ -23,17 +25,22 @@ impl Candidate {
     pub fn off(meta: &ExitMeta) -> Candidate {
         let never = vec![f32::INFINITY; meta.layers.len()];
         let gates = if meta.gate_thresholds.is_empty() { Vec::new() } else { never.clone() };
-        Candidate { exits: never, gates, screen: f32::INFINITY }
+        Candidate { agreement: 1.0, exits: never, gates, screen: f32::INFINITY }
     }
 
     /// The thresholds of one level of a file.
     pub fn of_level(meta: &ExitMeta, level: usize) -> Candidate {
         let row = |table: &[Vec<f32>]| table.get(level).cloned().unwrap_or_default();
         Candidate {
+            agreement: meta.agreements.get(level).copied().unwrap_or(1.0),
             exits: row(&meta.thresholds),
             gates: row(&meta.gate_thresholds),
             screen: meta.screen.thresholds.get(level).copied().unwrap_or(f32::INFINITY),
         }
+    }
+
+    fn is_like(&self, other: &Candidate) -> bool {
+        (&self.exits, &self.gates, self.screen) == (&other.exits, &other.gates, other.screen)
     }
 
     fn exits_somewhere(&self) -> bool {
@@ -49,7 +56,7 @@ impl Candidate {
 pub fn of_file(meta: &ExitMeta) -> anyhow::Result<Vec<Candidate>> {
     let mut candidates: Vec<Candidate> = Vec::new();
     for candidate in (0..meta.agreements.len()).rev().map(|level| Candidate::of_level(meta, level)) {
-        if candidate.exits_somewhere() && !candidates.contains(&candidate) {
+        if candidate.exits_somewhere() && !candidates.iter().any(|other| other.is_like(&candidate)) {
             candidates.push(candidate);
         }
     }
@@ -57,6 +64,13 @@ pub fn of_file(meta: &ExitMeta) -> anyhow::Result<Vec<Candidate>> {
         bail!("no level of the file lets a token exit, so that there is nothing to certify: make its heads anew");
     }
     Ok(candidates)
+}
+
+/// The part of a sequence that is worth walking where `highest` is the highest agreement that the prompts can certify: from
+/// the thresholds of the next higher agreement on. Stricter ones would be passed, and would help no level.
+pub fn worth_walking(candidates: &[Candidate], highest: f32) -> &[Candidate] {
+    let first = candidates.iter().rposition(|candidate| candidate.agreement > highest).unwrap_or(0);
+    &candidates[first..]
 }
 
 /// The keys of a file whose levels are `candidates`, for decodes at each of them: the agreement of one candidate is
@@ -117,13 +131,20 @@ mod tests {
     #[test]
     fn a_session_finds_each_candidate_by_its_agreement() {
         let meta = meta();
-        let candidate = |threshold: f32| Candidate { exits: vec![threshold], gates: vec![0.3], screen: threshold };
-        let candidates = [candidate(0.99), candidate(0.9), candidate(0.5)];
+        let candidate = |agreement, threshold: f32| Candidate {
+            agreement,
+            exits: vec![threshold],
+            gates: vec![0.3],
+            screen: threshold,
+        };
+        let candidates = [candidate(0.99, 0.9), candidate(0.95, 0.7), candidate(0.9, 0.5)];
         let levels = as_levels(&meta, &candidates, KvPolicy::Predict).unwrap();
         for (index, candidate) in candidates.iter().enumerate() {
             let level = levels.level(agreement(index, 3)).unwrap();
-            assert_eq!(&Candidate::of_level(&levels, level), candidate);
+            assert!(Candidate::of_level(&levels, level).is_like(candidate));
         }
+        let walked = |highest: f32| worth_walking(&candidates, highest).len();
+        assert_eq!([walked(0.999), walked(0.99), walked(0.98), walked(0.95), walked(0.9)], [3, 3, 3, 3, 2]);
         assert_eq!(levels.calibration.unwrap().kv_policy, KvPolicy::Predict);
     }
 }

@@ -95,6 +95,21 @@ impl Step {
     }
 }
 
+/// The highest of `agreements` that `n_prompts` can certify at all; `None` where they are too few for any.
+///
+/// # Errors
+///
+/// A level or a delta that is no share.
+pub fn highest_certifiable(agreements: &[f32], delta: f64, n_prompts: usize) -> anyhow::Result<Option<f32>> {
+    let mut highest = None;
+    for &agreement in agreements {
+        if Walk::new(&[disagreement(agreement)], delta, n_prompts)?.is_walking() {
+            highest = Some(agreement);
+        }
+    }
+    Ok(highest)
+}
+
 /// Confirms the levels of a file on `prompts`. `model` was loaded with heads whose levels are `sequence`
 /// ([`candidates::as_levels`] of `meta`); `progress` is told of the prompts decoded and to be decoded, and stops the work
 /// with `false`.
@@ -293,5 +308,7 @@ pub(super) mod tests {
     #[test]
     fn levels_are_exact_shares() {
         assert_eq!((disagreement(0.99), disagreement(0.999)), (1.0 - 0.99, 1.0 - 0.999));
+        let highest = |n| highest_certifiable(&[0.9, 0.95, 0.98, 0.99, 0.995], 0.05, n).unwrap();
+        assert_eq!([highest(10), highest(100), highest(512), highest(1000)], [None, Some(0.95), Some(0.99), Some(0.995)]);
     }
 }
