@@ -90,6 +90,11 @@ impl Gate {
         self.n_redone
     }
 
+    /// The lowest block that a pending token stopped after; `None` if none is pending.
+    pub fn pending_layer(&self) -> Option<u32> {
+        self.pending.last().map(|pending| pending.layer)
+    }
+
     /// Positions that the context holds at most.
     pub fn n_ctx(&self) -> usize {
         self.context.n_ctx()
@@ -147,7 +152,7 @@ impl Gate {
     /// [`Error::InvalidValue`] for taps that are out of order or above what the pending tokens allow; [`Error::Gate`]
     /// if the graph lacks one; and as llama.cpp's decode. The tokens are then not in the cache.
     pub fn decode_tapped(&mut self, tokens: &[Token], taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
-        let ceiling = self.pending.last().map(|pending| Tap::Layer(pending.layer));
+        let ceiling = self.pending_layer().map(Tap::Layer);
         self.check_taps(taps, None, ceiling)?;
         let n_embd = self.n_embd;
         let last = ceiling.and(taps.last().copied());
@@ -161,8 +166,9 @@ impl Gate {
                 _ => ControlFlow::Break(()),
             }
         };
-        let (stopped, cells) =
-            self.decoded(tokens.len(), |context, position| hooked(context, tokens, position, taps, None, &mut watch))?;
+        let (stopped, cells) = self.decoded(tokens.len(), |context, position| {
+            hooked(context, tokens, position, Logits::All, taps, None, &mut watch)
+        })?;
         let Some(tap) = stopped else { return Ok(Outcome::Complete) };
         if let Tap::Layer(layer) = tap {
             let row = |values: &[f32], i: usize| values.get(i * n_embd..(i + 1) * n_embd).map(<[f32]>::to_vec);
@@ -251,7 +257,7 @@ impl Gate {
                 Some(layout) if !kv_layers.is_empty() => hook.with_kv(layout, kv_layers),
                 _ => hook,
             };
-            run(context, tokens, position, hook)
+            run(context, tokens, position, Logits::All, hook)
         });
         self.kv_layout = layout;
         result.map(drop).map_err(Error::from)
@@ -265,7 +271,16 @@ impl Gate {
     /// As [`Gate::decode_tapped`]. The pending tokens are then no longer in the cache: [`Gate::position`] is that of
     /// the first of them, and they may be decoded again.
     pub fn catch_up(&mut self, taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
-        let Some(layer) = self.pending.last().map(|pending| pending.layer) else { return Ok(Outcome::Complete) };
+        self.catch_up_for(Logits::All, taps, observer)
+    }
+
+    /// As [`Gate::catch_up`], with logits (and hidden states at [`Tap::ResultNorm`]) for the tokens that `logits` names:
+    /// one token's output matrix instead of all of theirs.
+    ///
+    /// # Errors
+    /// As [`Gate::catch_up`].
+    pub fn catch_up_for(&mut self, logits: Logits, taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
+        let Some(layer) = self.pending_layer() else { return Ok(Outcome::Complete) };
         self.check_taps(taps, Some(Tap::Layer(layer)), None)?;
         let pending = std::mem::take(&mut self.pending);
         let tokens: Vec<Token> = pending.iter().map(|pending| pending.token).collect();
@@ -275,7 +290,7 @@ impl Gate {
         if let Some((hidden, cells)) = self.window(&pending, layer) {
             let resume = Resume { layer, hidden: &hidden, cells: &cells };
             let result = self.decoded(tokens.len(), |context, position| {
-                hooked(context, &tokens, position, taps, Some(resume), observer)
+                hooked(context, &tokens, position, logits, taps, Some(resume), observer)
             });
             self.hidden = hidden;
             match result {
@@ -288,8 +303,9 @@ impl Gate {
             }
         }
         self.n_redone += 1;
-        let (stopped, _) =
-            self.decoded(tokens.len(), |context, position| hooked(context, &tokens, position, taps, None, observer))?;
+        let (stopped, _) = self.decoded(tokens.len(), |context, position| {
+            hooked(context, &tokens, position, logits, taps, None, observer)
+        })?;
         Ok(stopped.map_or(Outcome::Complete, Outcome::Stopped))
     }
 
@@ -440,6 +456,7 @@ fn hooked(
     context: &mut Context,
     tokens: &[Token],
     position: usize,
+    logits: Logits,
     taps: &[Tap],
     resume: Option<Resume<'_>>,
     observer: &mut Observer<'_>,
@@ -448,16 +465,17 @@ fn hooked(
         Seen::Hidden(tap) => observer(tap, values),
         Seen::K(_) | Seen::V(_) => ControlFlow::Continue(()),
     };
-    run(context, tokens, position, Hook::new(taps, resume, &mut sink))
+    run(context, tokens, position, logits, Hook::new(taps, resume, &mut sink))
 }
 
 fn run(
     context: &mut Context,
     tokens: &[Token],
     position: usize,
+    logits: Logits,
     mut hook: Hook<'_, '_>,
 ) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
-    context.decode_hooked(tokens, position, Logits::All, &mut hook).map_err(Failure::Decode)?;
+    context.decode_hooked(tokens, position, logits, &mut hook).map_err(Failure::Decode)?;
     if let Some(error) = hook.error.take().or_else(|| hook.missing()) {
         return Err(Failure::Hook(error));
     }

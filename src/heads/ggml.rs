@@ -173,6 +173,37 @@ impl Tensors {
         self.made(capped)
     }
 
+    /// The sum of two tensors of one shape, in f32.
+    pub(super) fn add(&mut self, a: Tensor, b: Tensor) -> Tensor {
+        // SAFETY: live tensors of f32; ggml checks that their shapes fit, which the callers' constructors ensure.
+        self.made(unsafe { sys::ggml_add(self.context.as_ptr(), a.0.as_ptr(), b.0.as_ptr()) })
+    }
+
+    /// `silu(gate) * up`, by the node that llama.cpp uses for it.
+    pub(super) fn swiglu(&mut self, gate: Tensor, up: Tensor) -> Tensor {
+        // SAFETY: live tensors of f32 and of one shape.
+        self.made(unsafe { sys::ggml_swiglu_split(self.context.as_ptr(), gate.0.as_ptr(), up.0.as_ptr()) })
+    }
+
+    /// Lets `tensor`, which has no memory yet, be computed into that of `at`, which has: a tensor of another object and
+    /// of the same shape.
+    ///
+    /// # Safety
+    /// The memory of `at` must stay valid as long as graphs of this object run.
+    ///
+    /// # Errors
+    /// [`Error::Heads`] if the memory is too small.
+    pub(super) unsafe fn place(&mut self, tensor: Tensor, at: Tensor) -> Result<()> {
+        // SAFETY: both are live, and `at` is allocated.
+        unsafe {
+            assert_eq!(sys::ggml_nbytes(tensor.0.as_ptr()), sys::ggml_nbytes(at.0.as_ptr()), "tensors of one size");
+            let buffer = at.0.as_ref().buffer;
+            assert!(!buffer.is_null() && !at.0.as_ref().data.is_null(), "places are allocated before they are taken");
+            let status = sys::ggml_backend_tensor_alloc(buffer, tensor.0.as_ptr(), at.0.as_ref().data);
+            if status == sys::GGML_STATUS_SUCCESS { Ok(()) } else { Err(failed("no memory")) }
+        }
+    }
+
     /// Copies the rows of `table` that `ids` name, byte by byte and on all threads, to where `to` lies: `table` is
     /// `n_rows` rows of `row_bytes`, and `to` as many of them as there are ids, in plain memory that is allocated. `None`
     /// where ggml cannot: rows that are no whole 4 bytes, a table at an odd address.
@@ -247,6 +278,15 @@ impl Tensors {
         assert!(self.buffer.is_some() && !data.is_null(), "tensors are written after their memory is there");
         // SAFETY: allocated memory of that size, borrowed from this object, which owns it.
         unsafe { std::slice::from_raw_parts_mut(data.cast(), size) }
+    }
+
+    /// Fills a whole f32 tensor in plain memory.
+    pub(super) fn set_values(&mut self, tensor: Tensor, values: &[f32]) {
+        let bytes = self.bytes_mut(tensor);
+        assert_eq!(bytes.len(), size_of_val(values), "a tensor is filled whole");
+        for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
+            to.copy_from_slice(&value.to_ne_bytes());
+        }
     }
 
     /// The values of an f32 tensor in plain memory.

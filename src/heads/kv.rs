@@ -351,4 +351,6 @@ fn unsupported(found: String) -> Error {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -41,11 +41,6 @@ impl CacheTensor {
     pub(crate) fn as_ptr(self) -> *mut sys::ggml_tensor {
         self.tensor.as_ptr()
     }
-
-    /// The context that it belongs to.
-    pub(crate) fn owner(self) -> ContextId {
-        self.owner
-    }
 }
 
 /// A tensor of the model's weights. It lives as long as the model.

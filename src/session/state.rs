@@ -98,6 +98,7 @@ impl Session {
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let wrong = |source| Error::State { path: path.to_owned(), source };
+        self.drop_drafts();
         let layout = self.layout()?;
         let state = if self.gate.position() == 0 {
             Vec::new()
@@ -136,6 +137,7 @@ impl Session {
         let path = path.as_ref();
         let layout = self.layout()?;
         let saved = Saved::read(path, self, &layout)?;
+        self.drop_drafts();
         self.next = Next::Unknown;
         self.gate.clear();
         if saved.n_cached > 0

@@ -70,6 +70,9 @@ pub struct RunArgs {
     /// Print one JSON object a prompt, a line each
     #[arg(long)]
     pub json: bool,
+    /// Show where each token left the model: by colour on a terminal, by a mark elsewhere
+    #[arg(long, conflicts_with = "json")]
+    pub show_exits: bool,
 }
 
 /// What to generate from: exactly one of these.

@@ -15,6 +15,7 @@ mod hub;
 mod inspect;
 mod interrupt;
 mod logging;
+mod marks;
 mod model_args;
 mod output;
 mod progress;

@@ -162,7 +162,7 @@ impl Writer {
             return Value::Null;
         }
         let text = |token: Token| self.vocab.text(&[token], true);
-        let value = |entry: &TokenLogprob| entry.logprob.max(LOWEST_LOGPROB);
+        let value = |entry: &TokenLogprob| shortest(entry.logprob.max(LOWEST_LOGPROB));
         let tokens: Vec<(&TokenLogprob, &[TokenLogprob])> =
             tokens.iter().filter_map(|entries| entries.split_first()).collect();
         if self.thinking.is_some() {
@@ -191,6 +191,11 @@ impl Writer {
             "text_offset": offsets,
         })
     }
+}
+
+/// A number of 32 bits as it is written, not with the digits that it has as one of 64.
+pub fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 fn finish_reason(reason: StopReason) -> &'static str {
@@ -227,7 +232,7 @@ fn timings(finished: &Finished, n_layer: u32) -> Value {
         "predicted_per_second": rate(generation.tokens.len(), decode),
         "exits": {
             "mode": finished.exits,
-            "agreement": finished.agreement,
+            "agreement": shortest(finished.agreement),
             "tokens": depths,
             "mean_depth": depths.mean(n_layer).map(rounded),
             "n_layer": n_layer,

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 use offramp::{ChatTemplate, Model, Token};
 use serde_json::{Map, Value, json};
 
 use super::access::Access;
-use super::answer::Writer;
+use super::answer::{Writer, shortest};
 use super::engine::{Engine, Request};
 use super::failure::ApiError;
 use super::metrics::Metrics;
@@ -23,6 +23,8 @@ use crate::thinking::Thinking;
 pub struct App {
     pub access: Access,
     pub metrics: Arc<Metrics>,
+    /// How long a body may take to arrive.
+    pub limit: Duration,
     ready: OnceLock<Ready>,
 }
 
@@ -51,8 +53,8 @@ pub struct Prepared {
 }
 
 impl App {
-    pub fn new(access: Access, metrics: Arc<Metrics>) -> Self {
-        Self { access, metrics, ready: OnceLock::new() }
+    pub fn new(access: Access, metrics: Arc<Metrics>, limit: Duration) -> Self {
+        Self { access, metrics, limit, ready: OnceLock::new() }
     }
 
     /// The model is loaded. Only the first call counts.
@@ -193,7 +195,7 @@ impl Ready {
             "total_slots": n_slots,
             "heads": model.has_heads(),
             "exits": self.defaults.exits,
-            "agreement": self.defaults.agreement,
+            "agreement": shortest(self.defaults.agreement),
             "chat_template": model.chat_template(),
             "build": offramp::ENGINE,
         })

@@ -33,6 +33,9 @@ pub struct ServeArgs {
     /// Requests that may wait; further ones are answered with 503
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub queue: u32,
+    /// Seconds that a client may take to send a request, and to read what it is sent
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub timeout: u32,
     /// Most tokens of a reply, whatever a request asks for; -1 is as many as fit
     #[arg(
         short = 'n',

@@ -2,7 +2,6 @@
 //! JSON in OpenAI's shape but for the page and the metrics. It never logs what a request or an answer says.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -21,8 +20,6 @@ use super::{api_error, page, stream};
 
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 4 << 20;
-/// How long a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Routes, as metrics name them.
 const ROUTES: &[&str] = &[
@@ -176,12 +173,12 @@ async fn model(State(app): State<Arc<App>>, request: Request) -> Result<Response
 }
 
 async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let body = body(request).await?;
+    let body = body(&app, request).await?;
     answer(&app, move |app| app.ready()?.prepare_chat(&parse(&body)?)).await
 }
 
 async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let body = body(request).await?;
+    let body = body(&app, request).await?;
     answer(&app, move |app| app.ready()?.prepare_completion(&parse(&body)?)).await
 }
 
@@ -210,7 +207,7 @@ async fn answer(
 }
 
 /// The body, within its size and time.
-async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
+async fn body(app: &App, request: Request) -> Result<Vec<u8>, ApiError> {
     let headers = request.headers();
     let is_json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
         value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
@@ -231,12 +228,12 @@ async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
     if length.is_some_and(|length| length > MAX_BODY as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY_TIME, read(request.into_body())).await {
+    match tokio::time::timeout(app.limit, read(request.into_body())).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(true)) => Err(too_large()),
         Ok(Err(false)) => Err(ApiError::bad_request("the body ended early")),
         Err(_) => {
-            let message = format!("the body did not arrive within {} seconds", BODY_TIME.as_secs());
+            let message = format!("the body did not arrive within {} seconds", app.limit.as_secs());
             Err(ApiError::with_status(StatusCode::REQUEST_TIMEOUT, "body_timeout", message))
         }
     }

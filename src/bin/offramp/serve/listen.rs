@@ -18,10 +18,6 @@ use crate::failure::Failure;
 
 /// Most connections at once; further ones wait until one ends.
 const MAX_CONNECTIONS: usize = 256;
-/// How long the head of a request may take, the time between two requests included.
-const HEAD_TIME: Duration = Duration::from_secs(20);
-/// How long a client may leave what it is sent unread.
-const WRITE_TIME: Duration = Duration::from_secs(60);
 /// Most bytes of a request's head, and how many headers it may have.
 const MAX_HEAD: usize = 64 << 10;
 const MAX_HEADERS: usize = 64;
@@ -39,7 +35,10 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 /// Serves connections until `stop` turns true, then lets those there are come to their end, within [`GRACE`].
-pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
+///
+/// `limit` is how long the head of a request may take, the time between two requests included, and how long a client may
+/// leave what it is sent unread.
+pub async fn serve(listener: TcpListener, router: Router, limit: Duration, mut stop: watch::Receiver<bool>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -50,7 +49,7 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
             Ok((stream, permit)) => {
                 let (router, stop) = (router.clone(), stop.clone());
                 tokio::spawn(async move {
-                    connection(stream, router, stop).await;
+                    connection(stream, router, limit, stop).await;
                     drop(permit);
                 });
             }
@@ -81,15 +80,15 @@ async fn next(
     Ok((stream, permit))
 }
 
-async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, router: Router, limit: Duration, mut stop: watch::Receiver<bool>) {
     // Tokens are small and should not wait for each other.
     let _ = stream.set_nodelay(true);
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(limit)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(Timed::new(stream, WRITE_TIME)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Timed::new(stream, limit)), TowerToHyperService::new(router));
     let mut served = std::pin::pin!(served);
     let outcome = tokio::select! {
         outcome = served.as_mut() => outcome,

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::sync::watch;
@@ -60,9 +61,10 @@ pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::failed(format!("cannot start the server's threads: {error}")))?;
     let listener = runtime.block_on(listen::bind(arguments.address()))?;
     let address = listener.local_addr().map_err(Failure::failed)?;
+    let limit = Duration::from_secs(arguments.timeout.into());
     let metrics = Arc::new(Metrics::default());
-    let app = Arc::new(App::new(access, Arc::clone(&metrics)));
-    let serving = runtime.spawn(listen::serve(listener, http::router(Arc::clone(&app)), stopped.clone()));
+    let app = Arc::new(App::new(access, Arc::clone(&metrics), limit));
+    let serving = runtime.spawn(listen::serve(listener, http::router(Arc::clone(&app)), limit, stopped.clone()));
     runtime.spawn(stop_when_told(Arc::clone(&stop)));
 
     app.set_ready(load(arguments, metrics)?);
