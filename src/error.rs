@@ -118,6 +118,14 @@ pub enum Error {
     /// The model's chat template gave no text.
     #[error(transparent)]
     Template(#[from] crate::TemplateError),
+    /// A session cannot be saved, or a saved one not be loaded.
+    #[error("the session file {} cannot be used: {source}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: crate::StateError,
+    },
     /// The caller cancelled the call.
     #[error("cancelled")]
     Cancelled,

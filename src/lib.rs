@@ -28,6 +28,9 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+#[doc(hidden)]
+pub mod capi;
 mod error;
 pub mod gate;
 pub mod gguf;
@@ -44,9 +47,10 @@ pub const ENGINE: &str =
 
 pub use error::{Error, LlamaLog, Result};
 pub use llama::batch::Logits;
-pub use llama::{Device, Token, Vocab, cpu_features, devices, max_devices};
+pub use llama::{Device, Token, Vocab, cpu_features, devices, json_schema_grammar, max_devices};
 pub use session::{
-    CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
-    MemoryEstimate, Message, Model, ModelInfo, ModelParams, PromptProgress, PromptReport, Sampler, SamplerParams,
-    Session, SessionParams, StopReason, TemplateError, TokenEvent, memory_estimate,
+    CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers, Kv,
+    Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,
+    Sampler, SamplerParams, Scored, Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent,
+    TokenLogprob, memory_estimate,
 };

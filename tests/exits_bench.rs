@@ -6,6 +6,7 @@ mod support;
 use offramp::gguf::TensorType;
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 use screen::Files;
+use screen::heads::{Kind, Spec};
 use serde_json::Value;
 use support::run;
 
@@ -34,7 +35,8 @@ fn bench(files: &Files, more: &[&str]) -> support::Finished {
 
 #[test]
 fn every_mode_is_measured_and_scored_again() {
-    let report: Value = serde_json::from_str(&bench(&files(), &["--agreement", "0.9", "--json"]).success()).unwrap();
+    let asked = ["--agreement", "0.9", "--exits", "calibrated", "--policy", "always", "--json"];
+    let report: Value = serde_json::from_str(&bench(&files(), &asked).success()).unwrap();
     assert_eq!((&report["n_prompts"], &report["n_predict"]), (&2.into(), &40.into()));
     let [off, calibrated] = report["modes"].as_array().unwrap().as_slice() else { panic!("{report}") };
     assert_eq!((&off["exits"], &calibrated["exits"]), (&"off".into(), &"calibrated".into()));
@@ -52,9 +54,55 @@ fn every_mode_is_measured_and_scored_again() {
 fn markdown_is_a_table_with_a_row_a_mode() {
     let text = bench(&files(), &["--agreement", "0.9", "--markdown"]).success();
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
-    assert_eq!(rows.len(), 4, "{text}");
+    assert_eq!(rows.len(), 5, "{text}");
+    assert!(rows[4].starts_with("| exact"), "{text}");
     assert!(rows[1].chars().all(|c| matches!(c, '|' | '-' | ' ')), "{text}");
     assert!(rows[3].starts_with("| calibrated"), "{text}");
+}
+
+/// Tokens that exits let go, once with each K/V policy that is asked for, and exact mode beside them.
+#[test]
+fn exits_after_blocks_are_measured_with_each_kv_policy() {
+    let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0), 3);
+    files.write_exits(&Spec::new(&[2], Kind::Perfect));
+    std::fs::write(files.path("p.jsonl"), "{\"prompt\": \"one two\"}\n").unwrap();
+    let asked = [
+        "--agreement",
+        "0.9",
+        "--exits",
+        "calibrated,exact",
+        "--kv",
+        "catch-up,propagate",
+        "--policy",
+        "always",
+        "--json",
+    ];
+    let report: Value = serde_json::from_str(&bench(&files, &asked).success()).unwrap();
+    let modes = report["modes"].as_array().unwrap();
+    let names: Vec<_> = modes.iter().map(|mode| (mode["exits"].as_str().unwrap(), mode["kv"].as_str())).collect();
+    let calibrated = |kv| ("calibrated", Some(kv));
+    assert_eq!(names, [("off", None), calibrated("catch-up"), calibrated("propagate"), ("exact", None)]);
+    let [off, caught_up, propagated, exact] = modes.as_slice() else { panic!("{report}") };
+    for mode in [off, caught_up, exact] {
+        assert_eq!(mode["rescored"]["differing"], 0, "{report}");
+    }
+    for mode in [caught_up, propagated] {
+        assert!(mode["exit_histogram"]["layer 002"].as_u64() > Some(10), "{report}");
+        assert!(mode["mean_depth"].as_f64() < Some(0.7), "{report}");
+    }
+    assert!(exact["drafted"].as_u64() > Some(10) && exact["drafted"] == exact["drafted_right"], "{report}");
+}
+
+/// Marks follow the text where there is no terminal to colour it.
+#[test]
+fn exits_are_shown_beside_the_text() {
+    let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0), 3);
+    files.write_exits(&Spec::new(&[2], Kind::Perfect));
+    let more = ["-p", "one two", "--temp", "0", "--agreement", "0.9", "--policy", "always", "--show-exits"];
+    let all = arguments(&files, "run", &more);
+    let finished = run(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(finished.stderr.contains("left after block N of 6"), "{finished:?}");
+    assert!(finished.success().matches("[2]").count() > 10);
 }
 
 #[test]
@@ -74,7 +122,7 @@ fn run_reports_where_tokens_left() {
         (record["tokens"].clone(), screened)
     };
     let (off, n_off) = exits(&["--exits", "off"]);
-    let (calibrated, n_calibrated) = exits(&["--agreement", "0.9"]);
+    let (calibrated, n_calibrated) = exits(&["--agreement", "0.9", "--policy", "always"]);
     assert_eq!((off, n_off), (calibrated, 0));
     assert!(n_calibrated >= 5);
 }

@@ -69,6 +69,7 @@ fn the_self_test_says_what_each_memory_supports() {
         let support = tiny.model.gate_support().unwrap();
         let expected = matches!(arch.memory(), Memory::Attention | Memory::SlidingWindow);
         assert_eq!(support.can_resume(), expected, "{arch:?}: {support}");
+        assert_eq!(support.can_predict(), expected, "{arch:?}: {support}");
         assert!(support.stop_at_result_norm, "{arch:?}: {support}");
         if !expected {
             assert!(support.to_string().contains("resume is not supported here"), "{support}");

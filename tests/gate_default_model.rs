@@ -5,7 +5,7 @@ mod common;
 use std::ops::ControlFlow;
 
 use offramp::gate::{Gate, Outcome, Tap};
-use offramp::{Logits, Model, Session, SessionParams, Token};
+use offramp::{CacheType, Logits, Model, Session, SessionParams, Token};
 
 fn session(model: &Model) -> Session {
     let mut params = SessionParams::default();
@@ -80,6 +80,19 @@ fn the_self_test_finds_resume_supported_bit_for_bit() {
     let support = common::default_model().gate_support().unwrap().clone();
     assert!(support.can_resume() && support.stop_at_result_norm, "{support}");
     assert_eq!(support.window_difference, 0.0);
+    assert!(support.can_predict(), "{support}");
+}
+
+#[test]
+fn a_cache_whose_rows_llama_cpp_rotates_before_it_quantizes_them_is_refused() {
+    let model = common::default_model();
+    let mut params = SessionParams::default();
+    params.n_ctx = 512;
+    params.gate = true;
+    params.type_k = CacheType::Q8_0;
+    let mut session = Session::new(&model, &params).unwrap();
+    let refused = session.gate().kv_layout().unwrap().shape(0).unwrap_err();
+    assert!(refused.to_string().contains("attn_inp_k_rot"), "{refused}");
 }
 
 #[test]

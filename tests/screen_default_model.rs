@@ -7,13 +7,17 @@ mod screen;
 use std::ops::ControlFlow;
 
 use offramp::gguf::TensorType;
-use offramp::{ExitPoint, Exits, GenerateParams, Model, ModelParams, Sampler, SamplerParams, Session, SessionParams};
+use offramp::{
+    ExitPoint, Exits, GenerateParams, Model, ModelParams, Policy, Sampler, SamplerParams, Session, SessionParams,
+};
 use screen::Files;
 
 fn sampled(model: &Model, exits: Exits) -> offramp::Generation {
     let mut params = SessionParams::default();
     params.n_ctx = 512;
     params.exits = exits;
+    // Whether a screen of full rank pays here is not the question.
+    params.policy = Policy::Always;
     let mut session = Session::new(model, &params).unwrap();
     let mut sampler_params = SamplerParams::default();
     sampler_params.seed = Some(11);
@@ -35,6 +39,5 @@ fn candidates_are_sampled_as_from_the_full_matrix() {
     let (off, screened) = (sampled(&model, Exits::Off), sampled(&model, Exits::Calibrated));
     assert_eq!(off.tokens, screened.tokens);
     let n = screened.exits.iter().filter(|exit| **exit == Some(ExitPoint::Screen)).count();
-    // The policy may then find that a screen of full rank does not pay.
-    assert!(n >= 10, "{:?}", screened.exits);
+    assert!(n >= 40, "{:?}", screened.exits);
 }

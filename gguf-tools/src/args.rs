@@ -105,6 +105,12 @@ pub enum Verb {
         args: Collect,
     },
 
+    /// Certify the levels of a file anew, by free-running decodes of your own prompts
+    Calibrate {
+        #[command(flatten)]
+        args: Box<Calibrate>,
+    },
+
     /// Take the original model out of a merged file, byte for byte
     StripHeads {
         /// The merged file
@@ -150,6 +156,15 @@ pub struct Tokens {
     pub time_limit: Option<Duration>,
 }
 
+/// Whether tokens that exit are to have K and V predicted in the layers that they skip.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvMaps {
+    /// Where the model's K and V can be seen
+    Auto,
+    /// Never
+    Off,
+}
+
 /// How to collect.
 #[derive(clap::Args)]
 pub struct Collect {
@@ -163,6 +178,10 @@ pub struct Collect {
     /// Keep the hidden states after these layers too, counted from 0
     #[arg(long, value_name = "K,K", value_delimiter = ',')]
     pub layers: Vec<u32>,
+
+    /// Whether to keep what K/V maps learn from: K and V of every layer above the lowest of --layers
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub kv_maps: KvMaps,
 
     #[command(flatten)]
     pub tokens: Tokens,
@@ -257,8 +276,8 @@ pub struct Heads {
     pub shortlist: Option<usize>,
 
     /// Predict the keys and values of skipped layers, where they were collected
-    #[arg(long, value_enum, default_value_t = Auto::Auto)]
-    pub kv_maps: Auto,
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub kv_maps: KvMaps,
 
     /// How sure an exit is; `auto` takes the metric by which most tokens may exit
     #[arg(long, value_enum, default_value_t = MetricChoice::Auto)]
@@ -293,15 +312,6 @@ pub enum HeadShape {
     Mlp,
 }
 
-/// Where it pays, or not at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Auto {
-    /// Where it can be done.
-    Auto,
-    /// Never.
-    Off,
-}
-
 /// What an exit's sureness is measured by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum MetricChoice {
@@ -325,6 +335,56 @@ fn layers(text: &str) -> Result<Layers, String> {
             layers.map(Layers::These).ok_or_else(|| "expected auto, off, or ascending layers such as 9,17,23".to_string())
         }
     }
+}
+
+/// How to certify a file anew.
+#[derive(clap::Args)]
+pub struct Calibrate {
+    /// The file: a model with its heads, or heads alone
+    pub file: PathBuf,
+
+    /// The model, where FILE holds heads alone
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+
+    /// Prompts to certify on: a paragraph each of plain text, a line each of JSONL
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "itself")]
+    pub prompts: Vec<PathBuf>,
+
+    /// Let the model write the prompts itself
+    #[arg(long = "self", conflicts_with = "prompts")]
+    pub itself: bool,
+
+    #[command(flatten)]
+    pub write: Write,
+
+    /// The most prompts. A level needs ln(delta) / ln(level) of them: 299 for 0.99
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_prompts: usize,
+
+    /// The most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub answer: usize,
+
+    /// Shares of tokens that must equal the full model's; those of the file where they are not given
+    #[arg(long, value_name = "A,A", value_delimiter = ',')]
+    pub agreement_levels: Vec<f32>,
+
+    /// Probability with which a certified level may turn out to be broken
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub delta: f64,
+
+    /// Seed of the prompts that the model writes
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Threads that decode; the physical cores where it is not given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+
+    /// Stop after this time, such as 90s, 30m or 2h, and keep what was certified by then
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub time_limit: Option<Duration>,
 }
 
 /// A number of tokens, in thousands with a `k`.

@@ -14,7 +14,7 @@ use gguf_tools::add_heads::heads::candidate_layers;
 use gguf_tools::add_heads::{self, HeadOptions, Made};
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::store::Reader;
-use gguf_tools::collect::store::{Manifest, Store};
+use gguf_tools::collect::store::{KvWidths, Manifest, Store};
 use gguf_tools::collect::{self, Options, Outcome};
 use gguf_tools::screen::output_matrix::OutputMatrix;
 use gguf_tools::train::fit::Settings;
@@ -24,7 +24,7 @@ use offramp::gguf::{Error, File, WriteOptions};
 use offramp::{Model, ModelParams};
 use serde_json::json;
 
-use crate::args::{AddHeads, Auto, Collect, HeadShape, Heads, Layers, MetricChoice, Tokens, Train, Write};
+use crate::args::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train, Write};
 use crate::output::{Output, Progress};
 use crate::summary;
 
@@ -35,7 +35,8 @@ const TRAINED: f64 = 0.8;
 
 pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = base_of(&args.model)?;
-    let (store, outcome) = collect_into(&args.output, &args.model, &base, &args.layers, &args.tokens, args.resume)?;
+    let wanted = Wanted { layers: &args.layers, kv_maps: args.kv_maps, tokens: &args.tokens };
+    let (store, outcome) = collect_into(&args.output, &args.model, &base, wanted, args.resume)?;
     let (n_tokens, n_sequences) = (store.n_tokens(), store.n_sequences());
     let folder = args.output.display().to_string();
     if out.json {
@@ -72,7 +73,9 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
         // Training wants its share of the time.
         let time_limit = args.tokens.time_limit.map(|limit| limit.mul_f64(COLLECTING));
         let tokens = Tokens { time_limit, corpus: args.tokens.corpus.clone(), ..args.tokens };
-        collect_into(&folder, &args.model, &base, &layers, &tokens, args.resume.is_some())?.1
+        let kv_maps = if layers.is_empty() { KvMaps::Off } else { args.heads.kv_maps };
+        let wanted = Wanted { layers: &layers, kv_maps, tokens: &tokens };
+        collect_into(&folder, &args.model, &base, wanted, args.resume.is_some())?.1
     };
     let timing = timing(&args.model, &args.heads, args.tokens.threads)?;
     let reader = Reader::open(&folder)?;
@@ -209,7 +212,7 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
             MetricChoice::Margin => Some(Metric::Margin),
             MetricChoice::Entropy => Some(Metric::NegativeEntropy),
         },
-        kv_maps: args.kv_maps == Auto::Auto,
+        kv_maps: args.kv_maps == KvMaps::Auto,
         timing,
     });
     add_heads::Options {
@@ -278,15 +281,23 @@ fn base_of(path: &Path) -> anyhow::Result<Base> {
     Ok(Base::of(&file, &mut |done, total| progress.step(done, total))?)
 }
 
-/// Collects what `tokens` asks for into `folder`; an interruption is an error.
+/// What to collect.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    layers: &'a [u32],
+    kv_maps: KvMaps,
+    tokens: &'a Tokens,
+}
+
+/// Collects into `folder`; an interruption is an error.
 fn collect_into(
     folder: &Path,
     path: &Path,
     base: &Base,
-    layers: &[u32],
-    tokens: &Tokens,
+    wanted: Wanted<'_>,
     resume: bool,
 ) -> anyhow::Result<(Store, Outcome)> {
+    let Wanted { layers, kv_maps, tokens } = wanted;
     let model = Model::load(path, &ModelParams::default())?;
     let width_difference = check_layers(&model, layers)?;
     let options = Options {
@@ -307,7 +318,7 @@ fn collect_into(
         n_embd: base.n_embd,
         n_vocab: base.n_vocab,
         layers: layers.to_vec(),
-        kv: Vec::new(),
+        kv: if kv_maps == KvMaps::Auto { kv_widths(&model, layers) } else { Vec::new() },
         prompts: source.description(),
         answer: tokens.answer,
         seed: tokens.seed,
@@ -327,6 +338,14 @@ fn collect_into(
         bail!("no tokens were collected: every answer ended at once, or every prompt was too long");
     }
     Ok((store, outcome))
+}
+
+/// What K/V maps learn from; nothing, said aloud, where the model does not show it.
+fn kv_widths(model: &Model, layers: &[u32]) -> Vec<KvWidths> {
+    collect::kv_widths(model, layers).unwrap_or_else(|error| {
+        eprintln!("gguf-tools: no K/V maps: {error:#}");
+        Vec::new()
+    })
 }
 
 /// Checks that the hidden states can be seen; gives the difference of logits between batch widths.

@@ -4,6 +4,7 @@
 //! 1 where something failed or differs, 2 for wrong usage, 130 when interrupted. No input is ever changed.
 
 mod args;
+mod recalibrate;
 mod compare;
 mod convert;
 mod hash;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Verb::AddHeads { args } => convert::add_heads(args, &mut out),
         Verb::Train { args } => convert::train(args, &mut out),
         Verb::Collect { args } => convert::collect(args, &mut out),
+        Verb::Calibrate { args } => recalibrate::run(args, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
     };
     match result.and_then(|code| out.flush().map(|()| code)) {

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::hook::{Hook, HookError, Resume};
-use super::{Observer, Tap};
-use crate::error::{Error, Result};
+use super::kv::{KvLayout, LayerKv, learn_layout};
+use super::{Observer, Seen, Tap, Watcher};
+use crate::error::{Error, LlamaLog, Result};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::context::Context;
+use crate::llama::eval::ContextId;
 use crate::llama::threads::ThreadPool;
 
 /// How a gated decode ended.
@@ -28,27 +30,28 @@ pub enum Outcome {
 /// [`Gate::catch_up`] has run those layers, no token may pass the lowest block that a pending one stopped after.
 #[derive(Debug)]
 pub struct Gate {
-    context: Context,
+    pub(super) context: Context,
     n_embd: usize,
     n_layer: u32,
     /// Positions in the cache, those of the pending tokens included.
-    position: usize,
+    pub(super) position: usize,
     /// The last positions of the cache, oldest first.
-    pending: Vec<Pending>,
+    pub(super) pending: Vec<Pending>,
     /// Hidden states of one window, kept to spare an allocation a decode.
     hidden: Vec<f32>,
     n_redone: u64,
+    kv_layout: Option<KvLayout>,
 }
 
 #[derive(Debug)]
-struct Pending {
+pub(super) struct Pending {
     token: Token,
     /// The last block that ran.
-    layer: u32,
+    pub(super) layer: u32,
     /// Its hidden states after the blocks that were tapped, lowest first, `[n_embd]` each.
-    hidden: Vec<(u32, Vec<f32>)>,
+    pub(super) hidden: Vec<(u32, Vec<f32>)>,
     /// Its cell in each cache that the blocks up to `layer` store to.
-    cells: Vec<i64>,
+    pub(super) cells: Vec<i64>,
 }
 
 impl Gate {
@@ -61,6 +64,7 @@ impl Gate {
             pending: Vec::new(),
             hidden: Vec::new(),
             n_redone: 0,
+            kv_layout: None,
         }
     }
 
@@ -74,10 +78,21 @@ impl Gate {
         self.pending.len()
     }
 
+    /// The cells of the token that stopped last, one in each cache that the layers which ran store to; `None` if none is
+    /// pending.
+    pub(crate) fn pending_cells(&self) -> Option<&[i64]> {
+        self.pending.last().map(|pending| pending.cells.as_slice())
+    }
+
     /// How many catch-ups had to decode their tokens from the first block on, because their cells had moved or their
     /// hidden states were not all there. Right, but slower than a window.
     pub fn n_redone(&self) -> u64 {
         self.n_redone
+    }
+
+    /// The lowest block that a pending token stopped after; `None` if none is pending.
+    pub fn pending_layer(&self) -> Option<u32> {
+        self.pending.last().map(|pending| pending.layer)
     }
 
     /// Positions that the context holds at most.
@@ -105,6 +120,16 @@ impl Gate {
         self.context.threads()
     }
 
+    /// Which context the gate decodes in.
+    pub(crate) fn context_id(&self) -> ContextId {
+        self.context.id()
+    }
+
+    /// Length of a hidden state.
+    pub(crate) fn n_embd(&self) -> usize {
+        self.n_embd
+    }
+
     pub(crate) fn cancel_flag(&self) -> &Arc<AtomicBool> {
         self.context.cancel_flag()
     }
@@ -127,7 +152,7 @@ impl Gate {
     /// [`Error::InvalidValue`] for taps that are out of order or above what the pending tokens allow; [`Error::Gate`]
     /// if the graph lacks one; and as llama.cpp's decode. The tokens are then not in the cache.
     pub fn decode_tapped(&mut self, tokens: &[Token], taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
-        let ceiling = self.pending.last().map(|pending| Tap::Layer(pending.layer));
+        let ceiling = self.pending_layer().map(Tap::Layer);
         self.check_taps(taps, None, ceiling)?;
         let n_embd = self.n_embd;
         let last = ceiling.and(taps.last().copied());
@@ -141,8 +166,9 @@ impl Gate {
                 _ => ControlFlow::Break(()),
             }
         };
-        let (stopped, cells) =
-            self.decoded(tokens.len(), |context, position| hooked(context, tokens, position, taps, None, &mut watch))?;
+        let (stopped, cells) = self.decoded(tokens.len(), |context, position| {
+            hooked(context, tokens, position, Logits::All, taps, None, &mut watch)
+        })?;
         let Some(tap) = stopped else { return Ok(Outcome::Complete) };
         if let Tap::Layer(layer) = tap {
             let row = |values: &[f32], i: usize| values.get(i * n_embd..(i + 1) * n_embd).map(<[f32]>::to_vec);
@@ -155,6 +181,88 @@ impl Gate {
         Ok(Outcome::Stopped(tap))
     }
 
+    /// Where this context's graphs compute K and V, and how they store them. The first call learns it: it decodes one
+    /// token in the empty cache and forgets it again.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] if the first call finds tokens in the cache; as llama.cpp's decode.
+    pub fn kv_layout(&mut self) -> Result<&KvLayout> {
+        if self.kv_layout.is_none() {
+            if self.position > 0 {
+                return Err(Error::InvalidValue {
+                    name: "position",
+                    found: self.position.to_string(),
+                    expected: "0: where K and V lie is learnt in an empty cache; clear it first",
+                });
+            }
+            let layout = learn_layout(&mut self.context, self.n_layer);
+            self.context.clear();
+            self.kv_layout = Some(layout?);
+        }
+        self.kv_layout.as_ref().ok_or_else(no_layout)
+    }
+
+    /// The bytes that `cell` of the caches holds as K and V of a layer.
+    ///
+    /// # Errors
+    /// As [`KvLayout::shape`], and [`Error::InvalidValue`] for a cell that does not exist.
+    pub(crate) fn stored(&mut self, il: u32, cell: usize) -> Result<[Vec<u8>; 2]> {
+        self.kv_layout()?;
+        let layout = self.kv_layout.as_ref().ok_or_else(no_layout)?;
+        let LayerKv { k, v, .. } = layout.layer(il)?;
+        match (self.context.stored_bytes(k, cell), self.context.stored_bytes(v, cell)) {
+            (Some(k), Some(v)) => Ok([k, v]),
+            _ => Err(Error::InvalidValue { name: "cell", found: cell.to_string(), expected: "a cell of the cache" }),
+        }
+    }
+
+    /// Runs `tokens` (at most `n_ubatch`) through all layers, after catching up on the pending ones, and shows their
+    /// hidden states at each of `taps` and K and V of each layer in `kv_layers`, both lowest first. All of the tokens get
+    /// logits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] for taps or layers that are out of order or do not exist; [`Error::Unsupported`] for a
+    /// layer whose K and V this library does not recognise; as [`Gate::kv_layout`] and as llama.cpp's decode. The tokens
+    /// are then not in the cache.
+    pub fn decode_watched(
+        &mut self,
+        tokens: &[Token],
+        taps: &[Tap],
+        kv_layers: &[u32],
+        watcher: &mut Watcher<'_>,
+    ) -> Result<()> {
+        self.check_taps(taps, None, None)?;
+        if !kv_layers.is_empty() {
+            let layout = self.kv_layout()?;
+            if !kv_layers.is_sorted_by(|a, b| a < b) {
+                return Err(Error::InvalidValue {
+                    name: "K/V layers",
+                    found: format!("{kv_layers:?}"),
+                    expected: "layers in ascending order, each once",
+                });
+            }
+            for &layer in kv_layers {
+                layout.shape(layer)?;
+            }
+        }
+        self.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+        let layout = self.kv_layout.take();
+        let result = self.decoded(tokens.len(), |context, position| {
+            let mut sink = |seen: Seen, values: &[f32]| {
+                watcher(seen, values);
+                ControlFlow::Continue(())
+            };
+            let hook = Hook::new(taps, None, &mut sink);
+            let hook = match &layout {
+                Some(layout) if !kv_layers.is_empty() => hook.with_kv(layout, kv_layers),
+                _ => hook,
+            };
+            run(context, tokens, position, Logits::All, hook)
+        });
+        self.kv_layout = layout;
+        result.map(drop).map_err(Error::from)
+    }
+
     /// Runs the layers that the pending tokens skipped, for all of them in one batch, and shows the hidden states at
     /// `taps` above the block that they resume after. Every pending token gets logits, oldest first. Does nothing if
     /// none is pending.
@@ -163,7 +271,16 @@ impl Gate {
     /// As [`Gate::decode_tapped`]. The pending tokens are then no longer in the cache: [`Gate::position`] is that of
     /// the first of them, and they may be decoded again.
     pub fn catch_up(&mut self, taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
-        let Some(layer) = self.pending.last().map(|pending| pending.layer) else { return Ok(Outcome::Complete) };
+        self.catch_up_for(Logits::All, taps, observer)
+    }
+
+    /// As [`Gate::catch_up`], with logits (and hidden states at [`Tap::ResultNorm`]) for the tokens that `logits` names:
+    /// one token's output matrix instead of all of theirs.
+    ///
+    /// # Errors
+    /// As [`Gate::catch_up`].
+    pub fn catch_up_for(&mut self, logits: Logits, taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
+        let Some(layer) = self.pending_layer() else { return Ok(Outcome::Complete) };
         self.check_taps(taps, Some(Tap::Layer(layer)), None)?;
         let pending = std::mem::take(&mut self.pending);
         let tokens: Vec<Token> = pending.iter().map(|pending| pending.token).collect();
@@ -173,7 +290,7 @@ impl Gate {
         if let Some((hidden, cells)) = self.window(&pending, layer) {
             let resume = Resume { layer, hidden: &hidden, cells: &cells };
             let result = self.decoded(tokens.len(), |context, position| {
-                hooked(context, &tokens, position, taps, Some(resume), observer)
+                hooked(context, &tokens, position, logits, taps, Some(resume), observer)
             });
             self.hidden = hidden;
             match result {
@@ -186,8 +303,9 @@ impl Gate {
             }
         }
         self.n_redone += 1;
-        let (stopped, _) =
-            self.decoded(tokens.len(), |context, position| hooked(context, &tokens, position, taps, None, observer))?;
+        let (stopped, _) = self.decoded(tokens.len(), |context, position| {
+            hooked(context, &tokens, position, logits, taps, None, observer)
+        })?;
         Ok(stopped.map_or(Outcome::Complete, Outcome::Stopped))
     }
 
@@ -227,6 +345,41 @@ impl Gate {
         self.pending.truncate(position.saturating_sub(first_pending));
         self.position = position;
         true
+    }
+
+    /// ggml's type ids of the K and the V cache.
+    pub(crate) fn cache_types(&self) -> (u32, u32) {
+        self.context.cache_types()
+    }
+
+    /// The state of one token in a small context of its own, with this one's model and kind of cache.
+    ///
+    /// # Errors
+    /// [`Error::Context`], [`Error::Decode`].
+    pub(crate) fn sample_state(&self) -> Result<Vec<u8>> {
+        self.context.sample_state()
+    }
+
+    /// llama.cpp's state of everything in the cache, after catching up on the pending tokens; the inner error is
+    /// llama.cpp's refusal.
+    ///
+    /// # Errors
+    /// As [`Gate::catch_up`].
+    pub(crate) fn state(&mut self) -> Result<std::result::Result<Vec<u8>, LlamaLog>> {
+        self.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+        Ok(self.context.state())
+    }
+
+    /// Replaces what is in the cache by a state of the positions below `position`, which has been checked. After an
+    /// error, which is llama.cpp's refusal, the cache is empty.
+    pub(crate) fn restore(&mut self, state: &[u8], position: usize) -> std::result::Result<(), LlamaLog> {
+        self.clear();
+        if let Err(error) = self.context.restore(state) {
+            self.context.clear();
+            return Err(error);
+        }
+        self.position = position;
+        Ok(())
     }
 
     /// Empties the cache.
@@ -279,6 +432,10 @@ impl Gate {
     }
 }
 
+fn no_layout() -> Error {
+    Error::Gate { found: "no K/V layout".to_owned() }
+}
+
 /// Why a watched decode failed.
 enum Failure {
     Hook(HookError),
@@ -299,12 +456,26 @@ fn hooked(
     context: &mut Context,
     tokens: &[Token],
     position: usize,
+    logits: Logits,
     taps: &[Tap],
     resume: Option<Resume<'_>>,
     observer: &mut Observer<'_>,
 ) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
-    let mut hook = Hook::new(taps, resume, observer);
-    context.decode_hooked(tokens, position, Logits::All, &mut hook).map_err(Failure::Decode)?;
+    let mut sink = |seen: Seen, values: &[f32]| match seen {
+        Seen::Hidden(tap) => observer(tap, values),
+        Seen::K(_) | Seen::V(_) => ControlFlow::Continue(()),
+    };
+    run(context, tokens, position, logits, Hook::new(taps, resume, &mut sink))
+}
+
+fn run(
+    context: &mut Context,
+    tokens: &[Token],
+    position: usize,
+    logits: Logits,
+    mut hook: Hook<'_, '_>,
+) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
+    context.decode_hooked(tokens, position, logits, &mut hook).map_err(Failure::Decode)?;
     if let Some(error) = hook.error.take().or_else(|| hook.missing()) {
         return Err(Failure::Hook(error));
     }

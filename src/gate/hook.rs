@@ -1,13 +1,15 @@
 //! What the gate does at each node of one graph.
 //!
-//! Three jobs: show the hidden states at the taps; when resuming, switch off everything that is computed from the
+//! Four jobs: show the hidden states at the taps, and K and V where they are asked for; when resuming, switch off everything that is computed from the
 //! token embeddings up to the block that is resumed after, and put the saved hidden states in its place; and read which
 //! cache cells the tokens were given, since resuming is right only on the cells that the lower layers wrote before.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::ControlFlow;
 
-use super::{Observer, Tap};
+use super::kv::{KvLayout, KvWatch};
+use super::{Seen, Tap};
 use crate::llama::eval::{EvalHook, Node, NodeError, NodeId, Verdict};
 
 /// Name of the graph input that holds the token ids (`llm_graph_context::build_inp_embd`).
@@ -30,7 +32,13 @@ pub(super) enum HookError {
     /// The graph ended before a tap came by.
     #[error("the graph has no {0}")]
     Missing(Tap),
+    /// K or V of a layer were not where the layout says.
+    #[error("K and V of layer {0} are not where they were when the layout was learnt")]
+    KvMoved(u32),
 }
+
+/// Is shown what a decode computes, and says whether to stop there; what it says of K and V is not asked.
+pub(super) type Sink<'a> = dyn FnMut(Seen, &[f32]) -> ControlFlow<()> + 'a;
 
 /// Where a decode resumes.
 pub(super) struct Resume<'a> {
@@ -42,7 +50,7 @@ pub(super) struct Resume<'a> {
     pub(super) cells: &'a [Vec<i64>],
 }
 
-pub(super) struct Hook<'a, 'o> {
+pub(super) struct Hook<'a, 's> {
     taps: Vec<(Tap, Vec<u8>)>,
     next_tap: usize,
     resume: Option<(Resume<'a>, Vec<u8>)>,
@@ -50,8 +58,9 @@ pub(super) struct Hook<'a, 'o> {
     tainted: HashSet<NodeId, BuildHasherDefault<IdHasher>>,
     injected: bool,
     caches: Caches,
-    observer: &'a mut Observer<'o>,
-    hidden: Vec<f32>,
+    kv: Option<KvWatch<'a>>,
+    sink: &'a mut Sink<'s>,
+    values: Vec<f32>,
     /// The tap at which the observer stopped.
     pub(super) stopped: Option<Tap>,
     pub(super) error: Option<HookError>,
@@ -64,9 +73,9 @@ struct Caches {
     cells: Vec<Vec<i64>>,
 }
 
-impl<'a, 'o> Hook<'a, 'o> {
+impl<'a, 's> Hook<'a, 's> {
     /// `taps` in the order of the graph, all of them above the block to resume after.
-    pub(super) fn new(taps: &[Tap], resume: Option<Resume<'a>>, observer: &'a mut Observer<'o>) -> Self {
+    pub(super) fn new(taps: &[Tap], resume: Option<Resume<'a>>, sink: &'a mut Sink<'s>) -> Self {
         Self {
             taps: taps.iter().map(|&tap| (tap, node_name(tap))).collect(),
             next_tap: 0,
@@ -77,11 +86,19 @@ impl<'a, 'o> Hook<'a, 'o> {
             tainted: HashSet::default(),
             injected: false,
             caches: Caches::default(),
-            observer,
-            hidden: Vec::new(),
+            kv: None,
+            sink,
+            values: Vec::new(),
             stopped: None,
             error: None,
         }
+    }
+
+    /// Shows K and V of `layers` as well, in ascending order, where `layout` says they are. Not for decodes that resume:
+    /// below the block they resume after nothing is computed.
+    pub(super) fn with_kv(mut self, layout: &'a KvLayout, layers: &[u32]) -> Self {
+        self.kv = Some(KvWatch::new(layout, layers));
+        self
     }
 
     /// The cells that each cache gave to the tokens.
@@ -96,7 +113,10 @@ impl<'a, 'o> Hook<'a, 'o> {
         }
         match &self.resume {
             Some((resume, _)) if !self.injected => Some(HookError::Missing(Tap::Layer(resume.layer))),
-            _ => self.taps.get(self.next_tap).map(|(tap, _)| HookError::Missing(*tap)),
+            _ => {
+                let missing = self.taps.get(self.next_tap).map(|(tap, _)| HookError::Missing(*tap));
+                missing.or_else(|| self.kv.as_ref()?.missing().map(HookError::KvMoved))
+            }
         }
     }
 
@@ -161,7 +181,14 @@ impl EvalHook for Hook<'_, '_> {
             self.fail(error.into());
             return true;
         }
-        self.is_next_tap(node)
+        let kv = self.kv.as_mut().map_or(Ok(false), |kv| kv.ask(node));
+        match kv {
+            Ok(wanted) => self.is_next_tap(node) || wanted,
+            Err(layer) => {
+                self.fail(HookError::KvMoved(layer));
+                true
+            }
+        }
     }
 
     fn data(&mut self, node: &mut Node<'_>) -> Verdict {
@@ -175,13 +202,26 @@ impl EvalHook for Hook<'_, '_> {
             }
             return Verdict::Continue;
         }
-        let Some(&(tap, _)) = self.taps.get(self.next_tap) else { return Verdict::Continue };
+        match self.kv.as_mut().map_or(Ok(None), |kv| kv.read(node, &mut self.values)) {
+            Ok(None) => {}
+            Ok(Some(seen)) => {
+                let _ = (self.sink)(seen, &self.values);
+            }
+            Err(error) => {
+                self.fail(error.into());
+                return Verdict::Abandon;
+            }
+        }
+        if !self.is_next_tap(node) {
+            return Verdict::Continue;
+        }
+        let tap = self.taps[self.next_tap].0;
         self.next_tap += 1;
-        if let Err(error) = node.read_f32(&mut self.hidden) {
+        if let Err(error) = node.read_f32(&mut self.values) {
             self.fail(error.into());
             return Verdict::Abandon;
         }
-        if (self.observer)(tap, &self.hidden).is_break() {
+        if (self.sink)(Seen::Hidden(tap), &self.values).is_break() {
             self.stopped = Some(tap);
             return Verdict::Abandon;
         }

@@ -10,10 +10,15 @@
 
 mod engine;
 mod hook;
+mod kv;
+mod predict;
 mod selftest;
 mod sequences;
 
 pub use engine::{Gate, Outcome};
+pub(crate) use kv::LayerKv;
+pub use kv::{KvLayout, KvShape};
+pub(crate) use predict::KvSource;
 pub use selftest::GateSupport;
 pub(crate) use selftest::self_test;
 pub use sequences::Sequences;
@@ -35,6 +40,21 @@ impl std::fmt::Display for Tap {
         }
     }
 }
+
+/// Something that a decode computes and [`Gate::decode_watched`] shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Seen {
+    /// The hidden states at a tap, as an [`Observer`] sees them.
+    Hidden(Tap),
+    /// K of a layer as it is before its rotation and after any norm, `[n_embd_k_gqa, n_tokens]`.
+    K(u32),
+    /// V of a layer as it is stored, `[n_embd_v_gqa, n_tokens]`.
+    V(u32),
+}
+
+/// Is shown what a decode computes, in the order of the graph: K and V of a layer come before its hidden states.
+/// Everything in ggml order, one token's values after another's.
+pub type Watcher<'a> = dyn FnMut(Seen, &[f32]) + 'a;
 
 /// Sees the hidden states at a tap, `[n_embd, n_tokens]` in ggml order (one token's `n_embd` values after another's; at
 /// the last block and at [`Tap::ResultNorm`] only the tokens that get logits), and says whether to stop there.

@@ -34,9 +34,16 @@ pub struct GateSupport {
     pub window_difference: f32,
     /// Largest difference of a logit between plain decodes of width 1 and of width 4: what rounding alone does.
     pub width_difference: f32,
+    /// Why K and V of the layers that a token skipped cannot be written without those layers; `None` if they can.
+    pub no_predict: Option<String>,
 }
 
 impl GateSupport {
+    /// True if K and V of skipped layers can be predicted.
+    pub fn can_predict(&self) -> bool {
+        self.no_predict.is_none()
+    }
+
     /// True if decodes can stop after blocks and resume there.
     pub fn can_resume(&self) -> bool {
         self.no_resume.is_none()
@@ -58,11 +65,16 @@ impl std::fmt::Display for GateSupport {
             Some(reason) => write!(f, "stop after any block and resume: resume is not supported here ({reason})")?,
         }
         let yes = if self.stop_at_result_norm { "yes" } else { "no" };
-        write!(f, "\nstop before the output matrix: {yes}")
+        write!(f, "\nstop before the output matrix: {yes}")?;
+        match &self.no_predict {
+            None => f.write_str("\npredict K and V of skipped layers: yes, stored bit for bit as the layers do"),
+            Some(reason) => write!(f, "\npredict K and V of skipped layers: not supported here ({reason})"),
+        }
     }
 }
 
-/// Finds out what `gate`, which is empty, can do. Its cache is used and left empty.
+/// Finds out what `gate`, which is empty, can do, but for the prediction of K and V, which its caller finds out. Its cache
+/// is used and left empty.
 ///
 /// # Errors
 /// Only if plain decoding fails.
@@ -84,7 +96,9 @@ pub(crate) fn self_test(gate: &mut Gate, n_layer: u32, n_vocab: usize) -> Result
     let rounding = width_difference.max(ROUNDING * spread(&narrow));
 
     let stop_at_result_norm = stops_at_result_norm(gate, before, window, &narrow, width_difference)?;
-    let mut support = GateSupport { stop_at_result_norm, no_resume: None, window_difference: 0.0, width_difference };
+    let no_predict = Some("it was not tested".to_owned());
+    let mut support =
+        GateSupport { stop_at_result_norm, no_resume: None, window_difference: 0.0, width_difference, no_predict };
     if n_layer < 2 {
         support.no_resume = Some("the model has a single block".to_owned());
     }
@@ -221,8 +235,10 @@ mod tests {
             no_resume: Some("a recurrent state cannot forget".to_owned()),
             window_difference: 0.0,
             width_difference: 0.0,
+            no_predict: Some("no K of its own".to_owned()),
         };
         let text = support.to_string();
+        assert!(text.contains("predict K and V of skipped layers: not supported here (no K of its own)"), "{text}");
         assert!(text.contains("resume is not supported here (a recurrent state cannot forget)"), "{text}");
     }
 }

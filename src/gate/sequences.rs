@@ -6,13 +6,14 @@
 //! The width is thus the same at every step, and with it the kernels' rounding: what a row gives does not depend on
 //! what the other rows hold.
 //!
-//! It shows hidden states as a [`Gate`](super::Gate) does, but stops nowhere. It refuses a step that is wider than one
-//! graph, and rows without a token in sequences that could not forget them.
+//! It shows hidden states, K and V as a [`Gate`](super::Gate) does, but stops nowhere. It refuses rows without a token
+//! in sequences that could not forget them.
 
 use std::ops::ControlFlow;
 
 use super::hook::Hook;
-use super::{Observer, Tap};
+use super::kv::{KvLayout, learn_layout};
+use super::{Seen, Tap, Watcher};
 use crate::error::{Error, Result};
 use crate::llama::Token;
 use crate::llama::batch::{Logits, Places};
@@ -28,28 +29,29 @@ pub struct Sequences {
     positions: Vec<usize>,
     /// The tokens of one step, kept to spare an allocation.
     row: Vec<Token>,
+    kv_layout: KvLayout,
 }
 
 impl Sequences {
-    /// In a context that was made with an eval callback.
+    /// In an empty context that was made with an eval callback, and with a row of `n_ubatch` for each sequence.
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] for more sequences than one graph has rows.
-    pub(crate) fn new(context: Context, n_layer: u32, n_swa: u32) -> Result<Self> {
-        let n = context.n_sequences();
-        if n > context.n_ubatch() {
-            return Err(Error::InvalidValue {
-                name: "sequences",
-                found: n.to_string(),
-                expected: "at most n_ubatch, since a step is one graph",
-            });
-        }
-        Ok(Self { context, n_layer, n_swa: n_swa as usize, positions: vec![0; n], row: Vec::new() })
+    /// As llama.cpp's decode.
+    pub(crate) fn new(mut context: Context, n_layer: u32, n_swa: u32) -> Result<Self> {
+        let kv_layout = learn_layout(&mut context, n_layer)?;
+        context.clear();
+        let (n_swa, positions) = (n_swa as usize, vec![0; context.n_sequences()]);
+        Ok(Self { context, n_layer, n_swa, positions, row: Vec::new(), kv_layout })
     }
 
     /// How many there are: the width of a step.
     pub fn n_sequences(&self) -> usize {
         self.positions.len()
+    }
+
+    /// How many values of K and V each layer stores, and which layers are not understood.
+    pub fn kv_layout(&self) -> &KvLayout {
+        &self.kv_layout
     }
 
     /// Positions that the context holds of each.
@@ -82,24 +84,33 @@ impl Sequences {
         Ok(())
     }
 
-    /// Decodes one token of each sequence and shows the hidden states at each of `taps`, lowest first: one row a
-    /// sequence, in their order, those without a token included. What the observer answers is of no account, and all
-    /// taps are shown. A sequence without a token is afterwards as it was; where the model's memory cannot forget one
-    /// token it must be empty.
+    /// Decodes one token of each sequence and shows the hidden states at each of `taps` and K and V of each layer in
+    /// `kv_layers`, both lowest first: one row a sequence, in their order, those without a token included. A sequence
+    /// without a token is afterwards as it was; where the model's memory cannot forget one token it must be empty.
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] for another number of tokens than there are sequences, or for taps out of order;
-    /// [`Error::Gate`] if the graph lacks one; and as llama.cpp's decode. The tokens are then not in the cache.
-    pub fn step(&mut self, tokens: &[Option<Token>], taps: &[Tap], observer: &mut Observer<'_>) -> Result<()> {
-        self.check(tokens, taps)?;
+    /// [`Error::InvalidValue`] for another number of tokens than there are sequences, or for taps or layers out of order;
+    /// [`Error::Unsupported`] for a layer whose K and V are not understood; [`Error::Gate`] if the graph lacks something;
+    /// and as llama.cpp's decode. The tokens are then not in the cache.
+    pub fn step(
+        &mut self,
+        tokens: &[Option<Token>],
+        taps: &[Tap],
+        kv_layers: &[u32],
+        watcher: &mut Watcher<'_>,
+    ) -> Result<()> {
+        self.check(tokens, taps, kv_layers)?;
         self.row.clear();
         // Any token serves for a row whose result nobody reads.
         self.row.extend(tokens.iter().map(|token| token.unwrap_or(Token(0))));
-        let mut watch = |tap: Tap, hidden: &[f32]| {
-            let _ = observer(tap, hidden);
+        let mut sink = |seen: Seen, values: &[f32]| {
+            watcher(seen, values);
             ControlFlow::Continue(())
         };
-        let mut hook = Hook::new(taps, None, &mut watch);
+        let mut hook = Hook::new(taps, None, &mut sink);
+        if !kv_layers.is_empty() {
+            hook = hook.with_kv(&self.kv_layout, kv_layers);
+        }
         let places = Places::Each(&self.positions);
         let decoded = self.context.decode_hooked_at(&self.row, places, Logits::All, &mut hook);
         let result = decoded.and_then(|()| match hook.error.take().or_else(|| hook.missing()) {
@@ -139,7 +150,7 @@ impl Sequences {
         false
     }
 
-    fn check(&self, tokens: &[Option<Token>], taps: &[Tap]) -> Result<()> {
+    fn check(&self, tokens: &[Option<Token>], taps: &[Tap], kv_layers: &[u32]) -> Result<()> {
         if tokens.len() != self.positions.len() {
             return Err(Error::InvalidValue {
                 name: "tokens of a step",
@@ -147,15 +158,15 @@ impl Sequences {
                 expected: "one a sequence, or none in its place",
             });
         }
-        let ordered = taps.windows(2).all(|pair| pair[0] < pair[1]);
+        let ordered = taps.is_sorted_by(|a, b| a < b) && kv_layers.is_sorted_by(|a, b| a < b);
         let exist = taps.iter().all(|&tap| tap < Tap::Layer(self.n_layer) || tap == Tap::ResultNorm);
         if !ordered || !exist {
             return Err(Error::InvalidValue {
-                name: "taps",
-                found: format!("{taps:?}"),
-                expected: "existing blocks in ascending order",
+                name: "taps and K/V layers",
+                found: format!("{taps:?}, {kv_layers:?}"),
+                expected: "existing blocks in ascending order, each once",
             });
         }
-        Ok(())
+        kv_layers.iter().try_for_each(|&layer| self.kv_layout.shape(layer).map(drop))
     }
 }

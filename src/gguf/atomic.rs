@@ -22,7 +22,7 @@ const STEP: u64 = 16 << 20;
 pub type Progress<'a> = dyn FnMut(u64, u64) -> bool + 'a;
 
 /// A file on its way to `target`.
-pub(super) struct AtomicFile {
+pub(crate) struct AtomicFile {
     target: PathBuf,
     replace: bool,
     file: fs::File,
@@ -79,7 +79,13 @@ impl AtomicFile {
 
     /// Appends the bytes of `range`, by the kernel alone where it can (which on some file systems shares the
     /// blocks instead of copying them).
-    pub fn copy(&mut self, source: &Source, range: Range<u64>, total: u64, progress: &mut Progress<'_>) -> Result<()> {
+    pub(super) fn copy(
+        &mut self,
+        source: &Source,
+        range: Range<u64>,
+        total: u64,
+        progress: &mut Progress<'_>,
+    ) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min(at + STEP);

@@ -14,6 +14,7 @@ mod types;
 mod value;
 mod writer;
 
+pub(crate) use atomic::AtomicFile;
 pub use atomic::Progress;
 pub use error::{Error, Result};
 pub use preflight::{ARCHITECTURES, Preflight, preflight, preflight_unread};

@@ -15,7 +15,7 @@ use crate::gguf::TensorType;
 use crate::llama::backend;
 use crate::llama::threads::ThreadPool;
 
-/// More tensors than any of these graphs has.
+/// More tensors than most of these graphs have.
 const MAX_TENSORS: usize = 64;
 
 type SetThreads = unsafe extern "C" fn(sys::ggml_backend_t, i32);
@@ -114,6 +114,7 @@ unsafe impl Sync for Tensor {}
 #[derive(Debug)]
 pub(super) struct Tensors {
     context: NonNull<sys::ggml_context>,
+    capacity: usize,
     buffer: Option<NonNull<sys::ggml_backend_buffer>>,
     /// Names memory that belongs to someone else.
     borrowed: Option<NonNull<sys::ggml_backend_buffer>>,
@@ -126,14 +127,18 @@ unsafe impl Sync for Tensors {}
 
 impl Tensors {
     pub(super) fn new() -> Result<Self> {
+        Self::sized(MAX_TENSORS)
+    }
+
+    /// With room for `capacity` tensors and two graphs of as many nodes.
+    pub(super) fn sized(capacity: usize) -> Result<Self> {
         // SAFETY: both only compute sizes.
-        let mem_size = unsafe {
-            sys::ggml_tensor_overhead() * MAX_TENSORS + 2 * sys::ggml_graph_overhead_custom(MAX_TENSORS, false)
-        };
+        let mem_size =
+            unsafe { sys::ggml_tensor_overhead() * capacity + 2 * sys::ggml_graph_overhead_custom(capacity, false) };
         let params = sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true };
         // SAFETY: complete parameters; ggml allocates the memory itself.
         let context = NonNull::new(unsafe { sys::ggml_init(params) }).ok_or_else(|| failed("no memory"))?;
-        Ok(Self { context, buffer: None, borrowed: None })
+        Ok(Self { context, capacity, buffer: None, borrowed: None })
     }
 
     /// A matrix `[n_in, n_out]`; with one row a vector.
@@ -166,6 +171,37 @@ impl Tensors {
             sys::ggml_scale(context, sys::ggml_tanh(context, scaled), cap)
         };
         self.made(capped)
+    }
+
+    /// The sum of two tensors of one shape, in f32.
+    pub(super) fn add(&mut self, a: Tensor, b: Tensor) -> Tensor {
+        // SAFETY: live tensors of f32; ggml checks that their shapes fit, which the callers' constructors ensure.
+        self.made(unsafe { sys::ggml_add(self.context.as_ptr(), a.0.as_ptr(), b.0.as_ptr()) })
+    }
+
+    /// `silu(gate) * up`, by the node that llama.cpp uses for it.
+    pub(super) fn swiglu(&mut self, gate: Tensor, up: Tensor) -> Tensor {
+        // SAFETY: live tensors of f32 and of one shape.
+        self.made(unsafe { sys::ggml_swiglu_split(self.context.as_ptr(), gate.0.as_ptr(), up.0.as_ptr()) })
+    }
+
+    /// Lets `tensor`, which has no memory yet, be computed into that of `at`, which has: a tensor of another object and
+    /// of the same shape.
+    ///
+    /// # Safety
+    /// The memory of `at` must stay valid as long as graphs of this object run.
+    ///
+    /// # Errors
+    /// [`Error::Heads`] if the memory is too small.
+    pub(super) unsafe fn place(&mut self, tensor: Tensor, at: Tensor) -> Result<()> {
+        // SAFETY: both are live, and `at` is allocated.
+        unsafe {
+            assert_eq!(sys::ggml_nbytes(tensor.0.as_ptr()), sys::ggml_nbytes(at.0.as_ptr()), "tensors of one size");
+            let buffer = at.0.as_ref().buffer;
+            assert!(!buffer.is_null() && !at.0.as_ref().data.is_null(), "places are allocated before they are taken");
+            let status = sys::ggml_backend_tensor_alloc(buffer, tensor.0.as_ptr(), at.0.as_ref().data);
+            if status == sys::GGML_STATUS_SUCCESS { Ok(()) } else { Err(failed("no memory")) }
+        }
     }
 
     /// Copies the rows of `table` that `ids` name, byte by byte and on all threads, to where `to` lies: `table` is
@@ -244,6 +280,15 @@ impl Tensors {
         unsafe { std::slice::from_raw_parts_mut(data.cast(), size) }
     }
 
+    /// Fills a whole f32 tensor in plain memory.
+    pub(super) fn set_values(&mut self, tensor: Tensor, values: &[f32]) {
+        let bytes = self.bytes_mut(tensor);
+        assert_eq!(bytes.len(), size_of_val(values), "a tensor is filled whole");
+        for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
+            to.copy_from_slice(&value.to_ne_bytes());
+        }
+    }
+
     /// The values of an f32 tensor in plain memory.
     pub(super) fn values(&self, tensor: Tensor) -> &[f32] {
         // SAFETY: reads the tensor's own fields.
@@ -257,7 +302,7 @@ impl Tensors {
     /// The order in which `outputs` are computed.
     pub(super) fn graph(&mut self, outputs: &[Tensor]) -> Result<Graph> {
         // SAFETY: a live context with room for two graphs.
-        let graph = unsafe { sys::ggml_new_graph_custom(self.context.as_ptr(), MAX_TENSORS, false) };
+        let graph = unsafe { sys::ggml_new_graph_custom(self.context.as_ptr(), self.capacity, false) };
         let graph = NonNull::new(graph).ok_or_else(|| failed("no memory"))?;
         for output in outputs {
             // SAFETY: a live graph and a tensor of the same context.
@@ -291,7 +336,7 @@ unsafe impl Send for Graph {}
 pub(super) struct Cpu {
     backend: NonNull<sys::ggml_backend>,
     /// Held so that the pool lives as long as the backend points to it.
-    _pool: Option<Arc<ThreadPool>>,
+    pool: Option<Arc<ThreadPool>>,
 }
 
 // SAFETY: a backend may be used from any thread, one graph at a time (`&mut self`).
@@ -304,13 +349,13 @@ impl Cpu {
         // SAFETY: a live device; NULL stands for default parameters.
         let backend = NonNull::new(unsafe { sys::ggml_backend_dev_init(device, std::ptr::null()) })
             .ok_or_else(|| failed("no memory"))?;
-        let cpu = Self { backend, _pool: pool };
+        let cpu = Self { backend, pool };
         let missing = || failed("a CPU backend that cannot be told its threads");
         let set_threads = backend::proc_address(c"ggml_backend_set_n_threads").ok_or_else(missing)?;
         let n_threads = i32::try_from(n_threads).unwrap_or(1).max(1);
         // SAFETY: ggml documents this address as a `ggml_backend_set_n_threads_t`; the backend is live.
         unsafe { std::mem::transmute::<NonNull<c_void>, SetThreads>(set_threads)(backend.as_ptr(), n_threads) };
-        if let Some(pool) = &cpu._pool {
+        if let Some(pool) = &cpu.pool {
             let set_pool = backend::proc_address(c"ggml_backend_cpu_set_threadpool").ok_or_else(missing)?;
             // SAFETY: the CPU backend hands `ggml_backend_cpu_set_threadpool` out under this name; backend and pool are
             // live, and the pool stays so as long as `cpu` does.
@@ -326,6 +371,7 @@ impl Cpu {
     /// # Errors
     /// [`Error::Heads`] with ggml's status.
     pub(super) fn compute(&mut self, _tensors: &mut Tensors, graph: &mut Graph) -> Result<()> {
+        let _turn = self.pool.as_deref().map(ThreadPool::turn);
         // SAFETY: a live backend, and a graph whose tensors are allocated and borrowed mutably.
         let status = unsafe { sys::ggml_backend_graph_compute(self.backend.as_ptr(), graph.0.as_ptr()) };
         if status == sys::GGML_STATUS_SUCCESS {
@@ -341,6 +387,8 @@ impl Drop for Cpu {
         unsafe { sys::ggml_backend_free(self.backend.as_ptr()) };
     }
 }
+
+mod kv;
 
 #[cfg(test)]
 mod tests;

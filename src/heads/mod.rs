@@ -1,11 +1,15 @@
 //! Exit heads at run time: read and checked once, then evaluated on the session's own threads.
 //!
 //! Heads lie around their model in a merged file, or in a sidecar of their own; either way nothing of them is read into
-//! memory before a session uses them. What is evaluated here is the screen: the output matrix in two small factors,
-//! which choose a few hundred candidates, and the model's own rows, which give those their exact logits. It refuses
-//! heads of another model, and models whose output is more than a matrix and a soft cap.
+//! memory before a session uses them. The screen is the output matrix in two small factors, which choose a few hundred
+//! candidates, and the model's own rows, which give those their exact logits; an exit head maps the hidden state after a
+//! block to where the screen can take it. It refuses heads of another model, and models whose output is more than a
+//! matrix and a soft cap.
 
+mod confidence;
 mod ggml;
+mod head;
+pub(crate) mod kv;
 mod output;
 mod screen;
 mod select;
@@ -16,6 +20,9 @@ use std::sync::{Arc, OnceLock};
 use crate::error::{Error, Result};
 use crate::gguf;
 use crate::gguf::exits::{self, BaseCheck, ExitHeads, ExitMeta};
+pub(crate) use head::ExitHead;
+use head::HeadWeights;
+use kv::KvWeights;
 use output::OutputMatrix;
 pub(crate) use screen::Screen;
 use screen::ScreenWeights;
@@ -27,6 +34,19 @@ pub(crate) struct Heads {
     model: gguf::File,
     meta: ExitMeta,
     screen: OnceLock<Arc<ScreenWeights>>,
+    exits: OnceLock<Vec<Arc<HeadWeights>>>,
+    kv_maps: OnceLock<Vec<Option<Arc<KvWeights>>>>,
+}
+
+/// The confidences that tokens must reach for one level of agreement. Infinite: never.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Thresholds {
+    /// At the screen.
+    pub(crate) screen: f32,
+    /// At each exit, in the order of their layers.
+    pub(crate) exits: Vec<f32>,
+    /// What each exit's cheap gate must answer before the head is evaluated.
+    pub(crate) gates: Vec<f32>,
 }
 
 impl std::fmt::Debug for Heads {
@@ -50,7 +70,14 @@ impl Heads {
         let view = ExitHeads::open(&heads)?;
         view.check_base(&model, BaseCheck::Infos, &mut |_, _| true)?;
         let meta = view.meta().clone();
-        Ok(Some(Self { file: heads, model, meta, screen: OnceLock::new() }))
+        Ok(Some(Self {
+            file: heads,
+            model,
+            meta,
+            screen: OnceLock::new(),
+            exits: OnceLock::new(),
+            kv_maps: OnceLock::new(),
+        }))
     }
 
     /// What the file says about its heads.
@@ -58,21 +85,31 @@ impl Heads {
         &self.meta
     }
 
-    /// The confidence that a screened token must reach for the wanted agreement. `None` if the screen was not
-    /// calibrated, or never exits at that level.
+    /// The confidences that the wanted agreement asks for. `None` if the heads were not calibrated, or never let a token
+    /// exit at that level.
     ///
     /// # Errors
     /// [`Error::InvalidValue`] if the file has no level that high.
-    pub(crate) fn screen_threshold(&self, agreement: f32) -> Result<Option<f32>> {
-        if self.meta.screen.rank == 0 || self.meta.calibration.is_none() {
+    pub(crate) fn thresholds(&self, agreement: f32) -> Result<Option<Thresholds>> {
+        let meta = &self.meta;
+        if meta.screen.rank == 0 || meta.calibration.is_none() {
             return Ok(None);
         }
-        let level = self.meta.level(agreement).ok_or_else(|| Error::InvalidValue {
+        let level = meta.level(agreement).ok_or_else(|| Error::InvalidValue {
             name: "agreement",
             found: agreement.to_string(),
             expected: "at most the highest level that the heads were calibrated for (see offramp inspect)",
         })?;
-        Ok(self.meta.screen.thresholds.get(level).copied().filter(|threshold| threshold.is_finite()))
+        let n_exits = meta.layers.len();
+        let row =
+            |table: &[Vec<f32>], missing: f32| table.get(level).cloned().unwrap_or_else(|| vec![missing; n_exits]);
+        let thresholds = Thresholds {
+            screen: meta.screen.thresholds.get(level).copied().unwrap_or(f32::INFINITY),
+            exits: row(&meta.thresholds, f32::INFINITY),
+            gates: row(&meta.gate_thresholds, 0.0),
+        };
+        let exits = [thresholds.screen].iter().chain(&thresholds.exits).any(|threshold| threshold.is_finite());
+        Ok(exits.then_some(thresholds))
     }
 
     /// The screen's weights, brought into the layout they are multiplied in at the first call.
@@ -88,6 +125,33 @@ impl Heads {
         let screen = view.screen().ok_or_else(|| ggml::failed("a file without a screen"))?;
         let weights = Arc::new(ScreenWeights::new(&screen, output, self.meta.screen.shortlist)?);
         Ok(Arc::clone(self.screen.get_or_init(|| weights)))
+    }
+
+    /// The exits' weights, by layer, brought into the layout they are multiplied in at the first call.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(crate) fn exits(&self) -> Result<&[Arc<HeadWeights>]> {
+        if let Some(exits) = self.exits.get() {
+            return Ok(exits);
+        }
+        let view = ExitHeads::open(&self.file)?;
+        let exits = view.heads().iter().map(|head| HeadWeights::new(head).map(Arc::new)).collect::<Result<Vec<_>>>()?;
+        Ok(self.exits.get_or_init(|| exits))
+    }
+
+    /// The K/V maps of each exit, `None` for one that has none; laid out at the first call.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(crate) fn kv_maps(&self) -> Result<&[Option<Arc<KvWeights>>]> {
+        if let Some(maps) = self.kv_maps.get() {
+            return Ok(maps);
+        }
+        let view = ExitHeads::open(&self.file)?;
+        let maps =
+            view.heads().iter().map(|head| Ok(KvWeights::new(head)?.map(Arc::new))).collect::<Result<Vec<_>>>()?;
+        Ok(self.kv_maps.get_or_init(|| maps))
     }
 
     /// The raw rows of the model's output matrix, one a token.

@@ -43,7 +43,8 @@ impl ScreenWeights {
     }
 }
 
-fn weight(view: &exits::View<'_>, n_in: usize, n_out: usize) -> Result<(Tensors, Tensor)> {
+/// A matrix `[n_in, n_out]` in the layout that multiplies it fastest.
+pub(super) fn weight(view: &exits::View<'_>, n_in: usize, n_out: usize) -> Result<(Tensors, Tensor)> {
     let mut tensors = Tensors::new()?;
     let tensor = tensors.matrix(view.info.ty(), n_in, n_out)?;
     tensors.allocate(Layout::of_weight(view.info.ty(), n_in, n_out)?)?;
@@ -139,14 +140,42 @@ impl Screen {
     /// # Errors
     /// [`Error::Heads`].
     pub(crate) fn evaluate(&mut self, hidden: &[f32]) -> Result<Option<f32>> {
-        self.candidates.clear();
         if hidden.len() != self.weights.output.n_embd {
             return Err(Error::Heads { found: format!("a hidden state of {} values", hidden.len()) });
         }
-        for (to, value) in self.work.bytes_mut(self.input).chunks_exact_mut(4).zip(hidden) {
-            to.copy_from_slice(&value.to_ne_bytes());
-        }
+        self.work.set_values(self.input, hidden);
         self.cpu.compute(&mut self.work, &mut self.score)?;
+        self.rescore()
+    }
+
+    /// As [`Screen::evaluate`], of the hidden state that `graph` (of `tensors`) itself computes into [`Screen::input`],
+    /// before the scores.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(super) fn evaluate_graph(&mut self, tensors: &mut Tensors, graph: &mut Graph) -> Result<Option<f32>> {
+        self.cpu.compute(tensors, graph)?;
+        self.rescore()
+    }
+
+    /// What is screened, `[n_embd]`.
+    pub(super) fn input(&self) -> Tensor {
+        self.input
+    }
+
+    /// The scores of all tokens, `[n_vocab]`, computed from [`Screen::input`].
+    pub(super) fn scores(&self) -> Tensor {
+        self.scores
+    }
+
+    /// Length of a hidden state.
+    pub(super) fn n_embd(&self) -> usize {
+        self.weights.output.n_embd
+    }
+
+    /// The exact logits of the tokens whose scores are best.
+    fn rescore(&mut self) -> Result<Option<f32>> {
+        self.candidates.clear();
         let chosen = self.selection.best(self.work.values(self.scores), self.weights.shortlist);
         if chosen.len() < self.weights.shortlist {
             return Ok(None);

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_cpp_sys_2 as sys;
 
 use super::batch::{Batch, Logits, Places};
-use super::eval::{EvalHook, Trampoline};
+use super::eval::{ContextId, EvalHook, Trampoline};
 use super::log;
 use super::model::RawModel;
 use super::threads::ThreadPool;
 use super::vocab::Token;
-use crate::error::{Error, Result};
+use crate::error::{Error, LlamaLog, Result};
 
 /// What a context is made with. Sizes in tokens.
 #[derive(Debug, Clone)]
@@ -38,6 +38,7 @@ pub(crate) struct ContextParams {
 
 /// Owns a `llama_context`, its thread pool, and the state that llama.cpp's callbacks point to.
 pub(crate) struct Context {
+    id: ContextId,
     raw: NonNull<sys::llama_context>,
     /// Made by `Box::into_raw`: llama.cpp holds the address, so that no Rust reference may be kept beside it.
     trampoline: Option<NonNull<Trampoline>>,
@@ -52,17 +53,26 @@ pub(crate) struct Context {
     n_batch: usize,
     n_ubatch: usize,
     n_outputs: usize,
+    params: ContextParams,
 }
 
 // SAFETY: a context may move between threads; all of its methods that compute take it mutably.
 unsafe impl Send for Context {}
 
 impl Context {
+    /// Computes on `pool`, or on one of its own.
+    ///
     /// # Errors
     /// [`Error::Context`] with llama.cpp's reason.
-    pub(crate) fn new(model: Arc<RawModel>, n_vocab: usize, params: &ContextParams) -> Result<Self> {
+    pub(crate) fn new(
+        model: Arc<RawModel>,
+        n_vocab: usize,
+        params: &ContextParams,
+        pool: Option<Arc<ThreadPool>>,
+    ) -> Result<Self> {
         let cancelled = Arc::new(AtomicBool::new(false));
-        let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::<Trampoline>::default())));
+        let id = ContextId::next();
+        let trampoline = params.eval_callback.then(|| NonNull::from(Box::leak(Box::new(Trampoline::new(id)))));
         // SAFETY: fills a plain struct with defaults.
         let mut raw = unsafe { sys::llama_context_default_params() };
         raw.n_ctx = params.n_ctx.saturating_mul(params.n_sequences);
@@ -92,7 +102,8 @@ impl Context {
             }
             return Err(Error::Context { n_ctx: params.n_ctx, log });
         };
-        let pool = ThreadPool::new(params.n_threads.max(params.n_threads_batch)).map(Arc::new);
+        let n_threads = params.n_threads.max(params.n_threads_batch);
+        let pool = pool.or_else(|| ThreadPool::new(n_threads).map(Arc::new));
         if let Some(pool) = &pool {
             // SAFETY: both are live, and `drop` frees the context before the pool.
             unsafe { sys::llama_attach_threadpool(context.as_ptr(), pool.as_ptr(), pool.as_ptr()) };
@@ -103,6 +114,7 @@ impl Context {
             (sys::llama_n_ctx_seq(raw), sys::llama_n_batch(raw), sys::llama_n_ubatch(raw))
         };
         Ok(Self {
+            id,
             raw: context,
             trampoline,
             cancelled,
@@ -116,7 +128,13 @@ impl Context {
             n_batch: n_batch as usize,
             n_ubatch: n_ubatch as usize,
             n_outputs: 0,
+            params: params.clone(),
         })
+    }
+
+    /// Which context this is; what was learnt of another one's graphs does not hold for it.
+    pub(crate) fn id(&self) -> ContextId {
+        self.id
     }
 
     /// Texts side by side.
@@ -175,8 +193,10 @@ impl Context {
         self.prepare(tokens, places, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
+        let turn = self.pool.as_deref().map(ThreadPool::turn);
         // SAFETY: a live context, and a batch that `prepare` has checked and that lives for the call.
         let (status, log) = log::recorded(|| unsafe { sys::llama_decode(context, batch) });
+        drop(turn);
         self.finish(status, log, tokens.len(), places)
     }
 
@@ -216,11 +236,13 @@ impl Context {
         self.prepare(tokens, places, logits)?;
         let batch = self.batch.raw();
         let context = self.raw.as_ptr();
+        let turn = self.pool.as_deref().map(ThreadPool::turn);
         let (status, log) = log::recorded(|| {
             // SAFETY: the trampoline is this context's, and `&mut self` keeps every other user away. The decode is as
             // in `decode_at`.
             unsafe { Trampoline::run(trampoline.as_ptr(), hook, || sys::llama_decode(context, batch)) }
         });
+        drop(turn);
         self.finish(status, log, tokens.len(), places)
     }
 
@@ -257,7 +279,7 @@ impl Context {
         Ok(())
     }
 
-    fn finish(&mut self, status: i32, log: crate::error::LlamaLog, n_tokens: usize, places: Places<'_>) -> Result<()> {
+    fn finish(&mut self, status: i32, log: LlamaLog, n_tokens: usize, places: Places<'_>) -> Result<()> {
         match status {
             0 => Ok(()),
             _ => {
@@ -296,13 +318,13 @@ impl Context {
     /// Drops all positions of `sequence` from `position` on. False if this cache cannot, or has no such sequence.
     pub(crate) fn remove_from_sequence(&mut self, sequence: usize, position: usize) -> bool {
         let Ok(position) = i32::try_from(position) else { return true };
-        let Some(sequence) = self.id(sequence) else { return false };
+        let Some(sequence) = self.sequence_id(sequence) else { return false };
         // SAFETY: a live context's memory, which has this sequence.
         unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.raw.as_ptr()), sequence, position, -1) }
     }
 
     /// llama.cpp's id of a sequence that the context has.
-    fn id(&self, sequence: usize) -> Option<sys::llama_seq_id> {
+    fn sequence_id(&self, sequence: usize) -> Option<sys::llama_seq_id> {
         sys::llama_seq_id::try_from(sequence).ok().filter(|_| sequence < self.n_sequences)
     }
 
@@ -310,6 +332,55 @@ impl Context {
     pub(crate) fn clear(&mut self) {
         // SAFETY: a live context's memory. The cells' data need not be cleared: an empty cell is never read.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.raw.as_ptr()), false) };
+    }
+
+    /// ggml's type ids of the K and the V cache.
+    pub(crate) fn cache_types(&self) -> (u32, u32) {
+        (self.params.type_k, self.params.type_v)
+    }
+
+    /// The state of one token in a small context of its own: shows how llama.cpp lays out a cache of this kind.
+    ///
+    /// # Errors
+    /// As [`Context::new`] and [`Context::decode`].
+    pub(crate) fn sample_state(&self) -> Result<Vec<u8>> {
+        let params = ContextParams {
+            n_ctx: 256,
+            n_batch: 32,
+            n_ubatch: 32,
+            n_threads: 1,
+            n_threads_batch: 1,
+            eval_callback: false,
+            ..self.params.clone()
+        };
+        let mut sample = Self::new(Arc::clone(&self.model), self.n_vocab, &params, None)?;
+        sample.decode(&[Token(0)], 0, Logits::Last)?;
+        // A model whose state llama.cpp cannot give has no layout that anyone could check.
+        Ok(sample.state().unwrap_or_default())
+    }
+
+    /// Everything in the cache, in llama.cpp's own format for sequence 0, or llama.cpp's reason why it gives none.
+    pub(crate) fn state(&mut self) -> Result<Vec<u8>, LlamaLog> {
+        let raw = self.raw.as_ptr();
+        let ((bytes, written), log) = log::recorded(|| {
+            // SAFETY: a live context; sequence 0 exists in every context.
+            let mut bytes = vec![0; unsafe { sys::llama_state_seq_get_size(raw, 0) }];
+            // SAFETY: as above, and a buffer of the length that is given.
+            let written = unsafe { sys::llama_state_seq_get_data(raw, bytes.as_mut_ptr(), bytes.len(), 0) };
+            (bytes, written)
+        });
+        if written == 0 || written != bytes.len() { Err(log) } else { Ok(bytes) }
+    }
+
+    /// Replaces the cache by a state that has been checked. After an error, which is llama.cpp's reason, the cache is in
+    /// no certain state: clear it.
+    pub(crate) fn restore(&mut self, state: &[u8]) -> Result<(), LlamaLog> {
+        self.n_outputs = 0;
+        let raw = self.raw.as_ptr();
+        // SAFETY: a live context and a slice with its length. llama.cpp catches its own exceptions here, and answers 0.
+        let (read, log) =
+            log::recorded(|| unsafe { sys::llama_state_seq_set_data(raw, state.as_ptr(), state.len(), 0) });
+        if read == state.len() { Ok(()) } else { Err(log) }
     }
 
     /// The lowest position of sequence 0 that every layer's cache still holds; `None` for an empty cache. Sliding windows
@@ -320,7 +391,7 @@ impl Context {
 
     /// The lowest position of `sequence` that every layer's cache still holds; `None` if it is empty.
     pub(crate) fn first_position_of(&self, sequence: usize) -> Option<usize> {
-        let sequence = self.id(sequence)?;
+        let sequence = self.sequence_id(sequence)?;
         // SAFETY: a live context's memory, which has this sequence.
         let position = unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw.as_ptr()), sequence) };
         usize::try_from(position).ok()

@@ -10,6 +10,7 @@ use std::any::Any;
 use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
@@ -34,6 +35,28 @@ pub(crate) trait EvalHook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct NodeId(usize);
 
+impl NodeId {
+    pub(super) fn of(tensor: &sys::ggml_tensor) -> Self {
+        Self(std::ptr::from_ref(tensor) as usize)
+    }
+
+    /// The tensor, which lives as long as the graph that it was seen in.
+    pub(super) fn as_ptr(self) -> *mut sys::ggml_tensor {
+        self.0 as *mut sys::ggml_tensor
+    }
+}
+
+/// Tells contexts apart, also from those that are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ContextId(u64);
+
+impl ContextId {
+    pub(super) fn next() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
 /// Why a tensor could not be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("tensor {name} is {found}, expected {expected}")]
@@ -47,10 +70,16 @@ pub(crate) struct NodeError {
 pub(crate) struct Node<'a> {
     tensor: NonNull<sys::ggml_tensor>,
     muted: &'a mut Vec<(NonNull<sys::ggml_tensor>, sys::ggml_op)>,
+    owner: ContextId,
 }
 
 impl Node<'_> {
-    fn tensor(&self) -> &sys::ggml_tensor {
+    /// The context whose graph this is.
+    pub(super) fn owner(&self) -> ContextId {
+        self.owner
+    }
+
+    pub(super) fn tensor(&self) -> &sys::ggml_tensor {
         // SAFETY: the scheduler passes a node of the live graph, and nothing else uses it during the callback.
         unsafe { self.tensor.as_ref() }
     }
@@ -115,6 +144,28 @@ impl Node<'_> {
         Ok(())
     }
 
+    /// Copies the values into `to` in ggml's order, also those of a view whose rows lie apart.
+    ///
+    /// # Errors
+    /// If the tensor is not f32, or not allocated.
+    pub(crate) fn read_strided_f32(&self, to: &mut Vec<f32>) -> Result<(), NodeError> {
+        read_strided(self.tensor(), to)
+    }
+
+    /// Copies what this node, a store of rows that has just run, has stored, as it was before it was converted to the
+    /// type of the cache.
+    ///
+    /// # Errors
+    /// As [`Node::read_strided_f32`], and if this node stores no rows.
+    pub(crate) fn read_stored_f32(&self, to: &mut Vec<f32>) -> Result<(), NodeError> {
+        let tensor = self.tensor();
+        // SAFETY: a node's sources live as long as its graph.
+        match unsafe { tensor.src[0].as_ref() } {
+            Some(rows) if tensor.op == sys::GGML_OP_SET_ROWS => read_strided(rows, to),
+            _ => Err(node_error(tensor, "another operation".to_owned(), "a store of rows".to_owned())),
+        }
+    }
+
     /// Overwrites the values.
     ///
     /// # Errors
@@ -143,7 +194,7 @@ impl Node<'_> {
     }
 }
 
-fn name_of(tensor: &sys::ggml_tensor) -> &[u8] {
+pub(super) fn name_of(tensor: &sys::ggml_tensor) -> &[u8] {
     // SAFETY: the name is an array of 64 chars that ggml keeps NUL-terminated.
     unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_bytes()
 }
@@ -186,9 +237,40 @@ fn read_values<T: Copy>(
     Ok(values)
 }
 
+fn read_strided(tensor: &sys::ggml_tensor, to: &mut Vec<f32>) -> Result<(), NodeError> {
+    /// Bytes of a value.
+    const SIZE: usize = size_of::<f32>();
+    // SAFETY: a view's source lives as long as the view.
+    let buffer = unsafe { tensor.view_src.as_ref() }.map_or(tensor.buffer, |source| source.buffer);
+    if tensor.type_ != sys::GGML_TYPE_F32 || buffer.is_null() || tensor.data.is_null() {
+        return Err(node_error(tensor, format!("of ggml type {}", tensor.type_), "f32 in memory".to_owned()));
+    }
+    let ne = tensor.ne.map(|n| usize::try_from(n).unwrap_or(0));
+    // The leading dimensions that lie without gaps are copied at once.
+    let (mut run, mut first_outer) = (1, 0);
+    while first_outer < ne.len() && (ne[first_outer] == 1 || tensor.nb[first_outer] == run * SIZE) {
+        run *= ne[first_outer];
+        first_outer += 1;
+    }
+    to.clear();
+    to.resize(ne.iter().product(), 0.0);
+    for (i, values) in to.chunks_exact_mut(run.max(1)).enumerate() {
+        let (mut index, mut offset) = (i, 0);
+        for dim in first_outer..ne.len() {
+            offset += index % ne[dim] * tensor.nb[dim];
+            index /= ne[dim];
+        }
+        // SAFETY: the tensor is allocated, and `run` values without gaps begin at this offset within it; `values` has
+        // room for them.
+        unsafe { sys::ggml_backend_tensor_get(tensor, values.as_mut_ptr().cast(), offset, run * SIZE) };
+    }
+    Ok(())
+}
+
 /// The hook of the decode that is running, at an address that llama.cpp keeps for the life of a context.
 #[derive(Default)]
 pub(crate) struct Trampoline {
+    owner: ContextId,
     hook: Option<NonNull<dyn EvalHook>>,
     abandoned: bool,
     muted: Vec<(NonNull<sys::ggml_tensor>, sys::ggml_op)>,
@@ -199,6 +281,10 @@ pub(crate) struct Trampoline {
 unsafe impl Send for Trampoline {}
 
 impl Trampoline {
+    pub(super) fn new(owner: ContextId) -> Self {
+        Self { owner, ..Self::default() }
+    }
+
     /// The callback to give to llama.cpp, with a `*mut Trampoline` as user data.
     pub(crate) const CALLBACK: sys::ggml_backend_sched_eval_callback = Some(on_eval);
 
@@ -238,7 +324,7 @@ unsafe extern "C" fn on_eval(tensor: *mut sys::ggml_tensor, ask: bool, user_data
         // A later split: let its first node run, then refuse again.
         return ask;
     }
-    let mut node = Node { tensor, muted: &mut state.muted };
+    let mut node = Node { tensor, muted: &mut state.muted, owner: state.owner };
     let answer = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: set by `Trampoline::run` for the duration of this decode, and used by this callback alone.
         let hook = unsafe { hook.as_mut() };
@@ -378,7 +464,7 @@ mod tests {
         tensor.ne = [4, 1, 1, 1];
         tensor.nb = [4, 16, 16, 16];
         let mut muted = Vec::new();
-        let mut node = Node { tensor: NonNull::from(&mut tensor), muted: &mut muted };
+        let mut node = Node { tensor: NonNull::from(&mut tensor), muted: &mut muted, owner: ContextId::default() };
         assert!(node.read_f32(&mut Vec::new()).unwrap_err().to_string().contains("not allocated"));
         assert!(node.write_f32(&[0.0; 4]).is_err());
     }

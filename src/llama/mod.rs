@@ -9,11 +9,15 @@ pub(crate) mod backend;
 pub(crate) mod batch;
 pub(crate) mod context;
 pub(crate) mod eval;
+pub(crate) mod kv;
 pub(crate) mod log;
 pub(crate) mod model;
+pub(crate) mod recipe;
 pub(crate) mod sampler;
+mod schema;
 pub(crate) mod threads;
 pub(crate) mod vocab;
 
 pub use backend::{Device, cpu_features, devices, max_devices};
+pub use schema::json_schema_grammar;
 pub use vocab::{Token, Vocab};

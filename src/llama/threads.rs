@@ -1,11 +1,15 @@
-//! A ggml thread pool that one context computes on.
+//! A ggml thread pool that one context computes on, or several that take turns.
 //!
 //! Without one, ggml starts and joins threads at every graph it computes, and a gated decode computes several. With
 //! one, the workers of an idle session sleep. Heads evaluated inside a decode share the pool of their session, since two
-//! pools that spin on the same cores slow each other down.
+//! pools that spin on the same cores slow each other down. For the same reason sessions that compute at once had better
+//! share one: a pool's workers spin for a while after a graph, and would hold up the other's. Whoever computes on a pool
+//! takes a [`Turn`] first; turns are given in the order in which they were asked for.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::ThreadId;
 
 use llama_cpp_sys_2 as sys;
 
@@ -22,12 +26,26 @@ type Free = unsafe extern "C" fn(*mut sys::ggml_threadpool);
 pub(crate) struct ThreadPool {
     raw: NonNull<sys::ggml_threadpool>,
     free: Free,
+    queue: Mutex<Queue>,
+    next: Condvar,
 }
+
+/// Who waits for a pool, by the numbers they drew.
+#[derive(Debug, Default)]
+struct Queue {
+    drawn: u64,
+    called: u64,
+    holder: Option<ThreadId>,
+    depth: u32,
+}
+
+/// While this lives, its thread alone computes on the pool.
+pub(crate) struct Turn<'a>(&'a ThreadPool);
 
 // SAFETY: a pool may be used from any thread, one graph at a time; the session that owns it computes one at a time.
 unsafe impl Send for ThreadPool {}
-// SAFETY: through a shared reference only the address can be had; the context and the heads that share a pool belong to
-// one session, and the heads compute inside a decode of it, when llama.cpp has no graph running.
+// SAFETY: through a shared reference only the address and a `Turn` can be had. Contexts and heads compute on a pool during
+// their turn alone, and within one thread's turn the heads compute when llama.cpp has no graph running.
 unsafe impl Sync for ThreadPool {}
 
 impl ThreadPool {
@@ -44,11 +62,39 @@ impl ThreadPool {
         let mut params = unsafe { sys::ggml_threadpool_params_default(n_threads) };
         // SAFETY: `params` is complete and outlives the call.
         let raw = NonNull::new(unsafe { new(&mut params) })?;
-        Some(Self { raw, free })
+        Some(Self { raw, free, queue: Mutex::default(), next: Condvar::new() })
+    }
+
+    /// Waits until it is this thread's turn to compute. A thread that has the turn already gets it at once.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        let me = std::thread::current().id();
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.holder != Some(me) {
+            let mine = queue.drawn;
+            queue.drawn += 1;
+            while queue.called != mine {
+                queue = self.next.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            queue.holder = Some(me);
+        }
+        queue.depth += 1;
+        Turn(self)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::ggml_threadpool {
         self.raw.as_ptr()
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.depth -= 1;
+        if queue.depth == 0 {
+            queue.holder = None;
+            queue.called += 1;
+            self.0.next.notify_all();
+        }
     }
 }
 
@@ -74,5 +120,30 @@ mod tests {
         for n in [0, 1, 2] {
             assert!(ThreadPool::new(n).is_some());
         }
+    }
+
+    #[test]
+    fn turns_are_given_in_the_order_in_which_they_were_asked_for() {
+        let pool = ThreadPool::new(1).unwrap();
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            let turn = pool.turn();
+            let again = pool.turn();
+            for i in 0..8 {
+                let drawn = pool.queue.lock().unwrap().drawn;
+                let (pool, order) = (&pool, &order);
+                scope.spawn(move || {
+                    let _turn = pool.turn();
+                    order.lock().unwrap().push(i);
+                });
+                while pool.queue.lock().unwrap().drawn == drawn {
+                    std::thread::yield_now();
+                }
+            }
+            drop(turn);
+            assert!(order.lock().unwrap().is_empty(), "a turn that was taken twice is given back twice");
+            drop(again);
+        });
+        assert_eq!(order.into_inner().unwrap(), (0..8).collect::<Vec<_>>());
     }
 }

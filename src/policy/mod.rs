@@ -1,9 +1,14 @@
 //! What is worth evaluating: pure decisions from measured costs and observed successes. No clock, no llama.cpp.
 //!
 //! Costs are seconds of this machine, measured by the caller while it decodes. A policy may cost a little to learn what
-//! pays, and never more than that: a screen that always fails is dropped after a few tokens and asked again ever more
-//! rarely.
+//! pays, and never more than that: it keeps an account of what its checks cost and saved, and no check is made that the
+//! account does not cover.
 
-mod screen;
+mod account;
+mod cascade;
+mod check;
+mod cost;
+mod draft;
 
-pub(crate) use screen::{Plan, ScreenPolicy, Seen};
+pub(crate) use cascade::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Reached, Seen};
+pub(crate) use draft::{Draft, DraftPolicy, Offer};

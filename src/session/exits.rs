@@ -1,22 +1,9 @@
-//! Early exits at work in a session: one decode that may end at the screen.
-//!
-//! The screen is evaluated inside the decode, where llama.cpp has computed `result_norm` and its threads wait. If it is
-//! confident the output matrix is left out, and the rescored candidates stand for the distribution; if not, the decode
-//! goes on as it always does. All layers have run either way, so that the K/V cache is a plain decode's. It refuses
-//! nothing by itself: a session without calibrated heads has none of this.
+//! Whether tokens may leave the model early, and where the K/V of what they skip come from: the modes and their names.
 
 use std::fmt;
-use std::ops::ControlFlow;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::gate::{Gate, Outcome, Tap};
-use crate::gguf::exits::ConfidenceMap;
-use crate::heads::{Heads, Screen};
-use crate::llama::Token;
-use crate::policy::{Plan, ScreenPolicy, Seen};
 
 /// Whether tokens may leave the model early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -28,6 +15,9 @@ pub enum Exits {
     /// Where the heads are confident enough for the wanted agreement; off for a model without calibrated heads.
     #[default]
     Calibrated,
+    /// Exits and the text so far only draft: every token is the full model's own, which verifies several drafts in one
+    /// batch. Greedy output is that of `off`, and sampled output is drawn as `off` draws it.
+    Exact,
 }
 
 impl fmt::Display for Exits {
@@ -35,6 +25,7 @@ impl fmt::Display for Exits {
         f.write_str(match self {
             Self::Off => "off",
             Self::Calibrated => "calibrated",
+            Self::Exact => "exact",
         })
     }
 }
@@ -42,87 +33,113 @@ impl fmt::Display for Exits {
 impl FromStr for Exits {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        [Self::Off, Self::Calibrated]
-            .into_iter()
-            .find(|exits| exits.to_string() == text)
-            .ok_or_else(|| Error::InvalidValue { name: "exits", found: text.to_owned(), expected: "off or calibrated" })
+        [Self::Off, Self::Calibrated, Self::Exact].into_iter().find(|exits| exits.to_string() == text).ok_or_else(
+            || Error::InvalidValue { name: "exits", found: text.to_owned(), expected: "off, calibrated or exact" },
+        )
     }
 }
 
-/// The screen of one session, with its threshold and its policy.
-#[derive(Debug)]
-pub(super) struct ScreenExit {
-    screen: Screen,
-    confidence: ConfidenceMap,
-    threshold: f32,
-    policy: ScreenPolicy,
+/// Where the keys and values of the blocks that a token skipped come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Kv {
+    /// Predicted, where the heads have maps and were certified with them; caught up otherwise.
+    #[default]
+    Auto,
+    /// The exit's learned maps predict them at once.
+    Predict,
+    /// The skipped blocks run later, for several tokens in one batch: exactly the full model's.
+    CatchUp,
+    /// The exit's hidden state goes through the skipped blocks' own matrices: a baseline to compare with.
+    Propagate,
 }
 
-/// The confidence that a screened token must reach; `None` if the heads never exit at the wanted agreement.
-///
-/// # Errors
-/// [`Error::InvalidValue`] for an agreement that the heads have no level for.
-pub(super) fn threshold(heads: &Heads, agreement: f32) -> Result<Option<f32>> {
-    let threshold = heads.screen_threshold(agreement)?;
-    if threshold.is_none() {
-        tracing::info!(agreement, "the heads were not certified for this agreement: nothing exits");
-    }
-    Ok(threshold)
-}
-
-impl ScreenExit {
-    /// On the threads of `gate`.
-    ///
-    /// # Errors
-    /// [`Error::Heads`], [`Error::Unsupported`].
-    pub(super) fn new(heads: &Arc<Heads>, threshold: f32, gate: &Gate) -> Result<Self> {
-        let (n_threads, pool) = gate.threads();
-        Ok(Self {
-            screen: Screen::new(heads, n_threads, pool)?,
-            confidence: heads.meta().screen.confidence.clone(),
-            threshold,
-            policy: ScreenPolicy::default(),
+impl fmt::Display for Kv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Predict => "predict",
+            Self::CatchUp => "catch-up",
+            Self::Propagate => "propagate",
         })
     }
+}
 
-    /// Decodes one token. True if it exited: then [`ScreenExit::candidates`] is its distribution; otherwise the gate has
-    /// its logits.
-    ///
-    /// # Errors
-    /// As [`Gate::decode_tapped`], and [`Error::Heads`].
-    pub(super) fn decode(&mut self, gate: &mut Gate, token: Token) -> Result<bool> {
-        let plan = self.policy.plan();
-        if plan == Plan::Plain {
-            gate.decode(&[token], crate::llama::batch::Logits::Last)?;
-            return Ok(false);
-        }
-        let mut seen = Ok(None);
-        let mut matrix_from = Instant::now();
-        let outcome = gate.decode_tapped(&[token], &[Tap::ResultNorm], &mut |_, hidden| {
-            let start = Instant::now();
-            let slack = self.screen.evaluate(hidden);
-            matrix_from = Instant::now();
-            let confident = slack.map(|slack| slack.is_some_and(|s| self.confidence.agreement_at(s) >= self.threshold));
-            let exit = *confident.as_ref().unwrap_or(&true) && plan == Plan::Screen;
-            seen = confident.map(|confident| Some((confident, (matrix_from - start).as_secs_f64())));
-            if exit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        let exited = outcome == Outcome::Stopped(Tap::ResultNorm);
-        if let Some((confident, screen)) = seen? {
-            let matrix = (!exited).then(|| matrix_from.elapsed().as_secs_f64());
-            self.policy.learn(Seen { screen, matrix, confident });
-        }
-        Ok(exited)
+impl FromStr for Kv {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Auto, Self::Predict, Self::CatchUp, Self::Propagate]
+            .into_iter()
+            .find(|kv| kv.to_string() == text)
+            .ok_or_else(|| Error::InvalidValue {
+                name: "kv",
+                found: text.to_owned(),
+                expected: "auto, predict, catch-up or propagate",
+            })
     }
+}
 
-    /// What has been learnt of costs and successes.
-    pub(super) fn policy(&self) -> &ScreenPolicy {
-        &self.policy
+/// Whether exact mode drafts from the text itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Lookup {
+    /// Never.
+    Off,
+    /// Where the text has gone the same way before and that is likely to pay.
+    #[default]
+    Auto,
+}
+
+impl fmt::Display for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Auto => "auto",
+        })
     }
+}
 
-    /// The candidates of the last token that exited, with their logits, by ascending id.
-    pub(super) fn candidates(&self) -> &[(Token, f32)] {
-        self.screen.candidates()
+impl FromStr for Lookup {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Off, Self::Auto]
+            .into_iter()
+            .find(|lookup| lookup.to_string() == text)
+            .ok_or_else(|| Error::InvalidValue { name: "lookup", found: text.to_owned(), expected: "off or auto" })
+    }
+}
+
+/// Which checks are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Policy {
+    /// Those that pay here, by measured costs and observed successes.
+    #[default]
+    Auto,
+    /// All of them, whatever they cost: for calibration and for tests, whose outcome must not depend on how fast this
+    /// machine is.
+    Always,
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+        })
+    }
+}
+
+impl FromStr for Policy {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Auto, Self::Always]
+            .into_iter()
+            .find(|policy| policy.to_string() == text)
+            .ok_or_else(|| Error::InvalidValue { name: "policy", found: text.to_owned(), expected: "auto or always" })
     }
 }
 
@@ -131,10 +148,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exits_are_read_as_they_are_printed() {
-        for exits in [Exits::Off, Exits::Calibrated] {
+    fn modes_are_read_as_they_are_printed() {
+        for exits in [Exits::Off, Exits::Calibrated, Exits::Exact] {
             assert_eq!(exits.to_string().parse::<Exits>().unwrap(), exits);
         }
-        assert!("sometimes".parse::<Exits>().is_err());
+        for kv in [Kv::Auto, Kv::Predict, Kv::CatchUp, Kv::Propagate] {
+            assert_eq!(kv.to_string().parse::<Kv>().unwrap(), kv);
+        }
+        for lookup in [Lookup::Off, Lookup::Auto] {
+            assert_eq!(lookup.to_string().parse::<Lookup>().unwrap(), lookup);
+        }
+        for policy in [Policy::Auto, Policy::Always] {
+            assert_eq!(policy.to_string().parse::<Policy>().unwrap(), policy);
+        }
+        assert!("sometimes".parse::<Exits>().is_err() && "never".parse::<Kv>().is_err());
     }
 }

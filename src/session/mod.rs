@@ -5,11 +5,17 @@
 //! first, so that after any error the session can simply be used again. It refuses prompts that are longer than the
 //! context; it never cuts them.
 
+mod cascade;
+mod exact;
 mod exits;
+mod logprobs;
+mod lookup;
 mod memory;
 mod model;
 mod params;
+mod rescore;
 mod sampler;
+mod state;
 mod template;
 mod text;
 
@@ -18,31 +24,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use exits::Exits;
+pub use exits::{Exits, Kv, Lookup, Policy};
+pub use logprobs::TokenLogprob;
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
+pub use rescore::{Rescorer, Scored};
 pub use sampler::{Sampler, SamplerParams};
+pub use state::StateError;
 pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::heads::Thresholds;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
-use exits::ScreenExit;
+use crate::llama::threads::ThreadPool;
+use cascade::Cascade;
+use exact::Drafting;
 use text::TextStream;
 
 /// A text, its K/V cache, and the means to go on with it.
 #[derive(Debug)]
 pub struct Session {
     model: Model,
+    params: SessionParams,
     gate: Gate,
     /// The whole text. The first `gate.position()` of these are in the cache.
     tokens: Vec<Token>,
     /// The distribution after the last of `tokens`, if the last decode was of that one.
     next: Next,
     /// `None` where nothing exits.
-    exit: Option<ScreenExit>,
+    cascade: Option<Cascade>,
+    /// `None` but in exact mode. Then the cache may hold drafts after the text.
+    drafting: Option<Drafting>,
 }
 
 /// Where the distribution of the next token is.
@@ -50,10 +65,10 @@ pub struct Session {
 enum Next {
     /// Nowhere yet.
     Unknown,
-    /// In the gate, over the whole vocabulary.
-    Logits,
-    /// In the screen, over its candidates.
-    Screened,
+    /// In the gate, over the whole vocabulary, as those of this output.
+    Logits(usize),
+    /// In the cascade, over the candidates of the exit that the token left at.
+    Candidates(ExitPoint),
 }
 
 /// Stops what a session is doing, from any thread. The decode in progress is given up within a graph node or so.
@@ -110,11 +125,13 @@ pub struct GenerateParams {
     pub stop: Vec<String>,
     /// Goes on after the model's own end token.
     pub ignore_eos: bool,
+    /// Reports each token's log-probability, and those of this many of the best beside it.
+    pub n_logprobs: Option<usize>,
 }
 
 impl Default for GenerateParams {
     fn default() -> Self {
-        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false }
+        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false, n_logprobs: None }
     }
 }
 
@@ -148,6 +165,9 @@ pub struct TokenEvent<'a> {
     pub text: &'a str,
     /// Where it left the model; `None` if it ran through all of it.
     pub exit: Option<ExitPoint>,
+    /// With [`GenerateParams::n_logprobs`]: the token's own log-probability, then the best ones, falling. They are the
+    /// model's, before the sampler; of a token that exited they are over the candidates alone.
+    pub logprobs: &'a [TokenLogprob],
 }
 
 /// Why a generation ended.
@@ -181,6 +201,12 @@ pub struct Generation {
     pub context_full: bool,
     /// How long it took, from the logits of the prompt to the last token.
     pub elapsed: Duration,
+    /// In exact mode, how many tokens were drafted, and how many of them the full model agreed with.
+    pub n_drafted: usize,
+    /// See [`Generation::n_drafted`].
+    pub n_right: usize,
+    /// Where the end token left the model, if one ended the text.
+    pub end_exit: Option<ExitPoint>,
 }
 
 impl Session {
@@ -188,11 +214,56 @@ impl Session {
     /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`], [`Error::Heads`] and [`Error::Unsupported`] for
     /// heads that cannot be evaluated here.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
-        let heads = model.heads().filter(|_| params.exits == Exits::Calibrated);
-        let exiting = heads.map(|heads| exits::threshold(heads, params.agreement)).transpose()?.flatten();
-        let gate = model.new_gate(&SessionParams { gate: params.gate || exiting.is_some(), ..params.clone() })?;
-        let exit = heads.zip(exiting).map(|(heads, threshold)| ScreenExit::new(heads, threshold, &gate)).transpose()?;
-        Ok(Self { model: model.clone(), gate, tokens: Vec::new(), next: Next::Unknown, exit })
+        Self::on(model, params, None)
+    }
+
+    /// A further session of the same model that computes on this one's threads. The two take turns, decode by decode, in
+    /// the order in which they ask: on a machine of few cores several sessions that compute at once would hold each
+    /// other up. A session's results do not depend on what others do.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn beside(&self, params: &SessionParams) -> Result<Self> {
+        Self::on(&self.model, params, self.gate.threads().1)
+    }
+
+    fn on(model: &Model, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
+        let exiting = thresholds(model, params)?.is_some();
+        let drafting = model.heads().is_some() && params.exits == Exits::Exact;
+        let gated = SessionParams { gate: params.gate || exiting || drafting, ..params.clone() };
+        let mut gate = model.new_gate_on(&gated, pool)?;
+        let (cascade, drafting) = early(model, params, &mut gate)?;
+        let params = params.clone();
+        Ok(Self { model: model.clone(), params, gate, tokens: Vec::new(), next: Next::Unknown, cascade, drafting })
+    }
+
+    /// Changes whether tokens may leave the model early, from the next token on. Only a session that was made with exits or
+    /// with [`SessionParams::gate`] can turn them on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] for an agreement that the heads have no level for, and for a session without a gate;
+    /// [`Error::Heads`] and [`Error::Unsupported`] as [`Session::new`]. The session then exits as before.
+    pub fn set_exits(&mut self, exits: Exits, agreement: f32) -> Result<()> {
+        let params = SessionParams { exits, agreement, ..self.params.clone() };
+        let needs_gate = match exits {
+            Exits::Off => false,
+            Exits::Calibrated => thresholds(&self.model, &params)?.is_some(),
+            Exits::Exact => self.model.heads().is_some(),
+        };
+        if needs_gate && !self.gate.can_tap() {
+            return Err(Error::InvalidValue {
+                name: "exits",
+                found: exits.to_string(),
+                expected: "off in a session that was made without a gate",
+            });
+        }
+        self.drop_drafts();
+        let (cascade, drafting) = early(&self.model, &params, &mut self.gate)?;
+        if matches!(self.next, Next::Candidates(_)) {
+            self.next = Next::Unknown;
+        }
+        (self.params, self.cascade, self.drafting) = (params, cascade, drafting);
+        Ok(())
     }
 
     /// The model.
@@ -218,6 +289,7 @@ impl Session {
     /// The layer gate, for programs that decode by hand. What they add to the cache is not part of the session's text:
     /// call [`Session::clear`] before using the session again.
     pub fn gate(&mut self) -> &mut Gate {
+        self.drop_drafts();
         self.next = Next::Unknown;
         &mut self.gate
     }
@@ -240,6 +312,7 @@ impl Session {
         if tokens.len() > self.n_ctx() {
             return Err(Error::ContextLengthExceeded { prompt: tokens.len(), n_ctx: self.n_ctx() });
         }
+        self.drop_drafts();
         let common = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
         // The last token is decoded in any case: its logits are what a generation starts from.
         self.roll_back(common.min(tokens.len() - 1));
@@ -283,7 +356,11 @@ impl Session {
             stop_reason: StopReason::Length,
             context_full: false,
             elapsed: Duration::ZERO,
+            n_drafted: 0,
+            n_right: 0,
+            end_exit: None,
         };
+        let drafts = self.drafting.as_ref().map_or((0, 0), Drafting::counts);
         let cancel = self.cancel_handle();
         let mut start = None;
         while made.tokens.len() < params.max_tokens {
@@ -301,17 +378,18 @@ impl Session {
             }
             start.get_or_insert_with(Instant::now);
             let (token, exit) = self.pick(sampler)?;
-            self.tokens.push(token);
-            self.next = Next::Unknown;
+            let logprobs = params.n_logprobs.map(|n| self.logprobs(token, exit, n)).unwrap_or_default();
+            self.follow(token);
             if self.model.vocab().is_eog(token) && !params.ignore_eos {
                 made.stop_reason = StopReason::Eos;
+                made.end_exit = exit;
                 break;
             }
             let text = stream.push(&self.model.vocab().piece(token, false));
             made.tokens.push(token);
             made.exits.push(exit);
             made.text.push_str(&text);
-            let answer = on_token(TokenEvent { token, text: &text, exit });
+            let answer = on_token(TokenEvent { token, text: &text, exit, logprobs: &logprobs });
             if stream.stopped() || answer.is_break() {
                 made.stop_reason = StopReason::Stop;
                 break;
@@ -319,15 +397,22 @@ impl Session {
         }
         made.text.push_str(&stream.finish());
         made.elapsed = start.map_or(Duration::ZERO, |start| start.elapsed());
-        if let Some(exit) = &self.exit {
-            tracing::debug!(policy = ?exit.policy(), "what the screen costs here, in seconds");
+        if let Some(cascade) = &self.cascade {
+            tracing::debug!(policy = ?cascade.policy(), "what exits cost here, in seconds");
         }
+        if let Some(drafting) = &self.drafting {
+            tracing::debug!(policy = ?drafting.policy(), "what drafts cost here, in seconds");
+            let (n_drafted, n_right) = drafting.counts();
+            (made.n_drafted, made.n_right) = (n_drafted - drafts.0, n_right - drafts.1);
+        }
+        self.drop_drafts();
         Ok(made)
     }
 
     /// Cuts the session's text to its first `n_tokens`.
     pub fn truncate(&mut self, n_tokens: usize) {
         if n_tokens < self.tokens.len() {
+            self.drop_drafts();
             self.roll_back(n_tokens.min(self.gate.position()));
             self.tokens.truncate(n_tokens);
             self.next = Next::Unknown;
@@ -336,6 +421,7 @@ impl Session {
 
     /// Forgets the whole text.
     pub fn clear(&mut self) {
+        self.drop_drafts();
         self.gate.clear();
         self.tokens.clear();
         self.next = Next::Unknown;
@@ -343,17 +429,18 @@ impl Session {
 
     /// Picks the next token, and tells where it left the model.
     fn pick(&mut self, sampler: &mut Sampler) -> Result<(Token, Option<ExitPoint>)> {
-        if let (Next::Screened, Some(exit)) = (self.next, &self.exit) {
-            if let Some(token) = sampler.pick_among(exit.candidates()) {
+        if let (Next::Candidates(exit), Some(cascade)) = (self.next, &self.cascade) {
+            if let Some(token) = sampler.pick_among(cascade.candidates()) {
                 sampler.accept(token)?;
-                return Ok((token, Some(ExitPoint::Screen)));
+                return Ok((token, Some(exit)));
             }
             // A grammar allows none of the candidates: the full matrix has what it allows.
             self.roll_back(self.gate.position().saturating_sub(1));
             self.decode_missing(&mut |_| {})?;
         }
         let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };
-        let logits = self.gate.logits(0).ok_or_else(no_logits)?;
+        let Next::Logits(row) = self.next else { return Err(no_logits()) };
+        let logits = self.gate.logits(row).ok_or_else(no_logits)?;
         let token = sampler.pick(logits).ok_or_else(|| Error::InvalidValue {
             name: "logits",
             found: "no token that the model and the grammar allow".to_owned(),
@@ -363,16 +450,60 @@ impl Session {
         Ok((token, None))
     }
 
+    /// Log-probabilities of the distribution that `token` was picked from: its own, then the `n` best.
+    fn logprobs(&mut self, token: Token, exit: Option<ExitPoint>, n: usize) -> Vec<TokenLogprob> {
+        if let (Some(_), Some(cascade)) = (exit, &self.cascade) {
+            return logprobs::of(cascade.candidates().iter().copied(), token, n);
+        }
+        let Next::Logits(row) = self.next else { return Vec::new() };
+        let logits = self.gate.logits(row).unwrap_or_default().iter().copied();
+        logprobs::of((0i32..).map(Token).zip(logits), token, n)
+    }
+
     /// Decodes what is missing; a single token may exit.
     fn decode_next(&mut self) -> Result<()> {
         let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
-        match (missing, &mut self.exit) {
-            (&[token], Some(exit)) => {
+        match (missing, &mut self.cascade) {
+            (&[token], Some(cascade)) => {
                 self.next = Next::Unknown;
-                self.next = if exit.decode(&mut self.gate, token)? { Next::Screened } else { Next::Logits };
-                Ok(())
+                self.next = cascade.decode(&mut self.gate, token)?.map_or(Next::Logits(0), Next::Candidates);
+                return Ok(());
             }
-            _ => self.decode_missing(&mut |_| {}),
+            (&[_], None) => {}
+            _ => return self.decode_missing(&mut |_| {}),
+        }
+        let Some(drafting) = &mut self.drafting else { return self.decode_missing(&mut |_| {}) };
+        self.next = Next::Unknown;
+        let result = drafting.decode(&mut self.gate, &self.tokens);
+        if result.is_err() {
+            // What failed may have left drafts in the cache.
+            drafting.forget();
+            self.roll_back(self.tokens.len() - 1);
+        } else {
+            self.next = Next::Logits(0);
+        }
+        result
+    }
+
+    /// Adds the token that was picked. If it was drafted, the logits after it are there.
+    fn follow(&mut self, token: Token) {
+        self.tokens.push(token);
+        let Some(drafting) = &mut self.drafting else {
+            self.next = Next::Unknown;
+            return;
+        };
+        let agrees = drafting.agrees(token);
+        match self.next {
+            Next::Logits(row) if agrees => self.next = Next::Logits(row + 1),
+            _ => self.roll_back(self.tokens.len() - 1),
+        }
+    }
+
+    /// Takes drafts that no token was compared with out of the cache, and the last token of the text with them: it is
+    /// decoded again for its logits.
+    fn drop_drafts(&mut self) {
+        if self.drafting.as_mut().is_some_and(Drafting::forget) {
+            self.roll_back(self.tokens.len().saturating_sub(1));
         }
     }
 
@@ -393,9 +524,31 @@ impl Session {
             let end = total.min(position + self.gate.n_ubatch());
             self.next = Next::Unknown;
             self.gate.decode(&self.tokens[position..end], Logits::Last)?;
-            self.next = if end == total { Next::Logits } else { Next::Unknown };
+            self.next = if end == total { Next::Logits(0) } else { Next::Unknown };
             progress(PromptProgress { done: end, total });
         }
         Ok(())
+    }
+}
+
+/// The confidences that calibrated exits ask for; `None` where nothing exits.
+fn thresholds(model: &Model, params: &SessionParams) -> Result<Option<Thresholds>> {
+    let Some(heads) = model.heads().filter(|_| params.exits == Exits::Calibrated) else { return Ok(None) };
+    let thresholds = heads.thresholds(params.agreement)?;
+    if thresholds.is_none() {
+        tracing::info!(agreement = params.agreement, "the heads were not certified for this agreement: nothing exits");
+    }
+    Ok(thresholds)
+}
+
+/// What lets tokens leave early, or drafts them, on the threads of `gate`.
+fn early(model: &Model, params: &SessionParams, gate: &mut Gate) -> Result<(Option<Cascade>, Option<Drafting>)> {
+    let heads = model.heads();
+    match (params.exits, heads, thresholds(model, params)?) {
+        (Exits::Exact, _, _) => Ok((None, Drafting::new(model, heads, params, gate)?)),
+        (Exits::Calibrated, Some(heads), Some(thresholds)) => {
+            Ok((Cascade::new(model, heads, &thresholds, params, gate)?, None))
+        }
+        _ => Ok((None, None)),
     }
 }

@@ -12,9 +12,10 @@ use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{self, Gate, GateSupport, Sequences};
 use crate::gguf;
-use crate::heads::Heads;
+use crate::heads::{self, Heads};
 use crate::llama::context::{Context, ContextParams};
 use crate::llama::model::{LoadParams, RawModel};
+use crate::llama::threads::ThreadPool;
 use crate::llama::{Device, Vocab, devices};
 
 /// How many layers a GPU computes.
@@ -135,6 +136,7 @@ struct Inner {
     n_positions: Option<usize>,
     check_memory: bool,
     gate_support: OnceLock<GateSupport>,
+    fingerprint: String,
 }
 
 impl Model {
@@ -157,7 +159,7 @@ impl Model {
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Self> {
         let path = path.as_ref();
-        let CheckedFile { file, memory, n_positions, offset } = check_file(path, params)?;
+        let CheckedFile { file, memory, n_positions, offset, fingerprint } = check_file(path, params)?;
         let heads = Heads::open(file, params.heads.as_deref())?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
@@ -172,8 +174,18 @@ impl Model {
         let chat_template = raw.chat_template();
         let check_memory = params.check_memory;
         let gate_support = OnceLock::new();
-        let inner = Inner { raw, vocab, info, chat_template, heads, memory, n_positions, check_memory, gate_support };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner {
+            raw,
+            vocab,
+            info,
+            chat_template,
+            heads,
+            memory,
+            n_positions,
+            check_memory,
+            gate_support,
+            fingerprint,
+        })))
     }
 
     /// What the model says of itself.
@@ -202,9 +214,24 @@ impl Model {
         }
         let params = SessionParams { n_ctx: 256, n_batch: 64, n_ubatch: 64, gate: true, ..SessionParams::default() };
         let mut gate = self.new_gate(&params)?;
-        let support = gate::self_test(&mut gate, self.0.info.n_layer, self.0.vocab.n_tokens())?;
+        let n_vocab = self.0.vocab.n_tokens();
+        let mut support = gate::self_test(&mut gate, self.0.info.n_layer, n_vocab)?;
+        support.no_predict = match support.no_resume {
+            None => heads::kv::self_test(&mut gate, n_vocab)?,
+            Some(_) => Some("tokens cannot stop after a block".to_owned()),
+        };
         tracing::debug!(?support, "gate self-test");
         Ok(self.0.gate_support.get_or_init(|| support))
+    }
+
+    /// Names the weights: a hash of the tensor entries and of samples of their data.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.0.fingerprint
+    }
+
+    /// True if exit heads came with the model.
+    pub fn has_heads(&self) -> bool {
+        self.0.heads.is_some()
     }
 
     /// The exit heads that came with the model.
@@ -213,7 +240,12 @@ impl Model {
     }
 
     pub(crate) fn new_gate(&self, params: &SessionParams) -> Result<Gate> {
-        let context = self.new_context(params, 1)?;
+        self.new_gate_on(params, None)
+    }
+
+    /// A gate that computes on `pool`, or on threads of its own.
+    pub(crate) fn new_gate_on(&self, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Gate> {
+        let context = self.new_context(params, 1, pool)?;
         Ok(Gate::new(context, self.0.info.n_layer, self.0.info.n_embd))
     }
 
@@ -224,18 +256,19 @@ impl Model {
     /// As [`Session::new`](super::Session::new), and [`Error::InvalidValue`] for no sequence, for more of them than
     /// `params.n_ubatch`, or for a context of an unknown length.
     pub fn sequences(&self, params: &SessionParams, n: u32) -> Result<Sequences> {
-        if n == 0 || params.n_ctx == 0 {
+        // Before llama.cpp sees it: it aborts where a batch cannot hold an output of each sequence.
+        if n == 0 || params.n_ctx == 0 || n > params.n_ubatch.min(params.n_batch) {
             return Err(Error::InvalidValue {
                 name: "sequences",
                 found: format!("{n} of {} tokens", params.n_ctx),
-                expected: "at least 1, of at least 1 token",
+                expected: "at least 1 and at most n_ubatch, since a step is one graph, of at least 1 token each",
             });
         }
-        let context = self.new_context(&SessionParams { gate: true, ..params.clone() }, n)?;
+        let context = self.new_context(&SessionParams { gate: true, ..params.clone() }, n, None)?;
         Sequences::new(context, self.0.info.n_layer, self.0.info.n_swa)
     }
 
-    fn new_context(&self, params: &SessionParams, n_sequences: u32) -> Result<Context> {
+    fn new_context(&self, params: &SessionParams, n_sequences: u32, pool: Option<Arc<ThreadPool>>) -> Result<Context> {
         if self.0.check_memory {
             // The weights are in memory already, or mapped and counted as such.
             let estimate = self.0.memory.estimate(params, memory::available());
@@ -243,7 +276,7 @@ impl Model {
             MemoryEstimate { weights: 0, kv_cache, ..estimate }.check(self.0.memory.path())?;
         }
         let params = ContextParams { n_sequences, ..params.context()? };
-        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params)?;
+        let mut context = Context::new(Arc::clone(&self.0.raw), self.0.vocab.n_tokens(), &params, pool)?;
         if let Some(n) = self.0.n_positions {
             context.limit_positions(n);
         }
@@ -258,6 +291,7 @@ struct CheckedFile {
     n_positions: Option<usize>,
     /// Where in the file the model begins.
     offset: u64,
+    fingerprint: String,
 }
 
 /// Checks what must hold before llama.cpp sees the file.
@@ -277,7 +311,8 @@ fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
     }
     let n_positions = file.tensor("position_embd.weight").and_then(|tensor| tensor.dims().get(1).copied());
     let n_positions = n_positions.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-    Ok(CheckedFile { file, memory: shape, n_positions, offset: preflight.base_offset })
+    let fingerprint = gguf::exits::sample_sha256(gguf::exits::base(&file)?.as_ref().unwrap_or(&file))?;
+    Ok(CheckedFile { file, memory: shape, n_positions, offset: preflight.base_offset, fingerprint })
 }
 
 fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {

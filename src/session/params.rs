@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use llama_cpp_sys_2 as sys;
 
-use super::exits::Exits;
+use super::exits::{Exits, Kv, Lookup, Policy};
 use crate::error::{Error, Result};
 use crate::llama::context::ContextParams;
 use crate::llama::threads::{MAX_THREADS, default_threads};
@@ -119,11 +119,22 @@ pub struct SessionParams {
     /// Installs the layer gate, for programs that decode by hand. Without it, and without exits, a session decodes exactly
     /// as plain llama.cpp does.
     pub gate: bool,
-    /// Whether tokens may leave the model early; of no effect on a model without heads.
+    /// Whether tokens may leave the model early; without heads, [`Exits::Calibrated`] is off and [`Exits::Exact`] drafts
+    /// from the text alone.
     pub exits: Exits,
     /// The wanted share of tokens that equal the full model's, in (0, 1]: a level that the heads were calibrated for, or
     /// the next higher one is taken.
     pub agreement: f32,
+    /// Where the K/V of the blocks that a token skipped come from.
+    pub kv: Kv,
+    /// The most tokens of a batch that catches up or verifies: those that wait for it and the one that ends their waiting.
+    pub max_pending: u32,
+    /// No token leaves after a block below this one.
+    pub min_exit_layer: u32,
+    /// Which of the checks are made.
+    pub policy: Policy,
+    /// Whether exact mode drafts from the text itself.
+    pub lookup: Lookup,
 }
 
 impl Default for SessionParams {
@@ -140,6 +151,11 @@ impl Default for SessionParams {
             gate: false,
             exits: Exits::Calibrated,
             agreement: 0.99,
+            kv: Kv::Auto,
+            max_pending: 8,
+            min_exit_layer: 0,
+            policy: Policy::Auto,
+            lookup: Lookup::Auto,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! A tiny random model and a sidecar with a screen of full rank, which cannot miss, in a folder of their own.
 #![allow(dead_code)] // Each test program uses its part.
 
+pub mod heads;
+
 use std::path::{Path, PathBuf};
 
 use offramp::gguf::exits::{self, Base, Calibration, ConfidenceMap, ExitMeta, KvPolicy, Metric, ScreenMeta};
 use offramp::gguf::quants::dequantize;
-use offramp::gguf::{File, TensorType, WriteOptions};
+use offramp::gguf::{File, TensorType, WriteOptions, Writer};
 use offramp::{Model, ModelParams};
 use offramp_fixtures::TinyModel;
 
@@ -21,6 +23,25 @@ impl Files {
     pub fn new(model: &TinyModel) -> Self {
         let folder = tempfile::tempdir().unwrap();
         model.write_to(folder.path().join("model.gguf")).unwrap();
+        Self { folder }
+    }
+
+    /// A model of which the blocks from `first_idle` on add nothing to the hidden state, so that a head below them can be
+    /// perfect. They still have K/V of their own.
+    pub fn with_idle_blocks(model: &TinyModel, first_idle: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let original = File::from_bytes(model.bytes(), "tiny").unwrap();
+        let mut writer = Writer::new();
+        writer.copy_keys(&original, |_| true).unwrap();
+        for tensor in original.tensors() {
+            let idle = (first_idle..model.n_layer()).any(|il| {
+                ["attn_output", "ffn_down"].iter().any(|part| tensor.name() == format!("blk.{il}.{part}.weight"))
+            });
+            let data = original.data(tensor);
+            let data = if idle { zeros(tensor.ty(), data.len()) } else { data.to_vec() };
+            writer.tensor(tensor.name(), tensor.ty(), tensor.dims(), data).unwrap();
+        }
+        writer.write(folder.path().join("model.gguf"), WriteOptions::default(), &mut |_, _| true).unwrap();
         Self { folder }
     }
 
@@ -57,11 +78,26 @@ impl Files {
         path
     }
 
+    /// Writes exits and a screen of full rank that are calibrated for [`AGREEMENTS`].
+    pub fn write_exits(&self, exits: &heads::Spec<'_>) -> PathBuf {
+        let model = File::open(self.path("model.gguf")).unwrap();
+        let path = self.path("heads.gguf");
+        let writer = heads::sidecar(&model, exits);
+        writer.write(&path, WriteOptions::replacing(true), &mut |_, _| true).unwrap();
+        path
+    }
+
     pub fn load(&self, heads: Option<&Path>) -> Model {
         let mut params = ModelParams::default();
         params.heads = heads.map(Path::to_owned);
         Model::load(self.path("model.gguf"), &params).unwrap()
     }
+}
+
+/// Bytes that stand for zeros: all scales are.
+fn zeros(ty: TensorType, n_bytes: usize) -> Vec<u8> {
+    assert!(dequantize(ty, &vec![0; n_bytes]).unwrap().iter().all(|&value| value == 0.0));
+    vec![0; n_bytes]
 }
 
 fn meta(base: Base, shortlist: u32, thresholds: [f32; 2], calibrated: bool) -> ExitMeta {

@@ -4,10 +4,9 @@
 //! bounded, and with it what waits in memory.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gate::{Sequences, Tap};
+use offramp::gate::{Seen, Sequences, Tap};
 use offramp::{SessionParams, Token};
 
 use super::slot::{Advance, Finished, Recipe, Slot, Turn, kept};
@@ -26,6 +25,7 @@ pub(super) struct Batch<'a> {
     sequences: Sequences,
     slots: Vec<Option<Slot>>,
     taps: Vec<Tap>,
+    kv_layers: Vec<u32>,
     series: Vec<(Series, usize)>,
     /// The values of one step, `[width, n_sequences]`, for each series.
     values: Vec<Vec<f32>>,
@@ -57,12 +57,17 @@ impl<'a> Batch<'a> {
         params.n_batch = PROMPT_BATCH.max(width);
         params.n_ubatch = params.n_batch;
         let sequences = recipe.model.sequences(&params, width)?;
-        let series = if recipe.answer > 0 { recipe.manifest.series() } else { Vec::new() };
+        // Prompts alone need none of what the model shows.
+        let (taps, kv, series) = match recipe.answer {
+            0 => (Vec::new(), &[][..], Vec::new()),
+            _ => (recipe.manifest.taps(), &recipe.manifest.kv[..], recipe.manifest.series()),
+        };
         Ok(Batch {
             recipe,
             sequences,
             slots: (0..width).map(|_| None).collect(),
-            taps: if recipe.answer > 0 { recipe.manifest.taps() } else { Vec::new() },
+            taps,
+            kv_layers: kv.iter().map(|widths| widths.layer).collect(),
             values: vec![Vec::new(); series.len()],
             series,
             prompts: Vec::new(),
@@ -123,12 +128,11 @@ impl<'a> Batch<'a> {
     fn step(&mut self) -> anyhow::Result<()> {
         let tokens: Vec<Option<Token>> = self.slots.iter().map(|slot| slot.as_ref().map(Slot::next)).collect();
         let (values, series) = (&mut self.values, &self.series);
-        self.sequences.step(&tokens, &self.taps, &mut |tap, hidden| {
-            if let Some(i) = series.iter().position(|(other, _)| *other == Series::Hidden(tap)) {
+        self.sequences.step(&tokens, &self.taps, &self.kv_layers, &mut |seen, rows| {
+            if let Some(i) = series.iter().position(|(other, _)| *other == Series::of(seen)) {
                 values[i].clear();
-                values[i].extend_from_slice(hidden);
+                values[i].extend_from_slice(rows);
             }
-            ControlFlow::Continue(())
         })?;
         for ((series, width), values) in self.series.iter().zip(&self.values) {
             let needed = width * self.slots.len();

@@ -141,7 +141,11 @@ impl Slot {
         let sampling = if self.finished.is_greedy { Sampling::Greedy } else { Sampling::ANSWER };
         self.next = sample(&row, sampling, &mut self.rng);
         let is_full = self.finished.rows.n_tokens() >= recipe.answer as u64;
-        Ok(Advance::Turn(if is_full || vocab.is_eog(self.next) { Turn::Over(self.finished) } else { Turn::Running(self) }))
+        Ok(Advance::Turn(if is_full || vocab.is_eog(self.next) {
+            Turn::Over(self.finished)
+        } else {
+            Turn::Running(self)
+        }))
     }
 
     /// Brings the prompt into the context, all but its last token, which is decoded with the other slots'. What the
@@ -158,7 +162,8 @@ impl Slot {
         }
         if recipe.answer > 0 {
             let common = self.text.iter().zip(before).take_while(|(old, new)| old == new).count();
-            let kept = if sequences.truncate(self.place, common) { sequences.position(self.place).min(common) } else { 0 };
+            let kept =
+                if sequences.truncate(self.place, common) { sequences.position(self.place).min(common) } else { 0 };
             sequences.extend(self.place, &before[kept..])?;
             self.text = before.to_vec();
             self.next = *last;

@@ -22,7 +22,7 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use offramp::gate::Tap;
+use offramp::gate::{Seen, Tap};
 use serde::{Deserialize, Serialize};
 
 use super::label::Label;
@@ -87,6 +87,15 @@ pub enum Series {
 }
 
 impl Series {
+    /// The one that what a decode shows belongs to.
+    pub fn of(seen: Seen) -> Series {
+        match seen {
+            Seen::Hidden(tap) => Series::Hidden(tap),
+            Seen::K(il) => Series::K(il),
+            Seen::V(il) => Series::V(il),
+        }
+    }
+
     fn file_name(self) -> String {
         match self {
             Series::Hidden(Tap::Layer(il)) => format!("layer-{il}.f16"),
@@ -100,6 +109,25 @@ impl Series {
 impl Manifest {
     /// The present layout.
     pub const VERSION: u32 = 2;
+
+    /// Of a store without a model, for sequences that are not kept.
+    pub(super) fn of_nothing() -> Manifest {
+        Manifest {
+            version: Manifest::VERSION,
+            model: String::new(),
+            sha256: String::new(),
+            n_embd: 0,
+            n_vocab: 0,
+            layers: Vec::new(),
+            kv: Vec::new(),
+            prompts: String::new(),
+            answer: 0,
+            seed: 0,
+            batch_width: 0,
+            engine: String::new(),
+            width_difference: 0.0,
+        }
+    }
 
     /// Where hidden states are kept, lowest first.
     pub fn taps(&self) -> Vec<Tap> {
@@ -138,7 +166,8 @@ fn read_manifest(folder: &Path) -> anyhow::Result<Manifest> {
     let path = folder.join(MANIFEST);
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let no_manifest = || format!("{} is no manifest", path.display());
-    let (expected, found) = (Manifest::VERSION, serde_json::from_str::<Version>(&text).with_context(no_manifest)?.version);
+    let (expected, found) =
+        (Manifest::VERSION, serde_json::from_str::<Version>(&text).with_context(no_manifest)?.version);
     ensure!(found == expected, "{} has version {found}, not {expected}: collect again", path.display());
     serde_json::from_str(&text).with_context(no_manifest)
 }

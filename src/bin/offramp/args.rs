@@ -35,6 +35,9 @@ pub enum Command {
     Run(RunArgs),
     /// Talk with a model
     Chat(ChatArgs),
+    /// Answer programs over HTTP, with OpenAI's interface, and a page to chat on
+    #[cfg(feature = "serve")]
+    Serve(crate::serve::ServeArgs),
     /// Measure what early exits gain here
     Bench(BenchArgs),
     /// Tell what a model is and what the layer gate can do on it
@@ -67,6 +70,9 @@ pub struct RunArgs {
     /// Print one JSON object a prompt, a line each
     #[arg(long)]
     pub json: bool,
+    /// Show where each token left the model: by colour on a terminal, by a mark elsewhere
+    #[arg(long, conflicts_with = "json")]
+    pub show_exits: bool,
 }
 
 /// What to generate from: exactly one of these.

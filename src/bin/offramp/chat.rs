@@ -63,7 +63,7 @@ pub fn chat(arguments: &ChatArgs) -> Result<(), Failure> {
 
 fn answer(conversation: &mut Conversation, turn: &str, is_terminal: bool) -> Result<(), Failure> {
     let mut text = TextOutput::new();
-    let reply = match conversation.reply(turn, &mut |piece| text.show(piece)) {
+    let reply = match conversation.reply(turn, &mut |piece, _| text.show(piece)) {
         // A turn that does not fit or that the template refuses is the user's to change; the conversation is as before.
         Err(Failure::Failed(reason)) if is_terminal => {
             text.end()?;

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use offramp::{
-    ChatTemplate, GenerateParams, Generation, Message, Model, Sampler, SamplerParams, Session, StopReason, Token,
+    ChatTemplate, ExitPoint, GenerateParams, Generation, Message, Model, Sampler, SamplerParams, Session, StopReason,
+    Token,
 };
 
 use crate::failure::Failure;
@@ -17,6 +18,9 @@ pub struct Settings {
     pub limits: GenerateParams,
     pub system: Option<String>,
 }
+
+/// Takes a piece of a reply, and where the token that ended it left the model.
+pub type Show<'a> = dyn FnMut(&str, Option<ExitPoint>) -> Result<(), Failure> + 'a;
 
 /// One reply and what led to it.
 pub struct Reply {
@@ -78,11 +82,12 @@ impl Conversation {
         self.plain = self.settings.system.iter().map(|system| format!("{system}\n\n")).collect();
     }
 
-    /// Answers `turn`; the reply is shown in pieces of whole code points as it comes.
+    /// Answers `turn`; the reply is shown in pieces of whole code points as it comes, each with where its last token left
+    /// the model.
     ///
     /// # Errors
     /// The conversation is as it was before, without `turn`.
-    pub fn reply(&mut self, turn: &str, show: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<Reply, Failure> {
+    pub fn reply(&mut self, turn: &str, show: &mut Show<'_>) -> Result<Reply, Failure> {
         let (prompt_text, tokens) = self.prompt(turn)?;
         let reply = self.generate(prompt_text, &tokens, show)?;
         if self.template.is_some() {
@@ -114,12 +119,7 @@ impl Conversation {
         Ok((text, tokens))
     }
 
-    fn generate(
-        &mut self,
-        prompt_text: String,
-        tokens: &[Token],
-        show: &mut dyn FnMut(&str) -> Result<(), Failure>,
-    ) -> Result<Reply, Failure> {
+    fn generate(&mut self, prompt_text: String, tokens: &[Token], show: &mut Show<'_>) -> Result<Reply, Failure> {
         let mut sampler = Sampler::new(self.session.model(), &self.settings.sampler)?;
         let _cancels = interrupt::cancels(&self.session.cancel_handle());
         let bar = progress::reading(tokens.len());
@@ -140,24 +140,29 @@ impl Conversation {
         let mut outcome = Ok(());
         let generation = self.session.generate(&mut sampler, &self.settings.limits, &mut |event| {
             shown += event.text.len();
-            outcome = show(event.text);
+            outcome = show(event.text, event.exit);
             if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         outcome?;
         // What was held back because it could have been the beginning of a stop text.
-        show(generation.text.get(shown..).unwrap_or_default())?;
+        show(generation.text.get(shown..).unwrap_or_default(), None)?;
         reply.generation = Some(generation);
         Ok(reply)
     }
 }
 
-fn template_of(model: &Model) -> Result<Option<ChatTemplate>, Failure> {
+/// The model's chat template; `None` if it has none.
+///
+/// # Errors
+/// When it does not parse.
+pub fn template_of(model: &Model) -> Result<Option<ChatTemplate>, Failure> {
     let Some(source) = model.chat_template() else { return Ok(None) };
     let vocab = model.vocab();
     let (bos, eos) = (special_text(model, vocab.bos()), special_text(model, vocab.eos()));
     ChatTemplate::new(source, &bos, &eos).map(Some).map_err(Failure::failed)
 }
 
-fn special_text(model: &Model, token: Option<Token>) -> String {
+/// How a special token is written in a text; empty for none.
+pub fn special_text(model: &Model, token: Option<Token>) -> String {
     token.map_or_else(String::new, |token| model.vocab().text(&[token], true))
 }

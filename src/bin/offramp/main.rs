@@ -7,19 +7,26 @@ mod bench;
 mod chat;
 mod chat_input;
 mod conversation;
+#[cfg(feature = "serve")]
+mod depth;
 mod failure;
 #[cfg(feature = "hf")]
 mod hub;
 mod inspect;
 mod interrupt;
 mod logging;
+mod marks;
 mod model_args;
 mod output;
 mod progress;
 mod prompts;
 mod resolve;
 mod run;
+#[cfg(feature = "serve")]
+mod serve;
 mod short_flags;
+#[cfg(feature = "serve")]
+mod thinking;
 
 use args::{Cli, Command};
 use failure::Failure;
@@ -42,6 +49,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Chat(arguments)) => chat::chat(&arguments),
+        #[cfg(feature = "serve")]
+        Some(Command::Serve(arguments)) => serve::serve(&arguments),
         Some(Command::Bench(arguments)) => bench::bench(&arguments),
         Some(Command::Inspect(arguments)) => inspect::inspect(&arguments),
         None => Err(args::command_missing()),

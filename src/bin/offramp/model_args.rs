@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use offramp::{CacheType, Error, Exits, FlashAttn, GpuLayers, Model, ModelParams, Session, SessionParams};
+use offramp::{
+    CacheType, Error, Exits, FlashAttn, GpuLayers, Kv, Lookup, Model, ModelParams, Policy, Rescorer, Session,
+    SessionParams,
+};
 
 use crate::failure::Failure;
 use crate::{interrupt, progress, resolve};
@@ -29,12 +32,28 @@ pub struct ModelArgs {
     /// A file with exit heads for the model; a merged model has them inside
     #[arg(long, value_name = "FILE", env = "OFFRAMP_HEADS")]
     pub heads: Option<PathBuf>,
-    /// Whether tokens may leave the model early: off or calibrated; without heads it is off
-    #[arg(long, value_name = "MODE", default_value_t = Exits::Calibrated, env = "OFFRAMP_EXITS")]
-    pub exits: Exits,
+    /// Whether tokens may leave the model early: off, calibrated (off without heads) or exact, where drafts are verified
+    /// and the text is that of off [default: calibrated]; bench takes several, with commas [default: calibrated,exact]
+    #[arg(long, value_name = "MODE", value_delimiter = ',', env = "OFFRAMP_EXITS")]
+    pub exits: Vec<Exits>,
     /// Share of tokens that equal the full model's, for --exits calibrated
     #[arg(long, value_name = "SHARE", default_value_t = 0.99, env = "OFFRAMP_AGREEMENT")]
     pub agreement: f32,
+    /// Where the K/V of skipped blocks come from: auto, predict, catch-up or propagate; bench takes several, with commas
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "auto", env = "OFFRAMP_KV")]
+    pub kv: Vec<Kv>,
+    /// Most tokens of a batch that catches up on skipped blocks
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
+    pub max_pending: u32,
+    /// Let no token leave after a block below this one
+    #[arg(long, value_name = "LAYER", default_value_t = 0)]
+    pub min_exit_layer: u32,
+    /// Whether --exits exact drafts from the text itself: off or auto
+    #[arg(long, value_name = "WHEN", default_value_t = Lookup::Auto)]
+    pub lookup: Lookup,
+    /// Which checks are made: auto (those that pay here) or always
+    #[arg(long, value_name = "WHICH", default_value_t = Policy::Auto)]
+    pub policy: Policy,
     /// Tokens of context; 0 takes what the model was trained with [default: that, at most 8192]
     #[arg(short, long, value_name = "N", env = "LLAMA_ARG_CTX_SIZE")]
     pub ctx_size: Option<u32>,
@@ -108,8 +127,13 @@ impl ModelArgs {
         params.flash_attn = self.flash_attn;
         params.type_k = self.cache_type_k;
         params.type_v = self.cache_type_v;
-        params.exits = self.exits;
+        params.exits = self.exits.first().copied().unwrap_or_default();
         params.agreement = self.agreement;
+        params.kv = self.kv.first().copied().unwrap_or_default();
+        params.max_pending = self.max_pending;
+        params.min_exit_layer = self.min_exit_layer;
+        params.policy = self.policy;
+        params.lookup = self.lookup;
         params
     }
 
@@ -133,20 +157,31 @@ impl ModelArgs {
     }
 
     /// # Errors
-    /// When llama.cpp refuses the context.
+    /// When llama.cpp refuses the context, and for several modes.
     pub fn open_session(&self, model: &Model) -> Result<Session, Failure> {
+        if self.kv.len() > 1 || self.exits.len() > 1 {
+            return Err(Failure::usage("--exits and --kv take several values for bench alone"));
+        }
         Ok(Session::new(model, &self.session_params(model.info().n_ctx_train))?)
     }
 
-    /// A session with other exits than the arguments say, and with a gate to decode by hand through.
+    /// A session with other exits than the arguments say.
     ///
     /// # Errors
     /// When llama.cpp refuses the context, and for heads that cannot be evaluated.
-    pub fn open_session_with(&self, model: &Model, exits: Exits, gate: bool) -> Result<Session, Failure> {
+    pub fn open_session_with(&self, model: &Model, exits: Exits, kv: Kv) -> Result<Session, Failure> {
         let mut params = self.session_params(model.info().n_ctx_train);
         params.exits = exits;
-        params.gate = gate;
+        params.kv = kv;
         Ok(Session::new(model, &params)?)
+    }
+
+    /// The judge of what such sessions emit.
+    ///
+    /// # Errors
+    /// When llama.cpp refuses the context.
+    pub fn open_rescorer(&self, model: &Model) -> Result<Rescorer, Failure> {
+        Ok(Rescorer::new(model, &self.session_params(model.info().n_ctx_train))?)
     }
 }
 

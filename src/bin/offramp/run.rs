@@ -8,6 +8,7 @@ use crate::args::RunArgs;
 use crate::conversation::{Conversation, Reply, Settings};
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::marks::Marks;
 use crate::output::{self, TextOutput, Timings};
 use crate::prompts::{self, Prompt};
 
@@ -30,9 +31,13 @@ pub fn run(arguments: &RunArgs) -> Result<(), Failure> {
     if !arguments.raw && !conversation.has_template() {
         eprintln!("offramp: this model has no chat template, the text is given to it as it is");
     }
+    let marks = arguments.show_exits.then(|| Marks::new(model.info().n_layer));
+    if let Some(marks) = marks {
+        marks.explain();
+    }
     let several = prompts.len() > 1;
     for prompt in &prompts {
-        let replies = answer(&mut conversation, prompt, arguments.json).map_err(|failure| match failure {
+        let replies = answer(&mut conversation, prompt, arguments.json, marks).map_err(|failure| match failure {
             Failure::Failed(reason) if several => Failure::Failed(format!("prompt {}: {reason}", prompt.id)),
             failure => failure,
         })?;
@@ -49,12 +54,21 @@ pub fn run(arguments: &RunArgs) -> Result<(), Failure> {
 }
 
 /// The replies to all turns of a prompt, up to one that was interrupted.
-fn answer(conversation: &mut Conversation, prompt: &Prompt, json: bool) -> Result<Vec<Reply>, Failure> {
+fn answer(
+    conversation: &mut Conversation,
+    prompt: &Prompt,
+    json: bool,
+    marks: Option<Marks>,
+) -> Result<Vec<Reply>, Failure> {
     conversation.restart();
     let mut replies = Vec::new();
     for turn in &prompt.turns {
         let mut text = TextOutput::new();
-        let reply = conversation.reply(turn, &mut |piece| if json { Ok(()) } else { text.show(piece) })?;
+        let reply = conversation.reply(turn, &mut |piece, exit| match marks {
+            _ if json => Ok(()),
+            Some(marks) => text.show(&marks.mark(piece, exit)),
+            None => text.show(piece),
+        })?;
         text.end()?;
         if reply.generation.as_ref().is_some_and(|made| made.context_full) {
             output::report_full_context(conversation.session());

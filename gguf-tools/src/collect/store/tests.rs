@@ -140,7 +140,8 @@ fn a_disk_that_is_too_small_is_refused_before_the_work() {
 #[test]
 fn values_beyond_half_precision_and_rows_of_another_shape_are_refused() {
     let label = Label::of(offramp::Token(0), &[0.0; 100]);
-    let refused = |values: &[&[f32]]| Rows::new(&manifest()).push(&label, values.iter().copied()).unwrap_err().to_string();
+    let refused =
+        |values: &[&[f32]]| Rows::new(&manifest()).push(&label, values.iter().copied()).unwrap_err().to_string();
     let (whole, k, v) = ([1.0; 4], [1.0; 2], [1.0; 3]);
     let mut rows = Rows::new(&manifest());
     rows.push(&label, [&whole[..], &whole, &whole, &k, &v].into_iter()).unwrap();

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use offramp::{ExitPoint, GenerateParams, Logits, Sampler, SamplerParams, Session, Token};
+use offramp::{ExitPoint, GenerateParams, Rescorer, Sampler, SamplerParams, Session, Token};
 
 use crate::failure::Failure;
 use crate::interrupt;
@@ -14,8 +14,11 @@ pub struct Measured {
     pub prompt: Duration,
     /// The reply, with the end token if the model gave one.
     pub emitted: Vec<Token>,
+    /// Where each of these left the model.
     pub exits: Vec<Option<ExitPoint>>,
     pub decode: Duration,
+    /// Tokens that were drafted, and those of them that were right.
+    pub drafts: (usize, usize),
 }
 
 impl Measured {
@@ -47,65 +50,65 @@ pub fn run(session: &mut Session, prompt: &[Token], n: usize) -> Result<Measured
         return Err(Failure::Interrupted);
     }
     let emitted = session.tokens().get(prompt.len()..).unwrap_or_default().to_vec();
+    let mut exits = generation.exits;
+    if emitted.len() > exits.len() {
+        exits.push(generation.end_exit);
+    }
     Ok(Measured {
         n_prompt: report.decoded,
         prompt: report.elapsed,
         emitted,
-        exits: generation.exits,
+        exits,
         decode: generation.elapsed,
+        drafts: (generation.n_drafted, generation.n_right),
     })
 }
 
-/// How a reply looks to the full model.
+/// How replies look to the full model.
 #[derive(Debug, Clone, Default)]
 pub struct Rescored {
     pub n_tokens: usize,
-    /// For each token that the full model would not have emitted, by how much it preferred its own, in logits.
-    pub gaps: Vec<f32>,
+    /// For each token that left early and that the full model would not have emitted, by how much it preferred its own, in
+    /// logits.
+    pub exit_gaps: Vec<f32>,
+    /// The same for tokens that ran through all of the model: what they differ by, predicted K/V of earlier tokens changed
+    /// (or rounding, where kernels round by batch width).
+    pub kv_gaps: Vec<f32>,
 }
 
 impl Rescored {
     pub fn add(&mut self, other: &Self) {
         self.n_tokens += other.n_tokens;
-        self.gaps.extend_from_slice(&other.gaps);
+        self.exit_gaps.extend_from_slice(&other.exit_gaps);
+        self.kv_gaps.extend_from_slice(&other.kv_gaps);
+    }
+
+    /// Tokens that the full model would not have emitted.
+    pub fn n_differing(&self) -> usize {
+        self.exit_gaps.len() + self.kv_gaps.len()
     }
 
     /// Share of tokens that are the full model's own.
     pub fn agreement(&self) -> f64 {
-        1.0 - self.gaps.len() as f64 / self.n_tokens.max(1) as f64
+        1.0 - self.n_differing() as f64 / self.n_tokens.max(1) as f64
     }
 }
 
-/// Runs `emitted` through the full model one token at a time, after `prompt` as a session decodes it. `reference` is a
-/// session with a gate and without exits; its text is lost.
+/// Scores a reply to `prompt` by the full model.
 ///
 /// # Errors
 /// When the decode fails or is interrupted.
-pub fn rescore(reference: &mut Session, prompt: &[Token], emitted: &[Token]) -> Result<Rescored, Failure> {
-    reference.clear();
-    let gate = reference.gate();
-    let n_ubatch = gate.n_ubatch().max(1);
-    for chunk in prompt.chunks(n_ubatch) {
-        gate.decode(chunk, Logits::Last)?;
-    }
+pub fn rescore(rescorer: &mut Rescorer, prompt: &[Token], run: &Measured) -> Result<Rescored, Failure> {
     let mut result = Rescored::default();
-    for (i, &token) in emitted.iter().enumerate() {
-        if i > 0 {
-            gate.decode(&emitted[i - 1..i], Logits::Last)?;
-        }
-        if interrupt::is_requested() {
-            return Err(Failure::Interrupted);
-        }
-        let logits = gate.logits(0).ok_or_else(|| Failure::failed("the full model gave no logits"))?;
-        let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let first_best = logits.iter().position(|&logit| logit == best);
-        let id = usize::try_from(token.0).unwrap_or(usize::MAX);
+    rescorer.score(prompt, &run.emitted, &mut |scored| {
+        let exit = run.exits.get(result.n_tokens).copied().flatten();
         result.n_tokens += 1;
-        if first_best != Some(id) {
-            result.gaps.push(best - logits.get(id).copied().unwrap_or(f32::NEG_INFINITY));
+        if !scored.agrees() {
+            if exit.is_some() { result.exit_gaps.push(scored.gap) } else { result.kv_gaps.push(scored.gap) }
         }
-    }
-    Ok(result)
+        if interrupt::is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if interrupt::is_requested() { Err(Failure::Interrupted) } else { Ok(result) }
 }
 
 /// Bytes of this process in memory; 0 where the system does not tell.

@@ -1,7 +1,7 @@
 //! `offramp bench`: what early exits gain on this machine, every mode in one process and prompt after prompt in turn.
 //!
 //! Greedy, each prompt alone in an empty cache. The modes take turns at going first, so that a machine that slows down
-//! slows all of them. What an exit emitted is scored again by the full model, one token at a time as `off` decodes. It
+//! slows all of them. What was emitted is scored again by the full model, at the widths where it rounds as `off` does. It
 //! measures what `run` does and has no switches of its own for how to decode.
 
 mod measure;
@@ -10,7 +10,7 @@ mod stats;
 
 use std::time::Duration;
 
-use offramp::{Exits, GenerateParams, Model, SamplerParams, Session, Token};
+use offramp::{Exits, GenerateParams, Kv, Model, SamplerParams, Session, Token};
 
 use crate::args::BenchArgs;
 use crate::conversation::{Conversation, Settings};
@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::prompts::{self, Prompt};
 use crate::{interrupt, output};
 use measure::{Measured, Rescored};
-use report::{ModeReport, Report};
+use report::{ModeReport, Report, Totals};
 
 /// Prompts when none are given.
 const PROMPTS: [&str; 6] = [
@@ -36,6 +36,8 @@ const N_WARM_UP: usize = 8;
 /// One way of decoding, and what was measured of it.
 struct Mode {
     exits: Exits,
+    /// `None` where nothing is skipped for good.
+    kv: Option<Kv>,
     session: Session,
     resident: u64,
     runs: Vec<Measured>,
@@ -54,12 +56,14 @@ pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
     interrupt::install(|| {})?;
     let model = arguments.model.load()?;
     let prompts = tokenize(arguments, &model, &prompts)?;
-    let mut reference = arguments.model.open_session_with(&model, Exits::Off, true)?;
     let mut modes = Vec::new();
-    for exits in modes_to_compare(arguments.model.exits) {
-        modes.push(open(arguments, &model, exits, &prompts)?);
+    for (exits, kv) in modes_to_compare(&arguments.model.exits, &arguments.model.kv) {
+        modes.push(open(arguments, &model, exits, kv, &prompts)?);
     }
-    output::announce(&reference);
+    if let Some(mode) = modes.first() {
+        output::announce(&mode.session);
+    }
+    let mut rescorer = arguments.model.open_rescorer(&model)?;
     let n = arguments.n_predict;
     for (i, prompt) in prompts.iter().enumerate() {
         let n_modes = modes.len();
@@ -74,40 +78,64 @@ pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
             let Some(run) = mode.runs.last() else { continue };
             let result = match &scored {
                 Some((tokens, result)) if *tokens == run.emitted => result.clone(),
-                _ => measure::rescore(&mut reference, prompt, &run.emitted)?,
+                _ => measure::rescore(&mut rescorer, prompt, run)?,
             };
             mode.rescored.add(&result);
             scored.get_or_insert((run.emitted.clone(), result));
         }
         eprintln!("offramp: prompt {} of {}", i + 1, prompts.len());
     }
-    let report = Report::new(&model, &arguments.model, n, prompts.len(), modes.iter().map(summary(&modes)).collect());
+    let n_layer = model.info().n_layer;
+    let report =
+        Report::new(&model, &arguments.model, n, prompts.len(), modes.iter().map(summary(&modes, n_layer)).collect());
     report.print(arguments.json, arguments.markdown)
 }
 
-fn modes_to_compare(exits: Exits) -> Vec<Exits> {
-    if exits == Exits::Off { vec![Exits::Off] } else { vec![Exits::Off, exits] }
+/// `off`, then every mode that is asked for: calibrated exits once with each K/V policy.
+fn modes_to_compare(exits: &[Exits], kv: &[Kv]) -> Vec<(Exits, Option<Kv>)> {
+    let exits = if exits.is_empty() { &[Exits::Calibrated, Exits::Exact] } else { exits };
+    let mut modes = vec![(Exits::Off, None)];
+    for &exits in exits {
+        match exits {
+            Exits::Calibrated => modes.extend(kv.iter().map(|&kv| (exits, Some(kv)))),
+            _ => modes.push((exits, None)),
+        }
+    }
+    // Asked for twice, a mode is measured once.
+    let mut unique = Vec::new();
+    modes.into_iter().for_each(|mode| {
+        if !unique.contains(&mode) {
+            unique.push(mode);
+        }
+    });
+    unique
 }
 
 /// The tokens of each prompt's first turn.
 fn tokenize(arguments: &BenchArgs, model: &Model, prompts: &[Prompt]) -> Result<Vec<Vec<Token>>, Failure> {
-    let session = arguments.model.open_session_with(model, Exits::Off, false)?;
+    let session = arguments.model.open_session_with(model, Exits::Off, Kv::Auto)?;
     let settings = Settings { sampler: SamplerParams::default(), limits: GenerateParams::default(), system: None };
     let conversation = Conversation::new(session, settings, arguments.raw)?;
     prompts.iter().map(|prompt| Ok(conversation.prompt(prompt.turns.first().map_or("", String::as_str))?.1)).collect()
 }
 
-fn open(arguments: &BenchArgs, model: &Model, exits: Exits, prompts: &[Vec<Token>]) -> Result<Mode, Failure> {
+fn open(
+    arguments: &BenchArgs,
+    model: &Model,
+    exits: Exits,
+    kv: Option<Kv>,
+    prompts: &[Vec<Token>],
+) -> Result<Mode, Failure> {
     let before = measure::resident();
-    let mut session = arguments.model.open_session_with(model, exits, false)?;
+    let mut session = arguments.model.open_session_with(model, exits, kv.unwrap_or_default())?;
     if let Some(prompt) = prompts.first() {
         measure::run(&mut session, prompt, N_WARM_UP)?;
     }
     let resident = measure::resident().saturating_sub(before);
-    Ok(Mode { exits, session, resident, runs: Vec::new(), rescored: Rescored::default() })
+    Ok(Mode { exits, kv, session, resident, runs: Vec::new(), rescored: Rescored::default() })
 }
 
-fn summary(modes: &[Mode]) -> impl Fn(&Mode) -> ModeReport {
+fn summary(modes: &[Mode], n_layer: u32) -> impl Fn(&Mode) -> ModeReport {
     let off: Vec<f64> =
         modes.first().map(|mode| mode.runs.iter().map(Measured::decode_rate).collect()).unwrap_or_default();
     move |mode| {
@@ -116,7 +144,10 @@ fn summary(modes: &[Mode]) -> impl Fn(&Mode) -> ModeReport {
             mode.runs.iter().fold((0, Duration::ZERO), |sum, run| (sum.0 + run.n_prompt, sum.1 + run.prompt));
         let decode: (usize, Duration) =
             mode.runs.iter().fold((0, Duration::ZERO), |sum, run| (sum.0 + run.n_decoded(), sum.1 + run.decode));
-        let exits = mode.runs.iter().flat_map(|run| &run.exits).copied().collect();
-        ModeReport::new(mode.exits, prompt, decode, ratios, exits, &mode.rescored, mode.resident)
+        let drafts = mode.runs.iter().fold((0, 0), |sum, run| (sum.0 + run.drafts.0, sum.1 + run.drafts.1));
+        // The first token of a reply comes with its prompt, and leaves nowhere.
+        let points = mode.runs.iter().flat_map(|run| run.exits.iter().skip(1)).copied().collect();
+        let totals = Totals { prompt, decode, ratios, points, drafts, session_bytes: mode.resident };
+        ModeReport::new((mode.exits, mode.kv), n_layer, &totals, &mode.rescored)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use offramp::{ExitPoint, Exits, Model};
+use offramp::{ExitPoint, Exits, Kv, Model};
 use serde::Serialize;
 
 use super::measure::Rescored;
@@ -28,11 +28,18 @@ pub struct Report {
 #[derive(Serialize)]
 pub struct ModeReport {
     exits: Exits,
+    /// Where the K/V of skipped blocks came from; null where none were skipped for good.
+    kv: Option<Kv>,
     prompt_per_second: f64,
     decode_per_second: f64,
     ratio_to_off: Ratio,
     /// Tokens by where they left the model: `screen`, a layer, or `full`.
     exit_histogram: BTreeMap<String, usize>,
+    /// Blocks that a token ran through before it left, on average, as a share of all.
+    mean_depth: f64,
+    /// Tokens that were drafted, and those of them that the full model agreed with.
+    drafted: usize,
+    drafted_right: usize,
     rescored: Agreement,
     /// Bytes by which the process grew when this mode's session was opened and first used.
     session_bytes: u64,
@@ -52,47 +59,79 @@ struct Agreement {
     tokens: usize,
     differing: usize,
     agreement: f64,
-    /// Logits by which the full model preferred its own token, where they differ.
+    /// Tokens that left early and differ.
+    exit_wrong: Difference,
+    /// Tokens that ran through all of the model and differ all the same: by predicted K/V of earlier ones, or by rounding.
+    kv_changed: Difference,
+}
+
+/// Differing tokens, and the logits by which the full model preferred its own.
+#[derive(Serialize)]
+struct Difference {
+    tokens: usize,
     median_gap: Option<f64>,
+    p90_gap: Option<f64>,
+}
+
+impl Difference {
+    fn of(gaps: &[f32]) -> Self {
+        let values: Vec<f64> = gaps.iter().map(|&gap| gap.into()).collect();
+        Self { tokens: gaps.len(), median_gap: quantile(&values, 0.5), p90_gap: quantile(&values, 0.9) }
+    }
+}
+
+/// What was measured of a mode over all prompts.
+pub struct Totals {
+    /// Tokens and time.
+    pub prompt: (usize, Duration),
+    pub decode: (usize, Duration),
+    /// Decode rates against `off`, prompt by prompt.
+    pub ratios: Vec<f64>,
+    /// Where each token left the model.
+    pub points: Vec<Option<ExitPoint>>,
+    pub drafts: (usize, usize),
+    pub session_bytes: u64,
 }
 
 impl ModeReport {
-    pub fn new(
-        exits: Exits,
-        prompt: (usize, Duration),
-        decode: (usize, Duration),
-        ratios: Vec<f64>,
-        points: Vec<Option<ExitPoint>>,
-        rescored: &Rescored,
-        session_bytes: u64,
-    ) -> Self {
+    pub fn new((exits, kv): (Exits, Option<Kv>), n_layer: u32, totals: &Totals, rescored: &Rescored) -> Self {
         let rate = |(n, time): (usize, Duration)| n as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE);
         let mut exit_histogram = BTreeMap::new();
-        for point in points {
+        let mut n_blocks = 0.0;
+        for &point in &totals.points {
             *exit_histogram.entry(name(point)).or_insert(0) += 1;
+            n_blocks += match point {
+                Some(ExitPoint::Layer(il)) => f64::from(il) + 1.0,
+                _ => f64::from(n_layer),
+            };
         }
-        let gaps: Vec<f64> = rescored.gaps.iter().map(|&gap| gap.into()).collect();
+        let n = totals.points.len().max(1) as f64;
         Self {
             exits,
-            prompt_per_second: rate(prompt),
-            decode_per_second: rate(decode),
+            kv,
+            prompt_per_second: rate(totals.prompt),
+            decode_per_second: rate(totals.decode),
             ratio_to_off: Ratio {
-                median: quantile(&ratios, 0.5),
-                p10: quantile(&ratios, 0.1),
-                p90: quantile(&ratios, 0.9),
+                median: quantile(&totals.ratios, 0.5),
+                p10: quantile(&totals.ratios, 0.1),
+                p90: quantile(&totals.ratios, 0.9),
             },
             exit_histogram,
+            mean_depth: n_blocks / n / f64::from(n_layer.max(1)),
+            drafted: totals.drafts.0,
+            drafted_right: totals.drafts.1,
             rescored: Agreement {
                 tokens: rescored.n_tokens,
-                differing: rescored.gaps.len(),
+                differing: rescored.n_differing(),
                 agreement: rescored.agreement(),
-                median_gap: quantile(&gaps, 0.5),
+                exit_wrong: Difference::of(&rescored.exit_gaps),
+                kv_changed: Difference::of(&rescored.kv_gaps),
             },
-            session_bytes,
+            session_bytes: totals.session_bytes,
         }
     }
 
-    fn cells(&self) -> [String; 7] {
+    fn cells(&self) -> [String; N_COLUMNS] {
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
         let ratio = &self.ratio_to_off;
         let total: usize = self.exit_histogram.values().sum();
@@ -101,24 +140,40 @@ impl ModeReport {
             self.exit_histogram.iter().map(|(name, &n)| format!("{name} {:.0} %", share(n))).collect();
         let scored = &self.rescored;
         [
-            self.exits.to_string(),
+            self.kv.map_or_else(|| self.exits.to_string(), |kv| format!("{}, K/V {kv}", self.exits)),
             format!("{:.0}", self.prompt_per_second),
             format!("{:.1}", self.decode_per_second),
             format!("{} ({} to {})", number(ratio.median), number(ratio.p10), number(ratio.p90)),
-            exits.join(", "),
+            if self.drafted > 0 {
+                format!("{}; {} of {} drafts right", exits.join(", "), self.drafted_right, self.drafted)
+            } else {
+                exits.join(", ")
+            },
+            format!("{:.0} %", 100.0 * self.mean_depth),
             format!("{:.2} % of {}", 100.0 * scored.agreement, scored.tokens),
+            [(&scored.exit_wrong, "exit"), (&scored.kv_changed, "K/V")]
+                .map(|(part, cause)| match part.median_gap {
+                    Some(gap) => format!("{} {cause} (gap {gap:.2})", part.tokens),
+                    None => format!("0 {cause}"),
+                })
+                .join(", "),
             format!("{} MiB", self.session_bytes >> 20),
         ]
     }
 }
 
-const HEADER: [&str; 7] = [
+/// Columns of the table.
+const N_COLUMNS: usize = 9;
+
+const HEADER: [&str; N_COLUMNS] = [
     "exits",
     "prompt tokens/s",
     "decode tokens/s",
     "against off: median (10 % to 90 %)",
     "left the model at",
+    "mean depth",
     "agreement, re-scored",
+    "differing by",
     "session memory",
 ];
 
@@ -164,7 +219,7 @@ impl Report {
         rows.extend(self.modes.iter().map(ModeReport::cells));
         let widths: Vec<usize> =
             (0..HEADER.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
-        let line = |row: &[String; 7]| {
+        let line = |row: &[String; N_COLUMNS]| {
             let padded: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
             if markdown {
                 format!("| {} |\n", padded.join(" | "))

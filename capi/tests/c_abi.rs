@@ -1,0 +1,163 @@
+//! The C ABI as C and C++ see it: the suite, the examples, and what the shared library exports.
+//!
+//! Needs a C and a C++ compiler. Valgrind, where it is installed, watches a shorter run; `OFFRAMP_REQUIRE_VALGRIND`
+//! makes its absence a failure.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use offramp_fixtures::{Arch, TinyModel};
+
+struct Ground {
+    folder: tempfile::TempDir,
+    model: PathBuf,
+}
+
+fn ground() -> Ground {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("tiny.gguf");
+    TinyModel::new(Arch::Llama).seed(3).write_to(&model).unwrap();
+    Ground { folder, model }
+}
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Where cargo put the libraries: beside this test.
+fn libraries() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+enum Link {
+    Shared,
+    Static,
+}
+
+impl Ground {
+    /// Compiles one source file against the header and a library.
+    fn compile(&self, compiler: &str, source: &str, link: &Link, flags: &[&str]) -> PathBuf {
+        let name = Path::new(source).file_stem().unwrap().to_str().unwrap();
+        let program = self.folder.path().join(format!("{name}{}", flags.join("").replace(['/', '='], "_")));
+        let mut command = Command::new(compiler);
+        command.args(["-Wall", "-Wextra", "-Werror", "-O1", "-g"]).args(flags);
+        command.arg("-I").arg(root().join("include")).arg(root().join(source)).arg("-o").arg(&program);
+        match link {
+            Link::Shared => {
+                command.arg(libraries().join("libofframp_c.so"));
+                command.arg(format!("-Wl,-rpath,{}", libraries().display()));
+            }
+            Link::Static => {
+                command.arg(libraries().join("libofframp_c.a")).args(["-lstdc++", "-lm", "-ldl"]);
+            }
+        }
+        success(command.arg("-lpthread").output().expect("a C and a C++ compiler are installed"));
+        program
+    }
+
+    fn suite(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.arg(&self.model).arg(self.folder.path()).args(arguments);
+        command
+    }
+}
+
+fn success(output: Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+const SUITE: &str = "capi/tests/c/suite.c";
+
+fn tests_of(program: &Path) -> Vec<String> {
+    let list = success(Command::new(program).arg("--list").output().unwrap());
+    list.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_suite_passes() {
+    let ground = ground();
+    let program = ground.compile("cc", SUITE, &Link::Shared, &["-std=c11"]);
+    print!("{}", success(ground.suite(&program, &[]).output().unwrap()));
+}
+
+#[test]
+fn the_suite_passes_under_the_address_and_leak_sanitizers() {
+    let ground = ground();
+    let flags = ["-std=c11", "-fsanitize=address", "-fno-omit-frame-pointer"];
+    let program = ground.compile("cc", SUITE, &Link::Shared, &flags);
+    for test in tests_of(&program) {
+        let count = match test.as_str() {
+            "cancels" => "100",
+            "cycles" => "200",
+            _ => "10",
+        };
+        // The allocator's quarantine grows as it is meant to; the sanitizer itself tells what leaks.
+        if test != "cycles" {
+            let mut command = ground.suite(&program, &[&test, count]);
+            success(command.env("ASAN_OPTIONS", "detect_leaks=1:quarantine_size_mb=1").output().unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_suite_passes_under_valgrind() {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        assert!(std::env::var_os("OFFRAMP_REQUIRE_VALGRIND").is_none(), "valgrind is not installed");
+        eprintln!("skipped: valgrind is not installed");
+        return;
+    }
+    let ground = ground();
+    let program = ground.compile("cc", SUITE, &Link::Shared, &["-std=c11"]);
+    // `cycles` is about resident memory, which valgrind makes its own; leaks it tells itself.
+    for test in tests_of(&program).iter().filter(|test| *test != "cycles") {
+        let mut command = Command::new("valgrind");
+        command.args(["--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite", "-q"]);
+        command.arg(&program).arg(&ground.model).arg(ground.folder.path()).args([test.as_str(), "3"]);
+        success(command.output().unwrap());
+    }
+}
+
+#[test]
+fn the_shared_library_exports_its_functions_and_nothing_else() {
+    let nm = Command::new("nm").args(["-D", "--defined-only"]).arg(libraries().join("libofframp_c.so")).output();
+    let exported = success(nm.unwrap());
+    let mut exported: Vec<&str> = exported.lines().filter_map(|line| line.split(' ').next_back()).collect();
+    exported.sort_unstable();
+    let header = std::fs::read_to_string(root().join("include/offramp.h")).unwrap();
+    let mut declared: Vec<&str> = header
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '('))
+        .filter_map(|word| word.split_once('(').map(|(name, _)| name))
+        .filter(|name| name.starts_with("offramp_"))
+        .collect();
+    declared.sort_unstable();
+    declared.dedup();
+    assert_eq!(exported, declared);
+}
+
+#[test]
+fn the_c_and_the_cpp_example_say_the_same() {
+    let ground = ground();
+    let c = ground.compile("cc", "examples/c/chat.c", &Link::Shared, &["-std=c11"]);
+    let c_static = ground.compile("cc", "examples/c/chat.c", &Link::Static, &["-std=c11", "-DSTATIC"]);
+    let cpp = ground.compile("c++", "examples/cpp/chat.cpp", &Link::Shared, &["-std=c++17"]);
+    let input = ground.folder.path().join("turns");
+    std::fs::write(&input, "Hello there\nAnd again\n").unwrap();
+    let said = |program: &Path| {
+        let stdin = std::fs::File::open(&input).unwrap();
+        success(Command::new(program).arg(&ground.model).args(["--greedy", "20"]).stdin(stdin).output().unwrap())
+    };
+    let expected = said(&c);
+    assert!(expected.trim().len() > 20, "{expected}");
+    assert_eq!(said(&c_static), expected);
+    assert_eq!(said(&cpp), expected);
+}
+
+#[test]
+fn the_cpp_wrapper_turns_statuses_into_exceptions_and_frees_what_it_holds() {
+    let ground = ground();
+    let flags = ["-std=c++17", "-fsanitize=address"];
+    let program = ground.compile("c++", "capi/tests/c/wrapper.cpp", &Link::Shared, &flags);
+    success(ground.suite(&program, &[]).output().unwrap());
+}

@@ -1,0 +1,64 @@
+//! How sure candidates are: the metrics of `exit.metric`, on a softmax over the candidates alone.
+//!
+//! Larger is surer for each of them. What a metric is worth, the file's own confidence maps say.
+
+use crate::gguf::exits::Metric;
+use crate::llama::Token;
+
+/// The metric's value for the candidates' logits, in any order. `None` for fewer than two candidates, of which no margin
+/// can be taken, for logits that are no numbers, and for a metric that this version does not know.
+pub(super) fn of(metric: Metric, candidates: &[(Token, f32)]) -> Option<f32> {
+    let (mut best, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for &(_, logit) in candidates {
+        if logit > best {
+            (best, second) = (logit, best);
+        } else {
+            second = second.max(logit);
+        }
+    }
+    if candidates.len() < 2 || !best.is_finite() {
+        return None;
+    }
+    // With the best logit at 0 each weight is at most 1, and their sum at most as many as there are candidates.
+    let weights = candidates.iter().map(|&(_, logit)| (logit - best).exp());
+    let sum: f32 = weights.clone().sum();
+    let value = match metric {
+        Metric::TopProbability => 1.0 / sum,
+        Metric::Margin => (1.0 - (second - best).exp()) / sum,
+        Metric::NegativeEntropy => {
+            // -sum p ln p, with ln p = logit - best - ln sum.
+            let weighted: f32 =
+                weights.zip(candidates).map(|(w, &(_, logit))| if w > 0.0 { w * (logit - best) } else { 0.0 }).sum();
+            1.0 - (sum.ln() - weighted / sum) / (candidates.len() as f32).ln()
+        }
+    };
+    Some(value).filter(|value| !value.is_nan())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logits(probabilities: &[f32]) -> Vec<(Token, f32)> {
+        (0..).map(Token).zip(probabilities.iter().map(|p| p.ln() + 5.0)).collect()
+    }
+
+    #[test]
+    fn each_metric_grows_from_a_tie_to_certainty() {
+        let [tie, lean, sure] = [[0.25; 4], [0.1, 0.6, 0.2, 0.1], [0.0, 0.0, 1.0, 0.0]].map(|p| logits(&p));
+        let values = |metric| [&tie, &lean, &sure].map(|candidates| of(metric, candidates).unwrap());
+        let close = |found: [f32; 3], expected: [f32; 3]| {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}");
+        };
+        close(values(Metric::TopProbability), [0.25, 0.6, 1.0]);
+        close(values(Metric::Margin), [0.0, 0.4, 1.0]);
+        let entropy: f32 = [0.1f32, 0.6, 0.2, 0.1].iter().map(|p| -p * p.ln()).sum();
+        close(values(Metric::NegativeEntropy), [0.0, 1.0 - entropy / 4f32.ln(), 1.0]);
+    }
+
+    #[test]
+    fn without_two_candidates_or_without_numbers_nothing_is_sure() {
+        assert_eq!(of(Metric::Margin, &logits(&[1.0])), None);
+        assert_eq!(of(Metric::TopProbability, &[(Token(0), f32::NAN), (Token(1), f32::NAN)]), None);
+    }
+}

@@ -1,0 +1,196 @@
+//! A head against the same mathematics in plain Rust, in f64.
+
+use super::*;
+use crate::gguf::exits::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, ScreenMeta};
+use crate::gguf::quants::dequantize;
+use crate::gguf::{File, WriteOptions};
+use crate::heads::Heads;
+use offramp_fixtures::{Arch, TinyModel};
+
+#[test]
+fn a_normed_state_has_a_mean_square_of_one() {
+    let hidden: Vec<f32> = (0..200u8).map(|i| f32::from(i) - 90.0).collect();
+    let mut normed = Vec::new();
+    normalize(&hidden, &[2.0; 200], &mut normed);
+    let mean = normed.iter().map(|x| f64::from(x * x)).sum::<f64>() / 200.0;
+    assert!((mean - 4.0).abs() < 1e-5, "{mean}");
+    assert_eq!(normed[90], 0.0);
+}
+
+#[test]
+fn a_product_over_lanes_is_the_plain_one() {
+    let (a, b): (Vec<f32>, Vec<f32>) = (0..37u8).map(|i| (f32::from(i), f32::from(i % 3) - 1.0)).unzip();
+    assert_eq!(dot(&a, &b), a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>());
+}
+
+const N_FF: usize = 96;
+const RANK: usize = 32;
+const SHORTLIST: usize = 40;
+
+/// Numbers around 0 of about this size.
+fn numbers(n: usize, seed: u64, size: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 2.0 * size
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// `matrix^T x` for `matrix` `[n_in, n_out]` in ggml's order.
+fn product(matrix: &[f32], x: &[f64]) -> Vec<f64> {
+    matrix.chunks(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| f64::from(*a) * b).sum()).collect()
+}
+
+struct Written {
+    heads: Arc<Heads>,
+    /// By name.
+    tensors: std::collections::HashMap<String, Vec<f32>>,
+    output: Vec<f32>,
+    n_embd: usize,
+    _folder: tempfile::TempDir,
+}
+
+/// A sidecar with one random head of type `ty` and a screen of full rank.
+fn write(ty: HeadType, metric: Metric) -> Written {
+    let folder = tempfile::tempdir().unwrap();
+    let model_path = folder.path().join("model.gguf");
+    TinyModel::new(Arch::Llama).write_to(&model_path).unwrap();
+    let model = File::open(&model_path).unwrap();
+    let base = Base::of(&model, &mut |_, _| true).unwrap();
+    let n = base.n_embd as usize;
+    let confidence = ConfidenceMap { metric: vec![0.0, 1.0], agreement: vec![0.0, 1.0] };
+    let rank = if ty.is_low_rank() { RANK as u32 } else { 0 };
+    let meta = ExitMeta {
+        screen: ScreenMeta {
+            rank: base.n_embd,
+            shortlist: SHORTLIST as u32,
+            confidence: confidence.clone(),
+            thresholds: vec![0.5],
+        },
+        layers: vec![2],
+        head_types: vec![ty],
+        head_ranks: vec![rank],
+        metric,
+        confidence: vec![confidence],
+        agreements: vec![0.99],
+        thresholds: vec![vec![0.5]],
+        gate_thresholds: vec![vec![0.25]],
+        calibration: Some(Calibration {
+            prompts: "none".to_owned(),
+            n_prompts: 1,
+            n_tokens: 1,
+            delta: 0.05,
+            risk: vec![0.0],
+            risk_bound: vec![0.0],
+            exit_rate: vec![0.0],
+            kv_policy: KvPolicy::CatchUp,
+            sampler: "greedy".to_owned(),
+            batch_width: 1,
+            near_ties: 0.0,
+            engine: "test".to_owned(),
+            date: "2026-01-31".to_owned(),
+        }),
+        base,
+    };
+    let mut writer = exits::sidecar(&model, &meta).unwrap();
+    let own = model.tensor("token_embd.weight").unwrap();
+    let output = dequantize(own.ty(), model.data(own)).unwrap();
+    let identity: Vec<f32> = (0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect();
+    writer.tensor_f32("exit_screen.basis", &[n as u64, n as u64], &identity).unwrap();
+    writer.tensor_f32("exit_screen.output", own.dims(), &output).unwrap();
+    let mut list: Vec<(&str, Vec<usize>)> =
+        vec![("norm.weight", vec![n]), ("head.bias", vec![n]), ("gate.weight", vec![n]), ("gate.bias", vec![1])];
+    if ty.has_mlp() {
+        let ffn = [("ffn_gate.weight", [n, N_FF]), ("ffn_up.weight", [n, N_FF]), ("ffn_down.weight", [N_FF, n])];
+        list.extend(ffn.map(|(name, dims)| (name, dims.to_vec())));
+    }
+    match ty.is_low_rank() {
+        true => list.extend([("down.weight", vec![n, RANK]), ("up.weight", vec![RANK, n])]),
+        false => list.push(("head.weight", vec![n, n])),
+    }
+    let mut tensors = std::collections::HashMap::new();
+    for (seed, (name, dims)) in (1..).zip(list) {
+        let values = numbers(dims.iter().product(), seed, 1.0 / (dims[0] as f32).sqrt());
+        let dims: Vec<u64> = dims.iter().map(|&dim| dim as u64).collect();
+        writer.tensor_f32(&format!("blk.2.exit_{name}"), &dims, &values).unwrap();
+        tensors.insert(name.to_owned(), values);
+    }
+    let path = folder.path().join("heads.gguf");
+    writer.write(&path, WriteOptions::default(), &mut |_, _| true).unwrap();
+    let heads = Arc::new(Heads::open(model, Some(&path)).unwrap().unwrap());
+    Written { heads, tensors, output, n_embd: n, _folder: folder }
+}
+
+/// The gate's answer, all logits, and the metric over the best of them.
+fn reference(written: &Written, ty: HeadType, metric: Metric, hidden: &[f32]) -> (f64, Vec<f64>, f64) {
+    let tensor = |name: &str| &written.tensors[name];
+    let mean = hidden.iter().map(|x| f64::from(x * x)).sum::<f64>() / written.n_embd as f64;
+    let scale = 1.0 / (mean + 1e-6).sqrt();
+    let mut x: Vec<f64> = hidden.iter().zip(tensor("norm.weight")).map(|(x, w)| f64::from(x * w) * scale).collect();
+    let gate = product(tensor("gate.weight"), &x)[0] + f64::from(tensor("gate.bias")[0]);
+    if ty.has_mlp() {
+        let (gate, up) = (product(tensor("ffn_gate.weight"), &x), product(tensor("ffn_up.weight"), &x));
+        let inner: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+        let down = product(tensor("ffn_down.weight"), &inner);
+        x.iter_mut().zip(down).for_each(|(x, down)| *x += down);
+    }
+    let mut z = match ty.is_low_rank() {
+        true => product(tensor("up.weight"), &product(tensor("down.weight"), &x)),
+        false => product(tensor("head.weight"), &x),
+    };
+    z.iter_mut().zip(tensor("head.bias")).for_each(|(z, bias)| *z += f64::from(*bias));
+    let logits = product(&written.output, &z);
+    let mut best = logits.clone();
+    best.sort_by(|a, b| b.total_cmp(a));
+    best.truncate(SHORTLIST);
+    let sum: f64 = best.iter().map(|logit| (logit - best[0]).exp()).sum();
+    let p: Vec<f64> = best.iter().map(|logit| (logit - best[0]).exp() / sum).collect();
+    let value = match metric {
+        Metric::TopProbability => p[0],
+        Metric::Margin => p[0] - p[1],
+        Metric::NegativeEntropy => 1.0 + p.iter().map(|p| p * p.ln()).sum::<f64>() / (SHORTLIST as f64).ln(),
+    };
+    (1.0 / (1.0 + (-gate).exp()), logits, value)
+}
+
+#[test]
+fn every_type_of_head_computes_its_mathematics() {
+    let types = [
+        (HeadType::Affine, Metric::TopProbability),
+        (HeadType::LowRank, Metric::Margin),
+        (HeadType::AffineMlp, Metric::NegativeEntropy),
+        (HeadType::LowRankMlp, Metric::TopProbability),
+    ];
+    for (ty, metric) in types {
+        let written = write(ty, metric);
+        let mut screen = Screen::new(&written.heads, 2, None).unwrap();
+        let mut head = ExitHead::new(&written.heads.exits().unwrap()[0], metric, &screen).unwrap();
+        assert_eq!(head.layer(), 2);
+        for seed in 0..20 {
+            let hidden = numbers(written.n_embd, 1000 + seed, 7.0);
+            let (gate, logits, value) = reference(&written, ty, metric, &hidden);
+            let found = head.guess(&hidden).unwrap();
+            assert!((f64::from(found) - gate).abs() < 1e-5, "{ty:?}: gate {found}, not {gate}");
+            let found = head.evaluate(&mut screen).unwrap().unwrap();
+            assert!((f64::from(found) - value).abs() < 1e-4, "{ty:?}: {metric:?} {found}, not {value}");
+            assert_eq!(screen.candidates().len(), SHORTLIST);
+            for &(token, logit) in screen.candidates() {
+                let expected = logits[token.0 as usize];
+                assert!((f64::from(logit) - expected).abs() < 1e-3, "{ty:?}: {logit}, not {expected}");
+            }
+            // The screen itself, in between, is not disturbed by the head and does not disturb it.
+            screen.evaluate(&hidden).unwrap();
+        }
+        assert!(head.guess(&[0.0; 3]).is_err());
+    }
+}
+
+#[test]
+fn a_state_that_is_no_number_is_not_sure_of_anything() {
+    let written = write(HeadType::Affine, Metric::TopProbability);
+    let mut screen = Screen::new(&written.heads, 1, None).unwrap();
+    let mut head = ExitHead::new(&written.heads.exits().unwrap()[0], Metric::TopProbability, &screen).unwrap();
+    head.guess(&vec![f32::NAN; written.n_embd]).unwrap();
+    assert_eq!(head.evaluate(&mut screen).unwrap(), None);
+}

@@ -1,0 +1,155 @@
+//! What the full model makes of tokens that something else emitted: the judge of every agreement that is reported.
+//!
+//! The prompt is decoded as a session decodes it, then the emitted tokens are fed in, and each is compared with what the
+//! full model would have emitted in the same context. Kernels round by batch width, and that noise must not be counted
+//! against exits: several tokens are scored at once only where the model's self-test found single tokens and batches to
+//! be bit-identical, and only in the cells where attention has not split single tokens between the threads yet. It
+//! judges greedy choices only.
+
+use std::ops::ControlFlow;
+
+use super::exits::Exits;
+use super::model::Model;
+use super::params::SessionParams;
+use crate::error::{Error, Result};
+use crate::gate::Gate;
+use crate::llama::Token;
+use crate::llama::batch::Logits;
+
+/// Tokens that are scored at once where that changes nothing. From 64 on, fused attention takes a tiled path with
+/// other rounding (`Q_TILE_SZ` in ggml's `ops.cpp`).
+const WIDTH: usize = 32;
+/// From here on the cache is read as 512 cells, and fused attention splits a single token's K/V between the threads
+/// (`use_split_kv_path` in ggml's `ops.cpp`), which no batch does.
+const SPLIT_FROM: usize = 256;
+
+/// One emitted token, and the full model's view of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Scored {
+    /// What was emitted.
+    pub token: Token,
+    /// What the full model would have emitted: its best token, of equals the lowest id.
+    pub best: Token,
+    /// By how many logits it prefers its own.
+    pub gap: f32,
+    /// By how many logits its own is ahead of the second.
+    pub margin: f32,
+    /// The natural logarithm of the emitted token's probability at temperature 1.
+    pub log_prob: f32,
+}
+
+impl Scored {
+    /// True if the full model would have emitted the same.
+    pub fn agrees(&self) -> bool {
+        self.token == self.best
+    }
+
+    /// The score of `token` by `logits`, `[n_vocab]`; `None` for a token that is not in them.
+    pub fn of(token: Token, logits: &[f32]) -> Option<Self> {
+        let own = *logits.get(usize::try_from(token.0).ok()?)?;
+        let (mut best, mut highest, mut second) = (0, f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for (id, &logit) in logits.iter().enumerate() {
+            if logit > highest {
+                (best, second, highest) = (id, highest, logit);
+            } else if logit > second {
+                second = logit;
+            }
+        }
+        let sum: f64 = logits.iter().map(|logit| f64::from(logit - highest).exp()).sum();
+        Some(Self {
+            token,
+            best: Token(i32::try_from(best).ok()?),
+            gap: highest - own,
+            margin: highest - second,
+            log_prob: (f64::from(own - highest) - sum.ln()) as f32,
+        })
+    }
+}
+
+/// A session of the full model that scores texts, one after another.
+#[derive(Debug)]
+pub struct Rescorer {
+    gate: Gate,
+    width: usize,
+}
+
+impl Rescorer {
+    /// As a session with `params` decodes without exits.
+    ///
+    /// # Errors
+    /// As [`Session::new`](super::Session::new), and when the model's self-test cannot decode.
+    pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
+        let is_exact = model.gate_support()?.width_difference == 0.0;
+        let gate = model.new_gate(&SessionParams { exits: Exits::Off, gate: false, ..params.clone() })?;
+        let width = if is_exact { WIDTH.min(gate.n_ubatch()).max(1) } else { 1 };
+        Ok(Self { gate, width })
+    }
+
+    /// Shows the score of each of `emitted`, which followed `prompt`, in their order, until `on_token` breaks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] without a prompt, [`Error::ContextLengthExceeded`], [`Error::TokenOutOfRange`],
+    /// [`Error::Decode`].
+    pub fn score(
+        &mut self,
+        prompt: &[Token],
+        emitted: &[Token],
+        on_token: &mut dyn FnMut(Scored) -> ControlFlow<()>,
+    ) -> Result<()> {
+        if prompt.is_empty() {
+            return Err(Error::InvalidValue {
+                name: "prompt",
+                found: "empty".to_owned(),
+                expected: "at least one token",
+            });
+        }
+        let total = prompt.len() + emitted.len();
+        // The last token of all is scored by the one before it.
+        if total > self.gate.n_ctx() + 1 {
+            return Err(Error::ContextLengthExceeded { prompt: total, n_ctx: self.gate.n_ctx() });
+        }
+        self.gate.clear();
+        for chunk in prompt.chunks(self.gate.n_ubatch().max(1)) {
+            self.gate.decode(chunk, Logits::Last)?;
+        }
+        let Some((&first, rest)) = emitted.split_first() else { return Ok(()) };
+        if on_token(self.scored(first, 0)?).is_break() {
+            return Ok(());
+        }
+        let mut left = emitted;
+        let mut next = rest;
+        while !next.is_empty() {
+            let room = SPLIT_FROM.saturating_sub(self.gate.position());
+            let n = self.width.min(room).min(next.len()).max(1);
+            self.gate.decode(&left[..n], Logits::All)?;
+            for (i, &token) in next[..n].iter().enumerate() {
+                if on_token(self.scored(token, i)?).is_break() {
+                    return Ok(());
+                }
+            }
+            (left, next) = (&left[n..], &next[n..]);
+        }
+        Ok(())
+    }
+
+    fn scored(&mut self, token: Token, index: usize) -> Result<Scored> {
+        let logits =
+            self.gate.logits(index).ok_or_else(|| Error::Gate { found: "a decode without logits".to_owned() })?;
+        let n_vocab = logits.len();
+        Scored::of(token, logits).ok_or(Error::TokenOutOfRange { token: token.0, n_vocab })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equal_logits_the_lowest_id_is_the_models_choice() {
+        let scored = Scored::of(Token(2), &[1.0, 3.0, 3.0, 0.0]).unwrap();
+        assert_eq!((scored.best, scored.agrees(), scored.gap, scored.margin), (Token(1), false, 0.0, 0.0));
+        assert!((scored.log_prob.exp() - 0.4508).abs() < 1e-4, "{}", scored.log_prob.exp());
+        assert!(Scored::of(Token(4), &[0.0; 4]).is_none() && Scored::of(Token(-1), &[0.0; 4]).is_none());
+    }
+}

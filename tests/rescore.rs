@@ -1,0 +1,69 @@
+//! The judge of agreement: what plain decoding emitted is the full model's own, however many tokens are scored at once.
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use offramp::{Error, GenerateParams, Model, Rescorer, Sampler, SamplerParams, Scored, Session, SessionParams, Token};
+
+const PROMPT: &str = "Explain in three sentences why the sky is blue.";
+
+fn params() -> SessionParams {
+    let mut params = SessionParams::default();
+    params.n_ctx = 1024;
+    params
+}
+
+fn greedy(model: &Model, prompt: &[Token], n: usize) -> Vec<Token> {
+    let mut session = Session::new(model, &params()).unwrap();
+    session.set_prompt(prompt, &mut |_| {}).unwrap();
+    let mut greedy = SamplerParams::default();
+    greedy.temperature = 0.0;
+    let mut limits = GenerateParams::default();
+    limits.max_tokens = n;
+    limits.ignore_eos = true;
+    let mut sampler = Sampler::new(model, &greedy).unwrap();
+    session.generate(&mut sampler, &limits, &mut |_| ControlFlow::Continue(())).unwrap().tokens
+}
+
+fn score(rescorer: &mut Rescorer, prompt: &[Token], emitted: &[Token]) -> Vec<Scored> {
+    let mut scores = Vec::new();
+    rescorer
+        .score(prompt, emitted, &mut |scored| {
+            scores.push(scored);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    scores
+}
+
+#[test]
+fn every_token_of_a_plain_decode_is_the_full_models_own() {
+    let model = common::default_model();
+    let prompt = common::chat_tokens(&model, PROMPT);
+    // Past the cells from which batches and single tokens round differently.
+    let emitted = greedy(&model, &prompt, 300);
+    let scores = score(&mut Rescorer::new(&model, &params()).unwrap(), &prompt, &emitted);
+    assert_eq!(scores.len(), emitted.len());
+    assert!(scores.iter().all(Scored::agrees), "{:?}", scores.iter().find(|scored| !scored.agrees()));
+}
+
+#[test]
+fn a_token_that_was_changed_is_found_and_its_gap_told() {
+    let model = common::default_model();
+    let prompt = common::chat_tokens(&model, PROMPT);
+    let mut emitted = greedy(&model, &prompt, 12);
+    let own = std::mem::replace(&mut emitted[7], Token(100));
+    let mut rescorer = Rescorer::new(&model, &params()).unwrap();
+    let scores = score(&mut rescorer, &prompt, &emitted);
+    assert!(scores[..7].iter().all(|scored| scored.agrees() && scored.gap == 0.0));
+    assert_eq!((scores[7].best, scores[7].agrees()), (own, false));
+    assert!(scores[7].gap > 0.0 && scores[7].log_prob < 0.0);
+
+    let error = rescorer.score(&[], &emitted, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, Error::InvalidValue { name: "prompt", .. }), "{error}");
+    let error = rescorer.score(&prompt, &[Token(i32::MAX)], &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, Error::TokenOutOfRange { .. }), "{error}");
+    // After an error it can simply be used again.
+    assert_eq!(score(&mut rescorer, &prompt, &emitted), scores);
+}

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Makes a Python environment with the package openai in the folder $1, once, and prints its interpreter's path.
+set -eu
+folder=$1
+if [ ! -f "$folder/ready" ]; then
+    python3 -m venv "$folder" >&2
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check openai==3.57.0 >&2
+    touch "$folder/ready"
+fi
+echo "$folder/bin/python"
