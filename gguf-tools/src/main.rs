@@ -4,6 +4,7 @@
 //! 1 where something failed or differs, 2 for wrong usage, 130 when interrupted. No input is ever changed.
 
 mod args;
+mod recalibrate;
 mod compare;
 mod convert;
 mod hash;
@@ -11,6 +12,7 @@ mod heads;
 mod inspect;
 mod output;
 mod show;
+mod summary;
 mod verify;
 
 use std::process::ExitCode;
@@ -33,7 +35,9 @@ fn main() -> ExitCode {
         Verb::Attach { model, heads, write } => heads::attach(model, heads, write, &mut out),
         Verb::ExtractHeads { file, write } => heads::extract(file, write, &mut out),
         Verb::AddHeads { args } => convert::add_heads(args, &mut out),
+        Verb::Train { args } => convert::train(args, &mut out),
         Verb::Collect { args } => convert::collect(args, &mut out),
+        Verb::Calibrate { args } => recalibrate::run(args, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
     };
     match result.and_then(|code| out.flush().map(|()| code)) {

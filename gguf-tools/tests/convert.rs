@@ -74,6 +74,14 @@ fn a_collection_in_two_parts_is_byte_for_byte_that_in_one() {
         let hidden = reader.hidden(tap, 0..n_tokens).unwrap();
         assert!(hidden.len() as u64 == 128 * n_tokens && hidden.iter().any(|value| *value != 0.0));
     }
+    // K and V are kept of every layer above the lowest, and are those of the same tokens: no two rows are alike.
+    let kv: Vec<u32> = reader.manifest().kv.iter().map(|widths| widths.layer).collect();
+    assert_eq!(kv, [1, 2]);
+    for layer in kv {
+        let (k, v) = (reader.k(layer, 0..n_tokens).unwrap(), reader.v(layer, 0..n_tokens).unwrap());
+        assert!(k.len() == v.len() && k.iter().chain(&v).any(|value| *value != 0.0));
+    }
+    assert!(reader.k(0, 0..1).is_err());
     // Where the answer is greedy, each decoded token is the choice at the one before.
     let labels = reader.labels(reader.sequences()[0].clone()).unwrap();
     assert!(labels.windows(2).all(|pair| pair[0].argmax() == pair[1].token));
@@ -82,6 +90,92 @@ fn a_collection_in_two_parts_is_byte_for_byte_that_in_one() {
         let mass: f32 = label.top.iter().map(|(_, probability)| probability).sum();
         assert!((mass + label.rest - 1.0).abs() < 1e-4);
     }
+}
+
+#[test]
+fn the_width_of_a_batch_changes_nothing_where_kernels_do_not_round_by_it() {
+    let folder = Folder::new();
+    let collect = |name: &str, more: &str| {
+        folder.text(&format!("collect model.gguf -o {name} --tokens 90 --answer 8 --layers 1 --seed 2 {more}"));
+        let mut files = contents(&folder.path(name));
+        files.retain(|(name, _)| name != "manifest.json");
+        files
+    };
+    let wide = collect("wide", "");
+    assert_eq!(collect("narrow", "--sequences 3"), wide);
+    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert!(names(&wide).contains(&"k-2.f16".to_string()));
+    let without = collect("without", "--kv-maps off");
+    assert!(!names(&without).iter().any(|name| name.starts_with("k-") || name.starts_with("v-")));
+    assert!(folder.refusal("collect model.gguf -o narrow --sequences 4 --resume --answer 8 --layers 1 --seed 2").contains(
+        "batch_width 3, not 4"
+    ));
+    for bad in [0, 65] {
+        assert!(folder.refusal(&format!("collect model.gguf -o t --sequences {bad}")).contains("between 1 and 64"));
+    }
+}
+
+#[test]
+fn a_file_is_certified_anew_on_other_prompts() {
+    let folder = Folder::new();
+    folder.text(
+        "add-heads model.gguf -o heads.gguf --sidecar --tokens 500 --answer 8 --screen-rank 64 --shortlist 64 \
+         --agreement-levels 0.5,0.9",
+    );
+    folder.text("attach model.gguf heads.gguf -o merged.gguf");
+    let calibrated = |arguments: &str, output: &str| -> serde_json::Value {
+        let text = folder.text(&format!("calibrate {arguments} -o {output} --json --answer 6 --seed 4"));
+        serde_json::from_str(&text).unwrap()
+    };
+    let found = calibrated("merged.gguf --self --max-prompts 40 --agreement-levels 0.5,0.999", "own.gguf");
+    assert_eq!((found["prompts"].as_u64(), found["kv_policy"].as_str()), (Some(40), Some("catch_up")));
+    let levels = found["levels"].as_array().unwrap();
+    assert_eq!((&levels[0]["is_certified"], &levels[1]["is_certified"]), (&true.into(), &false.into()));
+    assert_eq!(levels[1]["least_prompts"], 2995);
+    assert!(levels[0]["risk"].as_f64() <= levels[0]["risk_bound"].as_f64());
+    assert!(!folder.path("own.gguf.candidates").exists());
+
+    // The heads and the model are what they were; levels and record are new.
+    let (old, new) = (File::open(folder.path("merged.gguf")).unwrap(), File::open(folder.path("own.gguf")).unwrap());
+    let heads = ExitHeads::open(&new).unwrap();
+    let meta = heads.meta();
+    assert_eq!(meta.agreements, [0.5, 0.999]);
+    assert!(meta.screen.thresholds[0].is_finite() && meta.screen.thresholds[1].is_infinite());
+    let calibration = meta.calibration.as_ref().unwrap();
+    assert_eq!(calibration.n_prompts, 40);
+    assert!(calibration.sampler.contains("greedy") && calibration.prompts.contains("written by the model"));
+    for tensor in old.tensors() {
+        let again = new.tensor(tensor.name()).unwrap();
+        assert!(old.data(tensor) == new.data(again), "{}", tensor.name());
+    }
+    // Prompts of a file, for heads beside their model; the same prompts give the same file.
+    let prompts: String = (0..40).map(|i| format!("{{\"prompt\": \"Tell me about number {i}\"}}\n")).collect();
+    std::fs::write(folder.path("mine.jsonl"), prompts).unwrap();
+    let arguments = "heads.gguf --model model.gguf --prompts mine.jsonl --agreement-levels 0.5";
+    calibrated(arguments, "mine.gguf");
+    calibrated(arguments, "again.gguf");
+    let bytes = |name: &str| std::fs::read(folder.path(name)).unwrap();
+    assert!(bytes("mine.gguf") == bytes("again.gguf"));
+    folder.text("verify mine.gguf --model model.gguf");
+
+    let text = folder.text("calibrate merged.gguf --prompts mine.jsonl -o few.gguf --max-prompts 3 --answer 6");
+    assert!(text.contains("off: 3 prompts cannot certify it, which takes"), "{text}");
+    let plan = folder.text("calibrate merged.gguf --prompts mine.jsonl -o plan.gguf --dry-run --answer 6");
+    assert!(plan.contains("40 prompts would be decoded") && !folder.path("plan.gguf").exists(), "{plan}");
+    let refused = |arguments: &str, reason: &str| {
+        let text = folder.refusal(arguments);
+        assert!(text.contains(reason), "{arguments}: {text}");
+    };
+    refused("calibrate merged.gguf --self -o own.gguf", "own.gguf");
+    refused("calibrate heads.gguf --self -o out.gguf", "give their model with --model");
+    refused("calibrate merged.gguf --model model.gguf --self -o out.gguf", "leave --model out");
+    refused("calibrate model.gguf --self -o out.gguf", "model.gguf");
+    refused("calibrate few.gguf --self -o out.gguf", "nothing to certify");
+    refused("calibrate merged.gguf --self -o out.gguf --agreement-levels 0.9,0.8", "ascending shares");
+    refused("calibrate merged.gguf --self -o out.gguf --delta 0", "delta");
+    std::fs::write(folder.path("empty.txt"), "\n").unwrap();
+    refused("calibrate merged.gguf --prompts empty.txt -o out.gguf", "holds no prompt");
+    assert!(!folder.path("out.gguf").exists() && !folder.path("out.gguf.candidates").exists());
 }
 
 #[test]

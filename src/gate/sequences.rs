@@ -6,8 +6,8 @@
 //! The width is thus the same at every step, and with it the kernels' rounding: what a row gives does not depend on
 //! what the other rows hold.
 //!
-//! It shows hidden states, K and V as a [`Gate`](super::Gate) does, but stops nowhere. It refuses a step that is wider than one
-//! graph, and rows without a token in sequences that could not forget them.
+//! It shows hidden states, K and V as a [`Gate`](super::Gate) does, but stops nowhere. It refuses rows without a token
+//! in sequences that could not forget them.
 
 use std::ops::ControlFlow;
 
@@ -33,22 +33,14 @@ pub struct Sequences {
 }
 
 impl Sequences {
-    /// In an empty context that was made with an eval callback.
+    /// In an empty context that was made with an eval callback, and with a row of `n_ubatch` for each sequence.
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] for more sequences than one graph has rows; as llama.cpp's decode.
+    /// As llama.cpp's decode.
     pub(crate) fn new(mut context: Context, n_layer: u32, n_swa: u32) -> Result<Self> {
-        let n = context.n_sequences();
-        if n > context.n_ubatch() {
-            return Err(Error::InvalidValue {
-                name: "sequences",
-                found: n.to_string(),
-                expected: "at most n_ubatch, since a step is one graph",
-            });
-        }
         let kv_layout = learn_layout(&mut context, n_layer)?;
         context.clear();
-        let (n_swa, positions) = (n_swa as usize, vec![0; n]);
+        let (n_swa, positions) = (n_swa as usize, vec![0; context.n_sequences()]);
         Ok(Self { context, n_layer, n_swa, positions, row: Vec::new(), kv_layout })
     }
 

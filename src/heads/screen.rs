@@ -17,8 +17,8 @@ use crate::llama::threads::ThreadPool;
 
 /// Repacked layouts interleave up to this many rows: candidates are padded to a multiple of it.
 const ROWS: usize = 16;
-/// Candidates that are rescored first where the whole shortlist is often not needed.
-const FEW: usize = 256;
+/// Of the shortlist, what is rescored first; at most so many candidates.
+const FEW: (usize, usize) = (8, 256);
 
 /// What all sessions of a model share of a screen.
 #[derive(Debug)]
@@ -165,7 +165,8 @@ impl Screen {
         let scores = work.mul_mat(weights.factor.1, projected);
         let score = work.graph(&[scores])?;
         let mut rescoring = |n| Rescoring::new(n, input, &mut work, &weights, heads);
-        let few = (weights.shortlist >= 4 * FEW).then(|| rescoring(FEW)).transpose()?;
+        let n_few = (weights.shortlist / FEW.0).min(FEW.1);
+        let few = (n_few >= ROWS).then(|| rescoring(n_few)).transpose()?;
         let all = rescoring(weights.shortlist)?;
         work.allocate(Layout::plain()?)?;
         // Candidates beyond the shortlist, up to whole groups of rows, are row 0, and nobody reads their logits.

@@ -1,9 +1,32 @@
-//! What a prompt and a generation are asked with, and what comes of them.
+//! What goes into a session and comes out of it: parameters, events, results, and the handle that stops it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::logprobs::TokenLogprob;
 use crate::llama::Token;
+
+/// Stops what a session is doing, from any thread. The decode in progress is given up within a graph node or so.
+#[derive(Debug, Clone)]
+pub struct CancelHandle(pub(super) Arc<AtomicBool>);
+
+impl CancelHandle {
+    /// Stops the call in progress, and every later one until [`CancelHandle::reset`].
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// True since [`CancelHandle::cancel`], until [`CancelHandle::reset`].
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Lets the session go on.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
 
 /// How far a prompt is, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

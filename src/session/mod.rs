@@ -19,15 +19,15 @@ mod sampler;
 mod state;
 mod template;
 mod text;
-mod ways;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use exits::{Exits, Kv, Lookup, Policy};
-pub use generation::{ExitPoint, GenerateParams, Generation, PromptProgress, PromptReport, StopReason, TokenEvent};
+pub use generation::{
+    CancelHandle, ExitPoint, GenerateParams, Generation, PromptProgress, PromptReport, StopReason, TokenEvent,
+};
 pub use logprobs::TokenLogprob;
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
@@ -39,13 +39,13 @@ pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::heads::{Candidates, Thresholds};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::threads::ThreadPool;
 use cascade::Cascade;
 use exact::Drafting;
 use text::TextStream;
-use ways::ways;
 
 /// A text, its K/V cache, and the means to go on with it.
 #[derive(Debug)]
@@ -74,27 +74,6 @@ enum Next {
     Candidates(ExitPoint),
 }
 
-/// Stops what a session is doing, from any thread. The decode in progress is given up within a graph node or so.
-#[derive(Debug, Clone)]
-pub struct CancelHandle(Arc<AtomicBool>);
-
-impl CancelHandle {
-    /// Stops the call in progress, and every later one until [`CancelHandle::reset`].
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// True since [`CancelHandle::cancel`], until [`CancelHandle::reset`].
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Lets the session go on.
-    pub fn reset(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
 impl Session {
     /// # Errors
     /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`], [`Error::Heads`] and [`Error::Unsupported`] for
@@ -114,9 +93,11 @@ impl Session {
     }
 
     fn on(model: &Model, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
-        let can_leave = params.exits != Exits::Off && model.heads().is_some();
-        let mut gate = model.new_gate_on(&SessionParams { gate: params.gate || can_leave, ..params.clone() }, pool)?;
-        let (cascade, drafting) = ways(model, params, &mut gate)?;
+        let exiting = thresholds(model, params)?.is_some();
+        let drafting = model.heads().is_some() && params.exits == Exits::Exact;
+        let gated = SessionParams { gate: params.gate || exiting || drafting, ..params.clone() };
+        let mut gate = model.new_gate_on(&gated, pool)?;
+        let (cascade, drafting) = early(model, params, &mut gate)?;
         let params = params.clone();
         Ok(Self { model: model.clone(), params, gate, tokens: Vec::new(), next: Next::Unknown, cascade, drafting })
     }
@@ -128,23 +109,25 @@ impl Session {
     /// [`Error::InvalidValue`] for an agreement that the heads have no level for, and for a session without a gate;
     /// [`Error::Heads`] and [`Error::Unsupported`] as [`Session::new`]. The session then exits as before.
     pub fn set_exits(&mut self, exits: Exits, agreement: f32) -> Result<()> {
-        if exits == self.params.exits && agreement == self.params.agreement {
-            return Ok(());
-        }
-        if exits != Exits::Off && self.model.heads().is_some() && !self.gate.can_tap() {
+        let params = SessionParams { exits, agreement, ..self.params.clone() };
+        let needs_gate = match exits {
+            Exits::Off => false,
+            Exits::Calibrated => thresholds(&self.model, &params)?.is_some(),
+            Exits::Exact => self.model.heads().is_some(),
+        };
+        if needs_gate && !self.gate.can_tap() {
             return Err(Error::InvalidValue {
                 name: "exits",
                 found: exits.to_string(),
                 expected: "off in a session that was made without a gate",
             });
         }
-        let params = SessionParams { exits, agreement, ..self.params.clone() };
-        // Where K and V lie in the cache is learnt in an empty one.
         self.drop_drafts();
-        self.gate.clear();
-        self.next = Next::Unknown;
-        (self.cascade, self.drafting) = ways(&self.model, &params, &mut self.gate)?;
-        self.params = params;
+        let (cascade, drafting) = early(&self.model, &params, &mut self.gate)?;
+        if matches!(self.next, Next::Candidates(_)) {
+            self.next = Next::Unknown;
+        }
+        (self.params, self.cascade, self.drafting) = (params, cascade, drafting);
         Ok(())
     }
 
@@ -255,13 +238,16 @@ impl Session {
         };
         let drafts = self.drafting.as_ref().map_or((0, 0), Drafting::counts);
         let cancel = self.cancel_handle();
+        // Log-probabilities are shares of a whole distribution.
+        let settled_by_best = sampler.is_greedy() && params.n_logprobs.is_none();
+        let candidates = if settled_by_best { Candidates::Enough } else { Candidates::All };
         let mut start = None;
         while made.tokens.len() < params.max_tokens {
-            if self.tokens.len() > self.n_ctx() {
+            if self.tokens.len() > self.n_ctx() && !(self.params.context_shift && self.shift()?) {
                 made.context_full = true;
                 break;
             }
-            match self.decode_next() {
+            match self.decode_next(candidates) {
                 Ok(()) if !cancel.is_cancelled() => {}
                 Ok(()) | Err(Error::Cancelled) => {
                     made.stop_reason = StopReason::Cancelled;
@@ -345,23 +331,22 @@ impl Session {
 
     /// Log-probabilities of the distribution that `token` was picked from: its own, then the `n` best.
     fn logprobs(&mut self, token: Token, exit: Option<ExitPoint>, n: usize) -> Vec<TokenLogprob> {
-        match (exit, &self.cascade, self.next) {
-            (Some(_), Some(cascade), _) => logprobs::of(cascade.candidates().iter().copied(), token, n),
-            (_, _, Next::Logits(row)) => {
-                let logits = self.gate.logits(row).unwrap_or_default().iter().copied();
-                logprobs::of((0i32..).map(Token).zip(logits), token, n)
-            }
-            _ => Vec::new(),
+        if let (Some(_), Some(cascade)) = (exit, &self.cascade) {
+            return logprobs::of(cascade.candidates().iter().copied(), token, n);
         }
+        let Next::Logits(row) = self.next else { return Vec::new() };
+        let logits = self.gate.logits(row).unwrap_or_default().iter().copied();
+        logprobs::of((0i32..).map(Token).zip(logits), token, n)
     }
 
     /// Decodes what is missing; a single token may exit.
-    fn decode_next(&mut self) -> Result<()> {
+    fn decode_next(&mut self, candidates: Candidates) -> Result<()> {
         let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
         match (missing, &mut self.cascade) {
             (&[token], Some(cascade)) => {
                 self.next = Next::Unknown;
-                self.next = cascade.decode(&mut self.gate, token)?.map_or(Next::Logits(0), Next::Candidates);
+                self.next =
+                    cascade.decode(&mut self.gate, token, candidates)?.map_or(Next::Logits(0), Next::Candidates);
                 return Ok(());
             }
             (&[_], None) => {}
@@ -394,6 +379,19 @@ impl Session {
         }
     }
 
+    /// Makes room by forgetting the older half of the text, but for its first token where the model's texts begin with a
+    /// special one. False if the model's memory cannot move what is left, or if there is nothing to forget.
+    fn shift(&mut self) -> Result<bool> {
+        let n_keep = usize::from(self.model.vocab().adds_bos());
+        let n_forget = self.gate.position().saturating_sub(n_keep) / 2;
+        if n_forget == 0 || !self.gate.shift(n_keep, n_forget)? {
+            return Ok(false);
+        }
+        self.tokens.drain(n_keep..n_keep + n_forget);
+        self.next = Next::Unknown;
+        Ok(true)
+    }
+
     /// Takes drafts that no token was compared with out of the cache, and the last token of the text with them: it is
     /// decoded again for its logits.
     fn drop_drafts(&mut self) {
@@ -423,5 +421,27 @@ impl Session {
             progress(PromptProgress { done: end, total });
         }
         Ok(())
+    }
+}
+
+/// The confidences that calibrated exits ask for; `None` where nothing exits.
+fn thresholds(model: &Model, params: &SessionParams) -> Result<Option<Thresholds>> {
+    let Some(heads) = model.heads().filter(|_| params.exits == Exits::Calibrated) else { return Ok(None) };
+    let thresholds = heads.thresholds(params.agreement)?;
+    if thresholds.is_none() {
+        tracing::info!(agreement = params.agreement, "the heads were not certified for this agreement: nothing exits");
+    }
+    Ok(thresholds)
+}
+
+/// What lets tokens leave early, or drafts them, on the threads of `gate`.
+fn early(model: &Model, params: &SessionParams, gate: &mut Gate) -> Result<(Option<Cascade>, Option<Drafting>)> {
+    let heads = model.heads();
+    match (params.exits, heads, thresholds(model, params)?) {
+        (Exits::Exact, _, _) => Ok((None, Drafting::new(model, heads, params, gate)?)),
+        (Exits::Calibrated, Some(heads), Some(thresholds)) => {
+            Ok((Cascade::new(model, heads, &thresholds, params, gate)?, None))
+        }
+        _ => Ok((None, None)),
     }
 }

@@ -256,11 +256,12 @@ impl Model {
     /// As [`Session::new`](super::Session::new), and [`Error::InvalidValue`] for no sequence, for more of them than
     /// `params.n_ubatch`, or for a context of an unknown length.
     pub fn sequences(&self, params: &SessionParams, n: u32) -> Result<Sequences> {
-        if n == 0 || params.n_ctx == 0 {
+        // Before llama.cpp sees it: it aborts where a batch cannot hold an output of each sequence.
+        if n == 0 || params.n_ctx == 0 || n > params.n_ubatch.min(params.n_batch) {
             return Err(Error::InvalidValue {
                 name: "sequences",
                 found: format!("{n} of {} tokens", params.n_ctx),
-                expected: "at least 1, of at least 1 token",
+                expected: "at least 1 and at most n_ubatch, since a step is one graph, of at least 1 token each",
             });
         }
         let context = self.new_context(&SessionParams { gate: true, ..params.clone() }, n, None)?;

@@ -88,7 +88,7 @@ pub enum StateError {
 
 impl Session {
     /// Writes the session's text and its K/V cache to `path`, whole or not at all; an old file is replaced. Tokens whose
-    /// upper layers are pending are caught up first. What a cancelled call left to decode is left to the loading session.
+    /// upper layers are pending are caught up first, and drafts are dropped. What a cancelled call left to decode is left to the loading session.
     ///
     /// The file takes the bytes of the cache that are in use, and as much memory meanwhile.
     ///
@@ -98,7 +98,13 @@ impl Session {
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let wrong = |source| Error::State { path: path.to_owned(), source };
+        self.drop_drafts();
         let layout = self.layout()?;
+        self.drop_drafts();
+        if self.gate.n_pending() > 0 {
+            // The catch-up leaves other logits than those after the last token.
+            self.next = Next::Unknown;
+        }
         let state = if self.gate.position() == 0 {
             Vec::new()
         } else {
@@ -136,6 +142,7 @@ impl Session {
         let path = path.as_ref();
         let layout = self.layout()?;
         let saved = Saved::read(path, self, &layout)?;
+        self.drop_drafts();
         self.next = Next::Unknown;
         self.gate.clear();
         if saved.n_cached > 0

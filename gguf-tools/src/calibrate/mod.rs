@@ -8,14 +8,19 @@
 //! - [`bounds`]: p-values and upper bounds on the risk;
 //! - [`sequence`]: Learn-then-Test along a fixed sequence of thresholds;
 //! - [`isotonic`]: from a metric to the probability of agreement;
-//! - [`metric`]: what is measured on the probabilities of a head's candidates.
+//! - [`metric`]: what is measured on the probabilities of a head's candidates;
+//! - [`candidates`], [`walk`], [`free_run`], [`confirm`]: the certificate of a file, by free-running decodes.
 //!
-//! Pure arithmetic: no model, no file, no randomness. It refuses losses outside [0, 1].
+//! All but the last two are pure arithmetic: no model, no file, no randomness. It refuses losses outside [0, 1].
 
 pub mod bounds;
+pub mod candidates;
+pub mod confirm;
+pub mod free_run;
 pub mod isotonic;
 pub mod metric;
 pub mod sequence;
+pub mod walk;
 
 #[cfg(test)]
 mod simulation;

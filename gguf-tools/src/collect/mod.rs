@@ -19,12 +19,13 @@ pub mod store;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use offramp::{Model, SessionParams};
+use offramp::gguf::Error;
+use offramp::{Model, SessionParams, Token};
 
 use batch::{Batch, Next};
 use prompts::{MAX_TURN, Source};
 use slot::Recipe;
-use store::{KvWidths, Sequence, Store};
+use store::{KvWidths, Manifest, Sequence, Store};
 
 /// The tokens of a context: room for a prompt of the user's and its answer.
 const N_CTX: u32 = 1024;
@@ -67,6 +68,38 @@ impl Options {
         }
         Ok(context(source, self.answer).min(n_ctx_train))
     }
+}
+
+/// The first `n` prompts of `source` from number `first` on that leave room for `answer` tokens, and the length of a context
+/// for them: written by the model, or taken from a corpus until that has no more. `progress` is told of the prompts so far
+/// and stops with `false`.
+///
+/// # Errors
+///
+/// As [`run`], and [`Error::Interrupted`].
+pub fn prompts(
+    model: &Model,
+    source: &Source,
+    n: usize,
+    first: u64,
+    options: &Options,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> anyhow::Result<(Vec<Vec<Token>>, u32)> {
+    let n_ctx = options.check(model, source)?;
+    let manifest = Manifest::of_nothing();
+    let recipe = Recipe { model, source, manifest: &manifest, answer: 0, seed: options.seed };
+    let mut batch = Batch::new(recipe, n_ctx, options.sequences, options.threads, first)?;
+    let longest = (n_ctx as usize).saturating_sub(options.answer);
+    let mut prompts = Vec::new();
+    while prompts.len() < n {
+        let done = prompts.len() as u64;
+        match batch.next(&mut || progress(done, n as u64))? {
+            Next::Finished(finished) => prompts.extend(finished.prompt.filter(|prompt| prompt.len() <= longest)),
+            Next::UsedUp => break,
+            Next::Stopped => return Err(Error::Interrupted.into()),
+        }
+    }
+    Ok((prompts, n_ctx))
 }
 
 /// What each layer above the lowest of `layers` caches of a token: what the K/V maps of exits on `layers` have to learn.

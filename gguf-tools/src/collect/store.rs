@@ -110,6 +110,25 @@ impl Manifest {
     /// The present layout.
     pub const VERSION: u32 = 2;
 
+    /// Of a store without a model, for sequences that are not kept.
+    pub(super) fn of_nothing() -> Manifest {
+        Manifest {
+            version: Manifest::VERSION,
+            model: String::new(),
+            sha256: String::new(),
+            n_embd: 0,
+            n_vocab: 0,
+            layers: Vec::new(),
+            kv: Vec::new(),
+            prompts: String::new(),
+            answer: 0,
+            seed: 0,
+            batch_width: 0,
+            engine: String::new(),
+            width_difference: 0.0,
+        }
+    }
+
     /// Where hidden states are kept, lowest first.
     pub fn taps(&self) -> Vec<Tap> {
         self.layers.iter().map(|il| Tap::Layer(*il)).chain([Tap::ResultNorm]).collect()

@@ -1,0 +1,150 @@
+//! The thresholds that a confirmation walks: fixed by what a file already says, before any prompt is decoded.
+//!
+//! A file's levels hold thresholds for several agreements, found on other prompts; from the strictest to the laxest they
+//! are the sequence. Levels that are off, or equal to another, add nothing. It refuses files whose exits were never given
+//! a threshold.
+
+use anyhow::{bail, ensure};
+use offramp::gguf::exits::{ExitMeta, KvPolicy};
+
+/// The thresholds of all exits of a file, used together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The agreement that they were found for.
+    pub agreement: f32,
+    /// The confidence that each layer's exit must reach; infinite where it never exits.
+    pub exits: Vec<f32>,
+    /// What each layer's gate must say before its head is evaluated; empty for a file without gates.
+    pub gates: Vec<f32>,
+    /// The confidence that the screen must reach at full depth.
+    pub screen: f32,
+}
+
+impl Candidate {
+    /// No exit at all.
+    pub fn off(meta: &ExitMeta) -> Candidate {
+        let never = vec![f32::INFINITY; meta.layers.len()];
+        let gates = if meta.gate_thresholds.is_empty() { Vec::new() } else { never.clone() };
+        Candidate { agreement: 1.0, exits: never, gates, screen: f32::INFINITY }
+    }
+
+    /// The thresholds of one level of a file.
+    pub fn of_level(meta: &ExitMeta, level: usize) -> Candidate {
+        let row = |table: &[Vec<f32>]| table.get(level).cloned().unwrap_or_default();
+        Candidate {
+            agreement: meta.agreements.get(level).copied().unwrap_or(1.0),
+            exits: row(&meta.thresholds),
+            gates: row(&meta.gate_thresholds),
+            screen: meta.screen.thresholds.get(level).copied().unwrap_or(f32::INFINITY),
+        }
+    }
+
+    fn is_like(&self, other: &Candidate) -> bool {
+        (&self.exits, &self.gates, self.screen) == (&other.exits, &other.gates, other.screen)
+    }
+
+    fn exits_somewhere(&self) -> bool {
+        self.screen.is_finite() || self.exits.iter().any(|threshold| threshold.is_finite())
+    }
+}
+
+/// The sequence of a file, strictest first.
+///
+/// # Errors
+///
+/// A file in which nothing ever exits.
+pub fn of_file(meta: &ExitMeta) -> anyhow::Result<Vec<Candidate>> {
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for candidate in (0..meta.agreements.len()).rev().map(|level| Candidate::of_level(meta, level)) {
+        if candidate.exits_somewhere() && !candidates.iter().any(|other| other.is_like(&candidate)) {
+            candidates.push(candidate);
+        }
+    }
+    if candidates.is_empty() {
+        bail!("no level of the file lets a token exit, so that there is nothing to certify: make its heads anew");
+    }
+    Ok(candidates)
+}
+
+/// The part of a sequence that is worth walking where `highest` is the highest agreement that the prompts can certify: from
+/// the thresholds of the next higher agreement on. Stricter ones would be passed, and would help no level.
+pub fn worth_walking(candidates: &[Candidate], highest: f32) -> &[Candidate] {
+    let first = candidates.iter().rposition(|candidate| candidate.agreement > highest).unwrap_or(0);
+    &candidates[first..]
+}
+
+/// The keys of a file whose levels are `candidates`, for decodes at each of them: the agreement of one candidate is
+/// [`agreement`].
+///
+/// # Errors
+///
+/// No candidate, or more than a file has levels.
+pub fn as_levels(meta: &ExitMeta, candidates: &[Candidate], kv_policy: KvPolicy) -> anyhow::Result<ExitMeta> {
+    let n = candidates.len();
+    ensure!((1..=1000).contains(&n), "{n} candidates of thresholds: give between 1 and 1000");
+    // Levels ascend, and with them strictness.
+    let lax_first = || candidates.iter().rev();
+    let mut meta = meta.clone();
+    meta.agreements = (0..n).rev().map(|index| agreement(index, n)).collect();
+    if !meta.layers.is_empty() {
+        meta.thresholds = lax_first().map(|candidate| candidate.exits.clone()).collect();
+    }
+    if !meta.gate_thresholds.is_empty() {
+        meta.gate_thresholds = lax_first().map(|candidate| candidate.gates.clone()).collect();
+    }
+    if meta.screen.rank > 0 {
+        meta.screen.thresholds = lax_first().map(|candidate| candidate.screen).collect();
+    }
+    // Without a calibration a runtime lets nothing exit; the figures of this one are never read.
+    let mut calibration = meta.calibration.take().unwrap_or_else(super::confirm::no_calibration);
+    calibration.kv_policy = kv_policy;
+    (calibration.risk, calibration.risk_bound, calibration.exit_rate) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+    meta.calibration = Some(calibration);
+    Ok(meta)
+}
+
+/// By which agreement a session finds candidate `index` of `n` in the file that [`as_levels`] describes.
+pub fn agreement(index: usize, n: usize) -> f32 {
+    (n - index) as f32 / (n + 1) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::confirm::tests::meta;
+
+    #[test]
+    fn the_sequence_goes_from_strict_to_lax_and_leaves_out_what_adds_nothing() {
+        let mut meta = meta();
+        meta.agreements = vec![0.9, 0.95, 0.98, 0.99];
+        meta.thresholds = vec![vec![0.7], vec![0.8], vec![0.8], vec![f32::INFINITY]];
+        meta.gate_thresholds = vec![vec![0.1]; 4];
+        meta.screen.thresholds = vec![0.5, 0.6, 0.6, f32::INFINITY];
+        let candidates = of_file(&meta).unwrap();
+        let found: Vec<_> = candidates.iter().map(|candidate| (candidate.exits[0], candidate.screen)).collect();
+        assert_eq!(found, [(0.8, 0.6), (0.7, 0.5)]);
+        meta.thresholds = vec![vec![f32::INFINITY]; 4];
+        meta.screen.thresholds = vec![f32::INFINITY; 4];
+        assert!(of_file(&meta).unwrap_err().to_string().contains("nothing to certify"));
+    }
+
+    #[test]
+    fn a_session_finds_each_candidate_by_its_agreement() {
+        let meta = meta();
+        let candidate = |agreement, threshold: f32| Candidate {
+            agreement,
+            exits: vec![threshold],
+            gates: vec![0.3],
+            screen: threshold,
+        };
+        let candidates = [candidate(0.99, 0.9), candidate(0.95, 0.7), candidate(0.9, 0.5)];
+        let levels = as_levels(&meta, &candidates, KvPolicy::Predict).unwrap();
+        for (index, candidate) in candidates.iter().enumerate() {
+            let level = levels.level(agreement(index, 3)).unwrap();
+            assert!(Candidate::of_level(&levels, level).is_like(candidate));
+        }
+        let walked = |highest: f32| worth_walking(&candidates, highest).len();
+        assert_eq!([walked(0.999), walked(0.99), walked(0.98), walked(0.95), walked(0.9)], [3, 3, 3, 3, 2]);
+        assert_eq!(levels.calibration.unwrap().kv_policy, KvPolicy::Predict);
+    }
+}
