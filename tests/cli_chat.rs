@@ -2,7 +2,9 @@
 
 mod support;
 
-use support::{Finished, default_model, offramp, run_with_input};
+use offramp_fixtures::{Arch, TinyModel, WeightType};
+
+use support::{Finished, TempFolder, default_model, offramp, run_with_input};
 
 fn chat(input: &str, more: &[&str]) -> Finished {
     let model = default_model();
@@ -43,4 +45,83 @@ fn a_cleared_conversation_answers_as_a_new_one() {
 fn what_does_not_fit_ends_a_scripted_chat_with_a_clear_line() {
     let finished = chat(&format!("{}\n", "word ".repeat(600)), &[]);
     assert!(finished.failure(1).contains("context_length_exceeded"), "{finished:?}");
+}
+
+/// A chat with a tiny model, whose replies are noise of 12 tokens that is the same each time.
+fn tiny_chat(folder: &TempFolder, input: &str, more: &[&str]) -> Finished {
+    let model = folder.file("tiny.gguf", TinyModel::new(Arch::Llama).weights(WeightType::Q4_1).bytes());
+    let all = ["chat", "-m", &model, "-c", "512", "-t", "1", "--temp", "0", "-n", "12"];
+    run_with_input(&[&all, more].concat(), input)
+}
+
+#[test]
+fn one_reply_is_made_without_waiting_for_more() {
+    let folder = TempFolder::new("chat-single");
+    let asked = tiny_chat(&folder, "", &["-p", "hello", "-st"]).success();
+    assert!(!asked.is_empty());
+    assert_eq!(tiny_chat(&folder, "hello\nnever asked\n", &["--single-turn"]).success(), asked);
+    assert_eq!(tiny_chat(&folder, "", &["-p", "hello"]).success(), asked, "the end of the input ends the chat");
+}
+
+#[test]
+fn a_reply_can_be_made_again_and_taken_back() {
+    let folder = TempFolder::new("chat-again");
+    let once = tiny_chat(&folder, "hello\n", &[]).success();
+    let twice = tiny_chat(&folder, "hello\n/regen\n", &[]);
+    assert_eq!(twice.success(), once.repeat(2));
+    let back = tiny_chat(&folder, "something\n/undo\nhello\n/undo\n/undo\n/regen\n", &[]);
+    assert!(back.stderr.contains("taken back: something") && back.stderr.contains("nothing to take back"), "{back:?}");
+    assert!(back.success().ends_with(&once));
+}
+
+#[test]
+fn quotes_hold_a_turn_of_several_lines_together() {
+    let folder = TempFolder::new("chat-quotes");
+    let quoted = tiny_chat(&folder, "\"\"\"hello\nyou\"\"\"\n/stats\n", &[]);
+    assert!(quoted.stderr.contains("chat: 1 replies"), "{quoted:?}");
+}
+
+#[test]
+fn a_conversation_is_gone_on_with_after_it_was_saved() {
+    let folder = TempFolder::new("chat-saved");
+    let path = folder.path().join("talk");
+    let path = path.to_str().unwrap();
+    let whole = tiny_chat(&folder, "hello\nand then\n", &[]).success();
+    let first = tiny_chat(&folder, &format!("hello\n/save {path}\n"), &[]).success();
+    let loaded = tiny_chat(&folder, &format!("/load {path}\nand then\n"), &[]);
+    assert!(loaded.stderr.contains("2 messages loaded"), "{loaded:?}");
+    assert_eq!(format!("{first}{}", loaded.success()), whole);
+    std::fs::remove_file(path).unwrap();
+    let without = tiny_chat(&folder, &format!("/load {path}\n/undo\n"), &[]);
+    assert!(without.stderr.contains("reads it again") && without.stderr.contains("taken back: hello"), "{without:?}");
+    std::fs::write(format!("{path}.json"), "{}").unwrap();
+    let wrong = tiny_chat(&folder, &format!("/load {path}\n"), &[]);
+    assert!(wrong.stderr.contains("it is no saved chat"), "{wrong:?}");
+}
+
+#[test]
+fn commands_show_and_change_what_replies_are_made_with() {
+    let folder = TempFolder::new("chat-set");
+    let notes = folder.file("notes.txt", "some notes");
+    let input = format!(
+        "/set\n/set temp hot\n/set temp 0.5\n/set\n/system be kind\n/show system\n/show model\n/exits exact\n/exits 7\n\
+         /read {notes}\n/read {notes}.not\nhello\n/exits show\n/context\n/exits\n"
+    );
+    let finished = tiny_chat(&folder, &input, &[]);
+    for line in [
+        "temp            0\n",
+        "temp is \"hot\", but must be a number",
+        "temp            0.5\n",
+        "be kind",
+        "exit heads: none",
+        "exits are exact",
+        "the share is 7",
+        "go before your next message",
+        "cannot read",
+        "of 512 tokens [#",
+    ] {
+        assert!(finished.stderr.contains(line), "{line:?} is missing: {finished:?}");
+    }
+    let stdout = finished.success();
+    assert!(stdout.contains("full    12  100 % ####"), "{stdout}");
 }

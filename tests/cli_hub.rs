@@ -27,6 +27,11 @@ struct Hub {
 impl Hub {
     /// The first answer with more than one byte of a file breaks off after `cut_after` bytes.
     fn start(cut_after: Option<usize>) -> Self {
+        Self::start_with(cut_after, LISTING.to_owned())
+    }
+
+    /// One that says this of its repository.
+    fn start_with(cut_after: Option<usize>, listing: String) -> Self {
         let model = TinyModel::new(Arch::Llama).bytes();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -36,14 +41,18 @@ impl Hub {
             let mut cut_after = cut_after;
             for stream in listener.incoming().flatten() {
                 // A client that hangs up is its own business.
-                let _ = answer(stream, &model, &seen, &mut cut_after);
+                let _ = answer(stream, &model, &listing, &seen, &mut cut_after);
             }
         });
         Self { endpoint, ranges }
     }
 
     fn inspect(&self, name: &str, home: &Path) -> Finished {
-        let mut command = offramp(&["inspect", "-hf", name]);
+        self.run(&["inspect", "-hf", name], home)
+    }
+
+    fn run(&self, arguments: &[&str], home: &Path) -> Finished {
+        let mut command = offramp(arguments);
         Finished::of(command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", home).output().unwrap())
     }
 }
@@ -51,6 +60,7 @@ impl Hub {
 fn answer(
     mut stream: TcpStream,
     model: &[u8],
+    listing: &str,
     ranges: &Mutex<Vec<String>>,
     cut_after: &mut Option<usize>,
 ) -> std::io::Result<()> {
@@ -70,7 +80,7 @@ fn answer(
         }
     }
     if target.starts_with("/api/models/user/tiny/") {
-        return respond(&mut stream, "200 OK", &[], LISTING.as_bytes());
+        return respond(&mut stream, "200 OK", &[], listing.as_bytes());
     }
     if !target.starts_with("/user/tiny/resolve/main/tiny-") {
         return respond(&mut stream, "404 Not Found", &[], b"");
@@ -150,4 +160,66 @@ fn a_name_that_is_none_is_wrong_usage() {
     let home = TempFolder::new("hub-name");
     let hub = Hub { endpoint: "http://127.0.0.1:9".to_owned(), ranges: Arc::default() };
     assert!(hub.inspect("tiny", home.path()).failure(2).contains("USER/MODEL"));
+}
+
+/// A listing with sizes and the digest given, as the hub answers when it is asked for both.
+fn listing(digest: &str) -> String {
+    let size = TinyModel::new(Arch::Llama).bytes().len();
+    let file = |name: &str| format!(r#"{{"rfilename": "{name}", "size": {size}, "lfs": {{"sha256": "{digest}"}}}}"#);
+    format!(
+        r#"{{"sha": "{COMMIT}", "siblings": [{{"rfilename": "README.md", "size": 5}}, {}, {}]}}"#,
+        file("tiny-Q4_K_M.gguf"),
+        file("tiny-q8_0.gguf")
+    )
+}
+
+fn true_digest() -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(TinyModel::new(Arch::Llama).bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_model_is_pulled_compared_listed_shown_and_removed() {
+    let hub = Hub::start_with(None, listing(&true_digest()));
+    let home = TempFolder::new("hub-pull");
+    let told = hub.run(&["pull", "user/tiny", "--dry-run"], home.path());
+    assert!(told.stderr.contains("to fetch"), "{told:?}");
+    assert_eq!((told.success(), hub.ranges.lock().unwrap().len()), (String::new(), 0));
+
+    let pulled = hub.run(&["pull", "user/tiny"], home.path());
+    assert!(pulled.stderr.contains("has the SHA-256"), "{pulled:?}");
+    let path = pulled.success();
+    assert!(Path::new(path.trim_end()).is_file(), "{path}");
+    let again = hub.run(&["pull", "user/tiny"], home.path());
+    assert!(again.stderr.contains("0 KiB to fetch"), "{again:?}");
+
+    let listed = hub.run(&["list"], home.path()).success();
+    assert!(listed.contains("user/tiny") && listed.contains("tiny-Q4_K_M.gguf"), "{listed}");
+    assert_eq!(hub.run(&["list", "--json"], home.path()).success().lines().count(), 1);
+    let shown = hub.run(&["show", "user/tiny:Q4_K_M"], home.path()).success();
+    assert!(shown.contains("architecture: llama") && shown.contains("needs: about"), "{shown}");
+    assert_eq!(hub.run(&["show", path.trim_end()], home.path()).success().lines().count(), shown.lines().count());
+
+    assert!(hub.run(&["rm", "user/tiny"], home.path()).failure(1).contains("nothing was removed"));
+    hub.run(&["rm", "user/tiny", "--yes"], home.path()).success();
+    assert_eq!(hub.run(&["list"], home.path()).success(), "");
+    assert!(hub.run(&["rm", "user/tiny", "--yes"], home.path()).failure(1).contains("offramp list"));
+}
+
+#[test]
+fn a_model_that_came_damaged_is_not_kept() {
+    let hub = Hub::start_with(None, listing(&"0".repeat(64)));
+    let home = TempFolder::new("hub-damaged");
+    assert!(hub.run(&["pull", "user/tiny"], home.path()).failure(1).contains("came damaged"));
+    assert_eq!(hub.run(&["list"], home.path()).success(), "");
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_not_fetched() {
+    let size = TinyModel::new(Arch::Llama).bytes().len();
+    let huge = listing(&true_digest()).replace(&size.to_string(), "9000000000000000000");
+    let hub = Hub::start_with(None, huge);
+    let home = TempFolder::new("hub-huge");
+    assert!(hub.run(&["pull", "user/tiny"], home.path()).failure(1).contains("--force"));
+    assert!(hub.ranges.lock().unwrap().is_empty());
 }

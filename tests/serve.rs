@@ -1,6 +1,7 @@
 //! `offramp serve` as a well-behaved client meets it: replies, streams, reuse, slots, cancellation, and its end.
 #![cfg(feature = "serve")]
 
+mod screen;
 mod serve_support;
 mod support;
 
@@ -8,6 +9,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use offramp_fixtures::{Arch, TinyModel};
+use screen::Files;
+use screen::heads::{Kind, Spec};
 use serde_json::{Value, json};
 use serve_support::{Answer, Server, greedy, post};
 
@@ -127,11 +131,43 @@ fn a_conversation_goes_on_from_its_cache() {
     assert_eq!(cached, 0);
 }
 
+/// A model whose tokens all leave after block 2, where they may.
+#[test]
+fn a_request_says_whether_tokens_may_leave_early() {
+    let files = Files::new(&TinyModel::new(Arch::Llama));
+    let heads = files.write_exits(&Spec::new(&[2], Kind::Random(7)));
+    let model = files.path("model.gguf").to_str().unwrap().to_owned();
+    let more = ["-c", "512", "-t", "1", "--heads", heads.to_str().unwrap(), "--policy", "always", "--agreement", "0.9"];
+    let server = Server::start_on(&model, files, &more);
+    let ask = |more: Value| {
+        let mut body = greedy("hello", 20);
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/chat/completions", &body).json()
+    };
+    let left = ask(json!({}));
+    assert!(left["timings"]["exits"]["tokens"]["2"].as_u64() > Some(10), "{left}");
+    assert!(left["timings"]["exits"]["mean_depth"].as_f64() < Some(5.0), "{left}");
+    for more in [json!({"exits": "off"}), json!({"exits": "exact"}), json!({"logprobs": true})] {
+        let full = ask(more);
+        assert_eq!(full["timings"]["exits"]["tokens"], json!({"full": 20}), "{full}");
+    }
+    assert_eq!(
+        ask(json!({"exits": "off"}))["choices"][0]["message"],
+        ask(json!({"exits": "exact"}))["choices"][0]["message"]
+    );
+    assert_eq!(ask(json!({}))["timings"]["exits"]["tokens"], left["timings"]["exits"]["tokens"]);
+    let refused = server
+        .post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "x"}], "agreement": 0.999}));
+    assert_eq!((refused.status, refused.error().as_str()), (400, "invalid_value"));
+    assert!(server.get("/metrics").body.contains("offramp_generated_tokens_total{exit=\"2\"}"));
+}
+
 /// One slot, a reply that would take long, and a client that leaves: the next one is served.
 #[test]
 fn a_client_that_leaves_frees_its_slot() {
     let server = Server::start_slow("serve-leave", &["--parallel", "1"]);
     for stream in [true, false] {
+        while server.metric("offramp_slots_busy") != 0.0 {}
         let mut body = greedy("hello", 400);
         body["stream"] = json!(stream);
         let mut connection = server.connect();

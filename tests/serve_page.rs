@@ -1,11 +1,15 @@
 //! The page at `/`, used in headless Chromium as a person would use it.
 #![cfg(feature = "serve")]
 
+mod screen;
 mod serve_support;
 mod support;
 
 use std::process::Command;
 
+use offramp_fixtures::{Arch, TinyModel};
+use screen::Files;
+use screen::heads::{Kind, Spec};
 use serve_support::Server;
 use support::TempFolder;
 
@@ -38,7 +42,12 @@ fn the_page_can_be_used() {
         eprintln!("skipped: there is no Node on this machine");
         return;
     };
-    let server = Server::start_slow("page", &[]);
+    let files = Files::new(&TinyModel::new(Arch::Llama).layers(32));
+    let heads = files.write_exits(&Spec::new(&[20], Kind::Random(7)));
+    let model = files.path("model.gguf").to_str().unwrap().to_owned();
+    let heads = heads.to_str().unwrap();
+    let more = ["-c", "512", "-t", "1", "--heads", heads, "--policy", "always", "--agreement", "0.9"];
+    let server = Server::start_on(&model, files, &more);
     let folder = TempFolder::new("page-screenshots");
     let shots = std::env::var("OFFRAMP_SCREENSHOTS").unwrap_or_else(|_| folder.path().to_str().unwrap().to_owned());
     let script = support::manifest_folder().join("tests/serve_support/page.mjs");
@@ -51,5 +60,6 @@ fn the_page_can_be_used() {
     let output = command.output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!printed.contains("coloured tokens: 0"), "{printed}");
     assert_eq!(printed.lines().last(), Some("all is well"));
 }

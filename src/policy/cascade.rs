@@ -186,7 +186,7 @@ impl CascadePolicy {
     }
 
     /// Seconds of a plain token, as far as they are known.
-    fn token(&self) -> f64 {
+    pub(crate) fn token(&self) -> f64 {
         f64::from(self.n_layer) * self.layer.mean() + self.matrix.mean()
     }
 

@@ -117,6 +117,11 @@ impl DraftPolicy {
         Draft::None
     }
 
+    /// Seconds of a token alone; 0 before it was seen.
+    pub(crate) fn alone(&self) -> f64 {
+        self.alone.mean()
+    }
+
     /// Learns what a token alone took.
     pub(crate) fn learn_alone(&mut self, seconds: f64) {
         self.account.earn();

@@ -131,6 +131,17 @@ impl Session {
         Ok(())
     }
 
+    /// What a token costs here that runs through the whole model alone, as measured while tokens were generated; `None` where
+    /// nothing can exit, and before it was seen.
+    pub fn full_depth_cost(&self) -> Option<Duration> {
+        let seconds = match (&self.cascade, &self.drafting) {
+            (Some(cascade), _) => cascade.policy().token(),
+            (None, Some(drafting)) => drafting.policy().alone(),
+            (None, None) => return None,
+        };
+        Duration::try_from_secs_f64(seconds).ok().filter(|cost| !cost.is_zero())
+    }
+
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model

@@ -49,6 +49,14 @@ impl Default for SamplerParams {
     }
 }
 
+impl SamplerParams {
+    /// # Errors
+    /// [`Error::InvalidValue`] for a number that means nothing.
+    pub fn check(&self) -> Result<()> {
+        check(self)
+    }
+}
+
 /// Picks tokens. One of these follows one generation: penalties and grammar remember what was emitted.
 #[derive(Debug)]
 pub struct Sampler {

@@ -19,7 +19,8 @@ pub struct Server {
     child: Child,
     stderr: BufReader<ChildStderr>,
     pub address: SocketAddr,
-    _folder: TempFolder,
+    /// What must live as long as the server: its files.
+    _files: Box<dyn std::any::Any>,
 }
 
 impl Server {
@@ -37,7 +38,7 @@ impl Server {
         Self::start_on(&model, folder, &[&["-c", "512", "-t", "1"], more].concat())
     }
 
-    pub fn start_on(model: &str, folder: TempFolder, more: &[&str]) -> Self {
+    pub fn start_on(model: &str, files: impl std::any::Any, more: &[&str]) -> Self {
         let mut child = offramp(&[&["serve", "-m", model, "--port", "0"], more].concat()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
@@ -48,7 +49,7 @@ impl Server {
                 break rest.split(',').next().unwrap().parse().unwrap();
             }
         };
-        Self { child, stderr, address, _folder: folder }
+        Self { child, stderr, address, _files: Box::new(files) }
     }
 
     pub fn pid(&self) -> u32 {

@@ -42,6 +42,24 @@ pub enum Command {
     Bench(BenchArgs),
     /// Tell what a model is and what the layer gate can do on it
     Inspect(InspectArgs),
+    /// Fetch a model from the Hugging Face hub
+    #[cfg(feature = "hf")]
+    Pull(crate::pull::PullArgs),
+    /// List the models of the cache folder
+    #[cfg(feature = "hf")]
+    List(crate::cache::ListArgs),
+    /// Remove a model from the cache folder
+    #[cfg(feature = "hf")]
+    Rm(crate::cache::RemoveArgs),
+    /// Tell what a model file is, without loading it
+    #[cfg(feature = "hf")]
+    Show(crate::cache::ShowArgs),
+    /// Tell what this machine can do with models, and what stands in the way
+    Doctor(crate::doctor::DoctorArgs),
+    /// Print completions for a shell
+    Completions(crate::manual::CompletionsArgs),
+    /// Print the manual, or write a page for each command
+    Man(crate::manual::ManArgs),
 }
 
 /// Where messages go.
@@ -95,6 +113,12 @@ pub struct PromptArgs {
 pub struct ChatArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// The first turn
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// End after one reply [llama.cpp's -st]
+    #[arg(long)]
+    pub single_turn: bool,
     #[command(flatten)]
     pub generation: GenerationArgs,
 }
@@ -240,7 +264,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Failu
 
 /// The failure of a line that names no command.
 pub fn command_missing() -> Failure {
-    let message = "a command is missing: run, chat, bench or inspect";
+    let message = "a command is missing: run, chat, serve, bench, inspect, pull, list, show, rm or doctor";
     Failure::Arguments(Cli::command().error(clap::error::ErrorKind::MissingSubcommand, message))
 }
 

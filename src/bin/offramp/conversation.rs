@@ -52,6 +52,15 @@ pub struct Conversation {
     messages: Vec<Message>,
     /// The text so far, where there is no template.
     plain: String,
+    /// The turns so far, and what was there before each.
+    past: Vec<Past>,
+}
+
+/// A turn that was answered, and how much of messages and text there was before it.
+struct Past {
+    turn: String,
+    n_messages: usize,
+    n_plain: usize,
 }
 
 impl Conversation {
@@ -61,7 +70,8 @@ impl Conversation {
     /// When the model's template does not parse.
     pub fn new(session: Session, settings: Settings, raw: bool) -> Result<Self, Failure> {
         let template = if raw { None } else { template_of(session.model())? };
-        let mut conversation = Self { session, template, settings, messages: Vec::new(), plain: String::new() };
+        let mut conversation =
+            Self { session, template, settings, messages: Vec::new(), plain: String::new(), past: Vec::new() };
         conversation.restart();
         Ok(conversation)
     }
@@ -80,6 +90,79 @@ impl Conversation {
         self.session.clear();
         self.messages = self.settings.system.iter().map(|system| Message::new("system", system)).collect();
         self.plain = self.settings.system.iter().map(|system| format!("{system}\n\n")).collect();
+        self.past.clear();
+    }
+
+    pub fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What replies from now on are made with; the system prompt has [`Conversation::set_system`].
+    pub fn settings_mut(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
+    /// What has been said. Where there is no template, it is one message of the role `text`.
+    pub fn messages(&self) -> Vec<Message> {
+        match self.template {
+            Some(_) => self.messages.clone(),
+            None => vec![Message::new("text", &self.plain)],
+        }
+    }
+
+    /// Makes `messages` the conversation. The cache keeps what it shares with them.
+    pub fn replace(&mut self, messages: Vec<Message>) {
+        self.plain = messages.iter().map(|message| message.content.as_str()).collect();
+        self.settings.system =
+            messages.first().filter(|first| first.role == "system").map(|first| first.content.clone());
+        self.messages = messages;
+        self.recall();
+    }
+
+    /// Finds the turns of the messages again.
+    fn recall(&mut self) {
+        let turns = self.messages.iter().enumerate().filter(|(_, message)| message.role == "user");
+        self.past = turns
+            .map(|(n_messages, message)| Past { turn: message.content.clone(), n_messages, n_plain: self.plain.len() })
+            .collect();
+    }
+
+    /// Changes the system prompt of this conversation and of later ones. Where there is no template, of later ones alone.
+    pub fn set_system(&mut self, system: Option<String>) {
+        if self.messages.first().is_some_and(|first| first.role == "system") {
+            self.messages.remove(0);
+        }
+        if let Some(system) = &system {
+            self.messages.insert(0, Message::new("system", system));
+        }
+        self.settings.system = system;
+        if self.template.is_some() {
+            self.recall();
+        }
+    }
+
+    /// Takes the last turn and its reply back and gives the turn; `None` if there is none.
+    pub fn undo(&mut self) -> Option<String> {
+        let past = self.past.pop()?;
+        self.messages.truncate(past.n_messages);
+        self.plain.truncate(past.n_plain);
+        Some(past.turn)
+    }
+
+    /// Forgets the oldest turn and its reply, not the system prompt. False if there is none that could be told apart.
+    pub fn forget_oldest(&mut self) -> bool {
+        let is_user = |message: &Message| message.role == "user";
+        let Some(first) = self.messages.iter().position(is_user).filter(|_| self.template.is_some()) else {
+            return false;
+        };
+        let after = self.messages[first + 1..].iter().position(is_user);
+        self.messages.drain(first..after.map_or(self.messages.len(), |n| first + 1 + n));
+        self.recall();
+        true
     }
 
     /// Answers `turn`; the reply is shown in pieces of whole code points as it comes, each with where its last token left
@@ -90,6 +173,8 @@ impl Conversation {
     pub fn reply(&mut self, turn: &str, show: &mut Show<'_>) -> Result<Reply, Failure> {
         let (prompt_text, tokens) = self.prompt(turn)?;
         let reply = self.generate(prompt_text, &tokens, show)?;
+        let past = Past { turn: turn.to_owned(), n_messages: self.messages.len(), n_plain: self.plain.len() };
+        self.past.push(past);
         if self.template.is_some() {
             self.messages.push(Message::new("user", turn));
             self.messages.push(Message::new("assistant", reply.text()));

@@ -30,6 +30,15 @@ impl Depths {
         depths
     }
 
+    /// Counts those of `other` as well.
+    pub fn add(&mut self, other: &Self) {
+        self.full += other.full;
+        self.screen += other.screen;
+        for (il, n) in &other.layers {
+            *self.layers.entry(*il).or_default() += n;
+        }
+    }
+
     /// Tokens in all.
     pub fn n_tokens(&self) -> usize {
         self.full + self.screen + self.layers.values().sum::<usize>()

@@ -14,12 +14,19 @@ const DEFAULT_QUANT: &str = "Q4_K_M";
 
 /// A model on the hub: `user/model`, and the quantization after a colon.
 #[derive(Debug, PartialEq, Eq)]
-struct Name<'a> {
-    repo: &'a str,
-    quant: Option<&'a str>,
+pub struct Name<'a> {
+    pub repo: &'a str,
+    pub quant: Option<&'a str>,
 }
 
 impl<'a> Name<'a> {
+    /// # Errors
+    /// For what is no name.
+    pub fn read(name: &'a str) -> Result<Self, Failure> {
+        Self::parse(name)
+            .ok_or_else(|| Failure::usage(format!("the name is {name:?}, but must be USER/MODEL or USER/MODEL:QUANT")))
+    }
+
     fn parse(name: &'a str) -> Option<Self> {
         let (repo, quant) = name.split_once(':').map_or((name, None), |(repo, quant)| (repo, Some(quant)));
         let (user, model) = repo.split_once('/')?;
@@ -76,7 +83,7 @@ fn repo_folder(repo: &str) -> Option<PathBuf> {
 }
 
 /// The files of one quantization: one, or all parts of a split model in order. `Err` says what there is instead.
-fn choose<'f>(files: &'f [String], quant: Option<&str>) -> Result<Vec<&'f str>, String> {
+pub fn choose<'f>(files: &'f [String], quant: Option<&str>) -> Result<Vec<&'f str>, String> {
     let mut models: Vec<&str> = files.iter().map(String::as_str).filter(|file| is_model(file)).collect();
     models.sort_unstable();
     if models.is_empty() {
@@ -96,7 +103,7 @@ fn choose<'f>(files: &'f [String], quant: Option<&str>) -> Result<Vec<&'f str>, 
 }
 
 /// True for GGUF files that are models by themselves and stay inside of the cache folder.
-fn is_model(file: &str) -> bool {
+pub fn is_model(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file).to_ascii_lowercase();
     let stays_inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
     let is_companion = name.starts_with("mmproj") || name.starts_with("mtp-") || name.starts_with("imatrix");
@@ -104,7 +111,7 @@ fn is_model(file: &str) -> bool {
 }
 
 /// True if the quantization stands in the file's name as a part of its own, in any case of letters.
-fn has_quant(file: &str, quant: &str) -> bool {
+pub fn has_quant(file: &str, quant: &str) -> bool {
     let (file, quant) = (file.to_ascii_lowercase(), quant.to_ascii_lowercase());
     let is_edge = |c: Option<char>| c.is_none_or(|c| !c.is_ascii_alphanumeric() && c != '_');
     file.match_indices(&quant)
@@ -132,7 +139,8 @@ fn groups<'f>(files: &[&'f str]) -> Vec<&'f str> {
     groups
 }
 
-fn explain(name: &Name<'_>, error: &ApiError) -> Failure {
+/// What went wrong with the hub.
+pub fn explain(name: &Name<'_>, error: &ApiError) -> Failure {
     let status = match error {
         ApiError::RequestError(request) => match request.as_ref() {
             ureq::Error::StatusCode(status) => Some(*status),

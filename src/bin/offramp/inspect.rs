@@ -17,13 +17,14 @@ const BUILD: &[(&str, &str)] = &[
     ("llama-cpp-sys-2", env!("OFFRAMP_BUILD_LLAMA")),
 ];
 
-/// Features that this was built with.
+/// Features that can be built with.
 const FEATURES: &[(&str, bool)] = &[
     ("cuda", cfg!(feature = "cuda")),
     ("metal", cfg!(feature = "metal")),
     ("vulkan", cfg!(feature = "vulkan")),
     ("dynamic-backends", cfg!(feature = "dynamic-backends")),
     ("hf", cfg!(feature = "hf")),
+    ("serve", cfg!(feature = "serve")),
 ];
 
 /// # Errors
@@ -65,6 +66,11 @@ fn write_info(out: &mut impl Write, model: &Model) -> io::Result<()> {
     writeln!(out, "chat template: {}", if model.chat_template().is_some() { "yes" } else { "none" })
 }
 
+/// Features that this was built with.
+pub fn features() -> Vec<&'static str> {
+    FEATURES.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect()
+}
+
 /// # Errors
 /// When whoever reads the output has gone.
 pub fn print_devices() -> Result<(), Failure> {
@@ -85,8 +91,7 @@ pub fn print_version(verbose: bool) -> Result<(), Failure> {
         for (name, value) in BUILD {
             writeln!(out, "{name}: {value}")?;
         }
-        let features: Vec<&str> = FEATURES.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
-        writeln!(out, "features: {}", features.join(" "))?;
+        writeln!(out, "features: {}", features().join(" "))?;
         writeln!(out, "CPU features that ggml uses: {}", offramp::cpu_features().join(" "))?;
     }
     Ok(())

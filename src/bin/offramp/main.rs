@@ -4,28 +4,33 @@ use std::process::ExitCode;
 
 mod args;
 mod bench;
+#[cfg(feature = "hf")]
+mod cache;
 mod chat;
-mod chat_input;
 mod conversation;
-#[cfg(feature = "serve")]
 mod depth;
+mod doctor;
 mod failure;
 #[cfg(feature = "hf")]
 mod hub;
 mod inspect;
 mod interrupt;
 mod logging;
+mod machine;
+mod manual;
 mod marks;
 mod model_args;
 mod output;
 mod progress;
 mod prompts;
+#[cfg(feature = "hf")]
+mod pull;
 mod resolve;
 mod run;
 #[cfg(feature = "serve")]
 mod serve;
 mod short_flags;
-#[cfg(feature = "serve")]
+mod style;
 mod thinking;
 
 use args::{Cli, Command};
@@ -53,6 +58,17 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Some(Command::Serve(arguments)) => serve::serve(&arguments),
         Some(Command::Bench(arguments)) => bench::bench(&arguments),
         Some(Command::Inspect(arguments)) => inspect::inspect(&arguments),
+        #[cfg(feature = "hf")]
+        Some(Command::Pull(arguments)) => pull::pull(&arguments),
+        #[cfg(feature = "hf")]
+        Some(Command::List(arguments)) => cache::list(&arguments),
+        #[cfg(feature = "hf")]
+        Some(Command::Rm(arguments)) => cache::remove(&arguments),
+        #[cfg(feature = "hf")]
+        Some(Command::Show(arguments)) => cache::show(&arguments),
+        Some(Command::Doctor(arguments)) => doctor::doctor(&arguments),
+        Some(Command::Completions(arguments)) => manual::completions(&arguments),
+        Some(Command::Man(arguments)) => manual::man(&arguments),
         None => Err(args::command_missing()),
     }
 }

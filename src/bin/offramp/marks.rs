@@ -8,6 +8,8 @@ use std::io::{self, IsTerminal};
 
 use offramp::ExitPoint;
 
+use crate::style;
+
 /// 256-colour codes from early to late.
 const BY_DEPTH: [u8; 6] = [46, 82, 118, 154, 190, 226];
 const SCREEN: u8 = 75;
@@ -22,9 +24,7 @@ pub struct Marks {
 impl Marks {
     /// For text on stdout, of a model of `n_layer` blocks.
     pub fn new(n_layer: u32) -> Self {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self { n_layer, coloured: io::stdout().is_terminal() && !refused }
+        Self { n_layer, coloured: io::stdout().is_terminal() && style::is_allowed() }
     }
 
     /// What is shown of a token whose text is `text`, which may be empty.

@@ -161,11 +161,29 @@ impl ModelArgs {
     }
 
     /// # Errors
-    /// When llama.cpp refuses the context, and for several modes.
-    pub fn open_session(&self, model: &Model) -> Result<Session, Failure> {
+    /// For several modes, which bench alone takes.
+    pub fn check_modes(&self) -> Result<(), Failure> {
         if self.kv.len() > 1 || self.exits.len() > 1 {
             return Err(Failure::usage("--exits and --kv take several values for bench alone"));
         }
+        Ok(())
+    }
+
+    /// A session whose exits can be turned on and off.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::open_session`].
+    pub fn open_chat_session(&self, model: &Model) -> Result<Session, Failure> {
+        self.check_modes()?;
+        let mut params = self.session_params(model.info().n_ctx_train);
+        params.gate = model.has_heads();
+        Ok(Session::new(model, &params)?)
+    }
+
+    /// # Errors
+    /// When llama.cpp refuses the context, and for several modes.
+    pub fn open_session(&self, model: &Model) -> Result<Session, Failure> {
+        self.check_modes()?;
         Ok(Session::new(model, &self.session_params(model.info().n_ctx_train))?)
     }
 
@@ -187,6 +205,13 @@ impl ModelArgs {
     pub fn open_rescorer(&self, model: &Model) -> Result<Rescorer, Failure> {
         Ok(Rescorer::new(model, &self.session_params(model.info().n_ctx_train))?)
     }
+}
+
+/// What a session is made with where nothing is said.
+pub fn default_session_params() -> SessionParams {
+    let mut params = SessionParams::default();
+    params.n_ctx = DEFAULT_CTX;
+    params
 }
 
 fn named(path: &Path, reason: &str) -> String {

@@ -1,6 +1,6 @@
 //! What the user sees: the model's text on stdout, or one JSON object a prompt; everything about it on stderr.
 
-use std::io::{self, StdoutLock, Write};
+use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::time::Duration;
 
 use offramp::{ExitPoint, Model, Session, StopReason, Token};
@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::conversation::Reply;
 use crate::failure::Failure;
+use crate::style;
 
 /// The model's text, as it comes.
 pub struct TextOutput {
@@ -19,6 +20,11 @@ pub struct TextOutput {
 impl TextOutput {
     pub fn new() -> Self {
         Self { stdout: io::stdout().lock(), ends_line: true }
+    }
+
+    /// True if the text goes to a terminal that shows colours.
+    pub fn is_coloured(&self) -> bool {
+        self.stdout.is_terminal() && style::is_allowed()
     }
 
     /// # Errors

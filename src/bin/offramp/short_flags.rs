@@ -12,6 +12,7 @@ const SPELLED_OUT: &[(&str, &str)] = &[
     ("-ctv", "--cache-type-v"),
     ("-sys", "--system-prompt"),
     ("-fa", "--flash-attn"),
+    ("-st", "--single-turn"),
     ("-np", "--parallel"),
     ("-hf", "--hf-repo"),
     ("-hfr", "--hf-repo"),

@@ -234,6 +234,8 @@ fn timings(finished: &Finished, n_layer: u32) -> Value {
             "mode": finished.exits,
             "agreement": shortest(finished.agreement),
             "tokens": depths,
+            "drafted": generation.n_drafted,
+            "accepted": generation.n_right,
             "mean_depth": depths.mean(n_layer).map(rounded),
             "n_layer": n_layer,
         },

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::thinking::Thinking;
 
 /// What a request's `exits` may be.
-const EXIT_MODES: [Exits; 2] = [Exits::Off, Exits::Calibrated];
+const EXIT_MODES: [Exits; 3] = [Exits::Off, Exits::Calibrated, Exits::Exact];
 
 /// The server.
 #[derive(Debug)]

@@ -186,7 +186,7 @@ impl Engine {
         let mut threads = Vec::new();
         for (index, (session, inbox)) in sessions.into_iter().zip(inboxes).enumerate() {
             let shared = Arc::clone(&shared);
-            let mut slot = Slot { index, session, exits, agreement, reuse, chunk, n_read: 0, shared };
+            let mut slot = Slot { index, session, reuse, chunk, n_read: 0, shared };
             let thread = std::thread::Builder::new().name(format!("slot {index}"));
             let thread = thread.spawn(move || inbox.into_iter().for_each(|job| slot.work_on(job)));
             threads.push(thread.map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?);
@@ -247,8 +247,6 @@ impl Shared {
 struct Slot {
     index: usize,
     session: Session,
-    exits: Exits,
-    agreement: f32,
     reuse: Reuse,
     /// Tokens that a prompt is read in at once.
     chunk: usize,
@@ -285,10 +283,7 @@ impl Slot {
 
     fn answer(&mut self, job: &Job) -> Result<Event, Error> {
         let request = &job.request;
-        if (self.exits, self.agreement) != (request.exits, request.agreement) {
-            self.session.set_exits(request.exits, request.agreement)?;
-            (self.exits, self.agreement) = (request.exits, request.agreement);
-        }
+        self.session.set_exits(request.exits, request.agreement)?;
         let reuse = if request.reuse { self.reuse } else { Reuse::None };
         let kept = reuse.kept(self.session.tokens(), &request.prompt, self.n_read, self.chunk);
         if kept == 0 {

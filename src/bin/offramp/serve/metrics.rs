@@ -22,6 +22,8 @@ pub struct Metrics {
     prompt_tokens_reused: AtomicU64,
     cancelled: AtomicU64,
     depths: Mutex<Depths>,
+    drafted: AtomicU64,
+    drafted_right: AtomicU64,
     /// Times in microseconds.
     waiting: AtomicU64,
     prompt: AtomicU64,
@@ -63,13 +65,11 @@ impl Metrics {
         let cancelled = generation.stop_reason == offramp::StopReason::Cancelled;
         self.cancelled.fetch_add(cancelled.into(), Ordering::Relaxed);
         add_time(&self.decode, generation.elapsed);
+        self.drafted.fetch_add(generation.n_drafted as u64, Ordering::Relaxed);
+        self.drafted_right.fetch_add(generation.n_right as u64, Ordering::Relaxed);
         let made = Depths::of(&generation.exits);
         if let Ok(mut depths) = self.depths.lock() {
-            depths.full += made.full;
-            depths.screen += made.screen;
-            for (il, n) in made.layers {
-                *depths.layers.entry(il).or_default() += n;
-            }
+            depths.add(&made);
         }
     }
 
@@ -102,6 +102,13 @@ impl Metrics {
                 "counter",
                 "Prompt tokens whose K/V was there already",
                 count(&self.prompt_tokens_reused) as f64,
+            ),
+            ("drafted_tokens_total", "counter", "Tokens that exact mode drafted", count(&self.drafted) as f64),
+            (
+                "accepted_tokens_total",
+                "counter",
+                "Drafted tokens that the full model agreed with",
+                count(&self.drafted_right) as f64,
             ),
             ("cancelled_total", "counter", "Replies that nobody waited for any more", count(&self.cancelled) as f64),
             ("waiting_seconds_total", "counter", "Time that requests waited for a slot", seconds(&self.waiting)),

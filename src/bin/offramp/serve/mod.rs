@@ -45,6 +45,7 @@ const BLOCKING_THREADS: usize = 8;
 /// When the address is taken or the model does not load, and [`Failure::Interrupted`] after Ctrl-C.
 pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let access = arguments.access()?;
+    arguments.model.check_modes()?;
     if !access.needs_key() && !arguments.host.is_loopback() {
         eprintln!("offramp: everybody who reaches {} may use this server", arguments.host);
     }

@@ -1,0 +1,224 @@
+//! The slash commands of a chat: how they are read, what the help says, and what the editor completes.
+
+use std::path::PathBuf;
+
+/// What a line asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Line {
+    /// A turn for the model.
+    Turn(String),
+    Command(Command),
+    /// Something with a slash that is no command; the text says what is wrong.
+    Wrong(String),
+}
+
+/// A command with its arguments.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    Help,
+    Exit,
+    Clear,
+    Regenerate,
+    Undo,
+    System(String),
+    /// A setting's name and value; without them, all are shown.
+    Set(Option<(String, String)>),
+    Show(Shown),
+    Read(PathBuf),
+    Save(PathBuf),
+    Load(PathBuf),
+    Stats,
+    Context,
+    /// A mode or a share; without one, what is set.
+    Exits(Option<String>),
+    ExitsShow,
+}
+
+/// What `/show` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    Settings,
+    System,
+    Model,
+    Template,
+}
+
+/// Name, arguments, and what it does.
+const COMMANDS: &[(&str, &str, &str)] = &[
+    ("/help", "", "show this"),
+    ("/exit", "", "leave (or /bye, or Ctrl-D)"),
+    ("/clear", "", "start a new conversation"),
+    ("/regen", "", "make the last reply again"),
+    ("/undo", "", "take the last turn and its reply back"),
+    ("/system", "[TEXT]", "set the system prompt, or remove it"),
+    ("/set", "[NAME VALUE]", "change a setting, or show all of them"),
+    ("/show", "system|model|template|settings", "show what is set"),
+    ("/read", "FILE", "put a text file before your next message"),
+    ("/save", "FILE", "save the conversation, cache included"),
+    ("/load", "FILE", "go on with a saved one"),
+    ("/stats", "", "show the figures of the last reply and of the chat"),
+    ("/context", "", "show how full the context is"),
+    ("/exits", "[off|calibrated|exact|SHARE|show]", "how tokens may leave early; show colours the last reply"),
+];
+
+/// Other names of commands.
+const ALIASES: &[(&str, &str)] =
+    &[("/?", "/help"), ("/bye", "/exit"), ("/quit", "/exit"), ("/new", "/clear"), ("/regenerate", "/regen")];
+
+/// Names that `/set` knows; the flags' own.
+pub const SETTINGS: &[&str] =
+    &["temp", "top-k", "top-p", "min-p", "repeat-penalty", "repeat-last-n", "seed", "predict"];
+
+impl Line {
+    /// Reads a line. A path such as `/etc/hosts` or a text that begins with a slash and is no single word is a turn.
+    pub fn read(line: &str) -> Self {
+        let text = line.trim();
+        let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        let rest = rest.trim();
+        let is_name = |word: &str| {
+            word.strip_prefix('/').is_some_and(|name| name == "?" || name.chars().all(|c| c.is_ascii_lowercase()))
+        };
+        if !is_name(word) || word == "/" {
+            return Self::Turn(line.to_owned());
+        }
+        let name = ALIASES.iter().find(|(alias, _)| *alias == word).map_or(word, |(_, name)| *name);
+        let Some((_, arguments, _)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
+            return Self::Wrong(format!("there is no command {word}; /help lists those that there are"));
+        };
+        match Command::read(name, rest) {
+            Some(command) => Self::Command(command),
+            None if arguments.is_empty() => Self::Wrong(format!("{word} takes nothing after it")),
+            None => Self::Wrong(format!("it goes {word} {arguments}")),
+        }
+    }
+}
+
+impl Command {
+    fn read(name: &str, rest: &str) -> Option<Self> {
+        let file = || (!rest.is_empty()).then(|| PathBuf::from(rest.trim_matches('"')));
+        match name {
+            "/system" => Some(Self::System(rest.to_owned())),
+            "/set" if rest.is_empty() => Some(Self::Set(None)),
+            "/set" => {
+                let (name, value) = rest.split_once(char::is_whitespace)?;
+                Some(Self::Set(Some((name.to_owned(), value.trim().to_owned()))))
+            }
+            "/show" => match rest {
+                "" | "settings" => Some(Self::Show(Shown::Settings)),
+                "system" => Some(Self::Show(Shown::System)),
+                "model" => Some(Self::Show(Shown::Model)),
+                "template" => Some(Self::Show(Shown::Template)),
+                _ => None,
+            },
+            "/read" => file().map(Self::Read),
+            "/save" => file().map(Self::Save),
+            "/load" => file().map(Self::Load),
+            "/exits" if rest == "show" => Some(Self::ExitsShow),
+            "/exits" => Some(Self::Exits((!rest.is_empty()).then(|| rest.to_owned()))),
+            _ if !rest.is_empty() => None,
+            "/help" => Some(Self::Help),
+            "/exit" => Some(Self::Exit),
+            "/clear" => Some(Self::Clear),
+            "/regen" => Some(Self::Regenerate),
+            "/undo" => Some(Self::Undo),
+            "/stats" => Some(Self::Stats),
+            "/context" => Some(Self::Context),
+            _ => None,
+        }
+    }
+}
+
+/// What `/help` prints.
+pub fn help() -> String {
+    let mut text = String::new();
+    for (name, arguments, what) in COMMANDS {
+        text.push_str(&format!("{:<44} {what}\n", format!("{name} {arguments}")));
+    }
+    text + "A message of several lines goes between \"\"\" and \"\"\". Tab completes commands, settings and file names.\n\
+            Ctrl-C stops a reply and keeps what there is of it; pressed twice at the prompt it leaves, as Ctrl-D does."
+}
+
+/// What could stand in place of the last word of `line`: each with what it does, where that is known.
+pub fn completions(line: &str) -> Vec<(String, Option<&'static str>)> {
+    let Some((name, rest)) = line.split_once(char::is_whitespace) else {
+        let known = COMMANDS.iter().filter(|(name, ..)| line.starts_with('/') && name.starts_with(line));
+        return known.map(|(name, _, what)| ((*name).to_owned(), Some(*what))).collect();
+    };
+    let among = |words: &[&str]| {
+        words.iter().filter(|word| word.starts_with(rest)).map(|word| ((*word).to_owned(), None)).collect()
+    };
+    match name {
+        "/set" => among(SETTINGS),
+        "/show" => among(&["settings", "system", "model", "template"]),
+        "/exits" => among(&["off", "calibrated", "exact", "show"]),
+        "/read" | "/save" | "/load" => files(rest).into_iter().map(|file| (file, None)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Files whose path begins with `start`; folders end with a slash.
+fn files(start: &str) -> Vec<String> {
+    let (folder, name) = start.rsplit_once('/').map_or(("", start), |(folder, name)| (&start[..=folder.len()], name));
+    let Ok(entries) = std::fs::read_dir(if folder.is_empty() { "." } else { folder }) else { return Vec::new() };
+    let mut found: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let found = entry.file_name().into_string().ok()?;
+            let is_hidden = found.starts_with('.') && !name.starts_with('.');
+            let end = if entry.path().is_dir() { "/" } else { "" };
+            (found.starts_with(name) && !is_hidden).then(|| format!("{folder}{found}{end}"))
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_told_from_turns() {
+        assert_eq!(Line::read("/bye"), Line::Command(Command::Exit));
+        assert_eq!(Line::read(" /exits 0.95 "), Line::Command(Command::Exits(Some("0.95".to_owned()))));
+        assert_eq!(Line::read("/system be kind"), Line::Command(Command::System("be kind".to_owned())));
+        assert_eq!(
+            Line::read("/set temp 0.5"),
+            Line::Command(Command::Set(Some(("temp".to_owned(), "0.5".to_owned()))))
+        );
+        assert_eq!(Line::read("/read \"a b.txt\""), Line::Command(Command::Read("a b.txt".into())));
+        for turn in ["hello", "/etc/hosts is a file", "/", "/ 5", "/Users are people", "// comment"] {
+            assert_eq!(Line::read(turn), Line::Turn(turn.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_command_says_what_is() {
+        for (line, word) in
+            [("/nothing", "/help"), ("/undo it", "nothing after it"), ("/read", "FILE"), ("/set temp", "NAME VALUE")]
+        {
+            assert!(matches!(Line::read(line), Line::Wrong(reason) if reason.contains(word)), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_is_read_and_completed() {
+        for (name, arguments, _) in COMMANDS {
+            let line = if arguments.starts_with("FILE") { format!("{name} x") } else { (*name).to_owned() };
+            assert!(matches!(Line::read(&line), Line::Command(_)), "{line}");
+            assert_eq!(completions(name)[0].0, *name);
+        }
+        assert_eq!(completions("/set top"), [("top-k".to_owned(), None), ("top-p".to_owned(), None)]);
+        assert_eq!(completions("hello"), []);
+    }
+
+    #[test]
+    fn files_are_completed_with_their_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("notes.txt"), "").unwrap();
+        std::fs::create_dir(folder.path().join("nothing")).unwrap();
+        let start = format!("{}/no", folder.path().display());
+        let found: Vec<String> = completions(&format!("/read {start}")).into_iter().map(|(text, _)| text).collect();
+        assert_eq!(found, [format!("{start}tes.txt"), format!("{start}thing/")]);
+    }
+}

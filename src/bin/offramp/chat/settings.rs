@@ -1,0 +1,144 @@
+//! What `/set` and `/exits` change, under the names of the flags.
+
+use std::fmt;
+
+use offramp::Exits;
+
+use crate::conversation::Settings;
+use crate::failure::Failure;
+
+/// How tokens may leave early.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Modes {
+    pub exits: Exits,
+    pub agreement: f32,
+}
+
+impl Modes {
+    /// With a mode's name, or a share for calibrated exits, in place of what was set.
+    ///
+    /// # Errors
+    /// For what is neither.
+    pub fn changed(self, word: &str) -> Result<Self, Failure> {
+        if let Ok(agreement) = word.parse::<f32>() {
+            if !(agreement > 0.0 && agreement <= 1.0) {
+                return Err(Failure::usage(format!("the share is {word}, but must be above 0 and at most 1")));
+            }
+            return Ok(Self { exits: Exits::Calibrated, agreement });
+        }
+        Ok(Self { exits: word.parse()?, ..self })
+    }
+}
+
+impl fmt::Display for Modes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.exits {
+            Exits::Calibrated => write!(f, "{}, for an agreement of {}", self.exits, self.agreement),
+            exits => exits.fmt(f),
+        }
+    }
+}
+
+/// Sets one setting.
+///
+/// # Errors
+/// For a name that is none, and for a value that is no number or outside of its range.
+pub fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), Failure> {
+    let number =
+        || value.parse::<f32>().map_err(|_| Failure::usage(format!("{name} is {value:?}, but must be a number")));
+    let count = |least: i64| {
+        let count = value.parse::<i64>().ok().filter(|count| (least..=1_000_000).contains(count));
+        count.ok_or_else(|| {
+            Failure::usage(format!("{name} is {value:?}, but must be an integer from {least} to 1000000"))
+        })
+    };
+    let small = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
+    let mut sampler = settings.sampler.clone();
+    match name {
+        "temp" => sampler.temperature = number()?,
+        "top-k" => sampler.top_k = small(count(0)?),
+        "top-p" => sampler.top_p = number()?,
+        "min-p" => sampler.min_p = number()?,
+        "repeat-penalty" => sampler.repeat_penalty = number()?,
+        "repeat-last-n" => sampler.repeat_last_n = small(count(0)?),
+        "seed" => sampler.seed = u32::try_from(count(-1)?).ok(),
+        "predict" => {
+            settings.limits.max_tokens = usize::try_from(count(-1)?).unwrap_or(usize::MAX);
+            return Ok(());
+        }
+        _ => {
+            let known = super::command::SETTINGS.join(", ");
+            return Err(Failure::usage(format!("there is no setting {name}; there are {known}")));
+        }
+    }
+    sampler.check()?;
+    settings.sampler = sampler;
+    Ok(())
+}
+
+/// All settings, a line each.
+pub fn text(settings: &Settings, modes: Modes) -> String {
+    let sampler = &settings.sampler;
+    let seed = sampler.seed.map_or_else(|| "-1 (a new one each time)".to_owned(), |seed| seed.to_string());
+    let predict = match settings.limits.max_tokens {
+        usize::MAX => "-1 (as many as fit)".to_owned(),
+        n => n.to_string(),
+    };
+    let rows: [(&str, String); 9] = [
+        ("temp", sampler.temperature.to_string()),
+        ("top-k", sampler.top_k.to_string()),
+        ("top-p", sampler.top_p.to_string()),
+        ("min-p", sampler.min_p.to_string()),
+        ("repeat-penalty", sampler.repeat_penalty.to_string()),
+        ("repeat-last-n", sampler.repeat_last_n.to_string()),
+        ("seed", seed),
+        ("predict", predict),
+        ("exits", modes.to_string()),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offramp::{GenerateParams, SamplerParams};
+
+    fn settings() -> Settings {
+        Settings { sampler: SamplerParams::default(), limits: GenerateParams::default(), system: None }
+    }
+
+    #[test]
+    fn every_setting_can_be_set_and_is_shown() {
+        let mut settings = settings();
+        for name in super::super::command::SETTINGS {
+            set(&mut settings, name, "1").unwrap();
+        }
+        assert_eq!((settings.sampler.seed, settings.limits.max_tokens), (Some(1), 1));
+        let modes = Modes { exits: Exits::Off, agreement: 0.9 };
+        let shown = text(&settings, modes);
+        assert!(super::super::command::SETTINGS.iter().all(|name| shown.contains(name)), "{shown}");
+        set(&mut settings, "seed", "-1").unwrap();
+        assert_eq!(settings.sampler.seed, None);
+    }
+
+    #[test]
+    fn what_means_nothing_changes_nothing() {
+        let mut changed = settings();
+        for (name, value) in
+            [("temp", "-1"), ("temp", "hot"), ("top-p", "2"), ("top-k", "1.5"), ("predict", "-2"), ("heat", "1")]
+        {
+            assert!(set(&mut changed, name, value).is_err(), "{name} {value}");
+        }
+        assert_eq!(changed.sampler, settings().sampler);
+    }
+
+    #[test]
+    fn a_share_is_a_mode_too() {
+        let modes = Modes { exits: Exits::Off, agreement: 0.99 };
+        assert_eq!(modes.changed("0.95").unwrap(), Modes { exits: Exits::Calibrated, agreement: 0.95 });
+        assert_eq!(modes.changed("exact").unwrap().exits, Exits::Exact);
+        for wrong in ["0", "1.5", "NaN", "sometimes"] {
+            assert!(modes.changed(wrong).is_err(), "{wrong}");
+        }
+    }
+}

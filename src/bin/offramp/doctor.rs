@@ -1,0 +1,176 @@
+//! `offramp doctor`: what this machine and this build can do with models, and what stands in the way. It measures how fast
+//! memory is read, because a small model's tokens come no faster than its weights can be read.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use offramp::SessionParams;
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::{inspect, machine, model_args};
+
+/// Arguments of `offramp doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    cpu_features: Vec<String>,
+    cores: usize,
+    hardware_threads: usize,
+    threads_to_use: usize,
+    memory: u64,
+    memory_available: u64,
+    /// Bytes a second, by the number of threads.
+    bandwidth: Vec<(usize, f64)>,
+    devices: Vec<String>,
+    models: Vec<Fit>,
+    problems: Vec<String>,
+}
+
+/// What a model of the cache would do here.
+#[derive(Serialize)]
+struct Fit {
+    name: String,
+    /// Bytes that it needs with the default context.
+    needs: u64,
+    fits: bool,
+    /// Tokens a second that reading all weights for each would allow.
+    at_most: Option<f64>,
+}
+
+/// # Errors
+/// When whoever reads the output has gone.
+pub fn doctor(arguments: &DoctorArgs) -> Result<(), Failure> {
+    let report = examine();
+    if arguments.json {
+        println!("{}", serde_json::to_string(&report).map_err(Failure::failed)?);
+        return Ok(());
+    }
+    write(&mut io::stdout().lock(), &report)?;
+    Ok(())
+}
+
+fn examine() -> Report {
+    let (cores, hardware_threads) = machine::cores();
+    let (memory, memory_available) = machine::memory();
+    let threads = cores.min(hardware_threads).max(1);
+    let mut counts = vec![1, threads, hardware_threads];
+    counts.dedup();
+    let bandwidth: Vec<(usize, f64)> = counts.into_iter().filter_map(|n| Some((n, machine::bandwidth(n)?))).collect();
+    let best = bandwidth.iter().map(|(_, bytes)| *bytes).reduce(f64::max);
+    let cpu_features: Vec<String> = offramp::cpu_features();
+    let devices = offramp::devices().into_iter();
+    let devices = devices.map(|device| format!("{} ({}, {})", device.name, device.description, device.kind)).collect();
+    let params = model_args::default_session_params();
+    let models = models(&params, memory_available, best);
+    let problems = problems(&cpu_features, memory_available, &models);
+    Report {
+        cpu_features,
+        cores,
+        hardware_threads,
+        threads_to_use: threads,
+        memory,
+        memory_available,
+        bandwidth,
+        devices,
+        models,
+        problems,
+    }
+}
+
+fn models(params: &SessionParams, available: u64, bandwidth: Option<f64>) -> Vec<Fit> {
+    let mut paths: Vec<(String, std::path::PathBuf)> = Vec::new();
+    if let Ok(path) = crate::resolve::model_file(None, None) {
+        paths.push(("the default model".to_owned(), path));
+    }
+    #[cfg(feature = "hf")]
+    paths
+        .extend(crate::cache::models().into_iter().map(|model| (format!("{} {}", model.repo, model.file), model.path)));
+    let fit = |(name, path): (String, std::path::PathBuf)| {
+        // A file that cannot be read is left to `show`, which says why.
+        let estimate = offramp::memory_estimate(&path, params).ok()?;
+        let needs = estimate.total();
+        Some(Fit {
+            name,
+            needs,
+            fits: needs <= available,
+            at_most: bandwidth.map(|bytes| bytes / estimate.weights.max(1) as f64),
+        })
+    };
+    paths.into_iter().filter_map(fit).collect()
+}
+
+/// What stands in the way, each with what to do about it.
+fn problems(features: &[String], available: u64, models: &[Fit]) -> Vec<String> {
+    let has = |name: &str| features.iter().any(|feature| feature.eq_ignore_ascii_case(name));
+    let mut found = Vec::new();
+    if cfg!(target_arch = "x86_64") && !has("AVX2") {
+        found.push(
+            "ggml's kernels do without AVX2 and are several times slower: build with -C target-cpu=native, or with the \
+             feature dynamic-backends"
+                .to_owned(),
+        );
+    }
+    if cfg!(target_arch = "aarch64") && !has("DOTPROD") {
+        found.push("ggml's kernels do without the dot product instructions: quantized models are slow".to_owned());
+    }
+    if available < 512 << 20 {
+        found.push(format!("{} of memory are available: only the smallest models fit", machine::size(available)));
+    }
+    for model in models.iter().filter(|model| !model.fits) {
+        found.push(format!("{} does not fit; take a smaller quantization, or a smaller context with -c", model.name));
+    }
+    if models.is_empty() {
+        found.push("there is no model yet: 'make model' fetches the default one, offramp pull others".to_owned());
+    }
+    found
+}
+
+fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    writeln!(out, "build: offramp {}, features {}", env!("CARGO_PKG_VERSION"), inspect::features().join(" "))?;
+    writeln!(out, "CPU features that ggml uses: {}", report.cpu_features.join(" "))?;
+    writeln!(
+        out,
+        "cores: {} ({} hardware threads); -t {} is the default: more threads than cores wait for each other",
+        report.cores, report.hardware_threads, report.threads_to_use
+    )?;
+    writeln!(out, "memory: {}, {} available", machine::size(report.memory), machine::size(report.memory_available))?;
+    for (n, bytes) in &report.bandwidth {
+        writeln!(out, "memory is read at {:.1} GB/s by {n} thread{}", bytes / 1e9, if *n == 1 { "" } else { "s" })?;
+    }
+    for device in &report.devices {
+        writeln!(out, "device: {device}")?;
+    }
+    for model in &report.models {
+        let speed = model.at_most.map_or_else(String::new, |speed| format!(", at most {speed:.0} tokens/s"));
+        let fits = if model.fits { "fits" } else { "does not fit" };
+        writeln!(out, "model: {}: needs {}, {fits}{speed}", model.name, machine::size(model.needs))?;
+    }
+    for problem in &report.problems {
+        writeln!(out, "problem: {problem}")?;
+    }
+    if report.problems.is_empty() {
+        writeln!(out, "nothing stands in the way")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_the_way_is_told_with_what_to_do() {
+        let model = Fit { name: "big".to_owned(), needs: 9, fits: false, at_most: None };
+        let found = problems(&[], 1 << 20, &[model]);
+        assert!(found.iter().any(|problem| problem.contains("big does not fit")), "{found:?}");
+        assert!(found.iter().any(|problem| problem.contains("1 MiB")), "{found:?}");
+        assert!(problems(&[], 8 << 30, &[]).iter().any(|problem| problem.contains("make model")));
+    }
+}
