@@ -98,26 +98,33 @@ fn log_probabilities_are_those_of_the_tokens_that_were_taken() {
     }
 }
 
-#[test]
-fn a_conversation_goes_on_from_its_cache() {
-    let server = Server::start("serve-reuse", &[]);
-    let first = greedy("one two three four", 20);
-    let reply = server.chat(&first);
+/// Two turns of a conversation whose first is long: what the second has of the cache.
+fn cached_of_a_second_turn(server: &Server) -> (u64, Value) {
+    let long = "one two three four ".repeat(16);
+    let reply = server.chat(&greedy(&long, 20));
+    server.chat(&greedy("something else", 20));
     let longer = json!({"messages": [
-        {"role": "user", "content": "one two three four"},
+        {"role": "user", "content": long},
         {"role": "assistant", "content": reply},
         {"role": "user", "content": "five"},
-    ], "temperature": 0, "max_tokens": 4, "ignore_eos": true});
-    let other = greedy("something else", 20);
-    server.chat(&other);
+    ], "temperature": 0, "max_tokens": 30, "ignore_eos": true});
     let answer = server.post("/v1/chat/completions", &longer).json();
-    let cached = answer["timings"]["cache_n"].as_u64().unwrap();
-    assert!(cached >= 20, "{answer}");
     let mut fresh = longer;
     fresh["cache_prompt"] = json!(false);
     let fresh = server.post("/v1/chat/completions", &fresh).json();
     assert_eq!(fresh["timings"]["cache_n"], 0);
-    assert_eq!(fresh["choices"], answer["choices"]);
+    (answer["timings"]["cache_n"].as_u64().unwrap(), json!([answer["choices"], fresh["choices"]]))
+}
+
+#[test]
+fn a_conversation_goes_on_from_its_cache() {
+    let (cached, choices) = cached_of_a_second_turn(&Server::start("serve-exact", &[]));
+    assert!(cached >= 128 && cached % 128 == 0, "whole chunks: {cached}");
+    assert_eq!(choices[0], choices[1]);
+    let (cached, _) = cached_of_a_second_turn(&Server::start("serve-all", &["--cache-reuse", "all"]));
+    assert!(cached > 128 && cached % 128 != 0, "the reply too: {cached}");
+    let (cached, _) = cached_of_a_second_turn(&Server::start("serve-none", &["--cache-reuse", "none"]));
+    assert_eq!(cached, 0);
 }
 
 /// One slot, a reply that would take long, and a client that leaves: the next one is served.
@@ -206,7 +213,7 @@ fn no_prompt_and_no_reply_reaches_the_log() {
 /// `n_clients` stream greedy replies for `time`; each must equal the reply that a single client gets.
 fn concurrent_clients(server: &Server, n_clients: usize, time: Duration, max_tokens: usize) {
     let prompts: Vec<String> =
-        (0..n_clients).map(|i| format!("{} number {i}", "tell a story ".repeat(1 + i % 5))).collect();
+        (0..n_clients).map(|i| format!("{} number {i}", "tell a story ".repeat(1 + 6 * (i % 5)))).collect();
     let body = |prompt: &str| {
         let mut body = greedy(prompt, max_tokens);
         body["stream"] = json!(true);

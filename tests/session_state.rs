@@ -1,13 +1,17 @@
 //! Saved sessions: what comes back is what was saved, and nothing else is let in.
 
+mod screen;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use offramp::{
-    CacheType, Error, GenerateParams, Model, ModelParams, Sampler, SamplerParams, Session, SessionParams, StateError,
-    Token,
+    CacheType, Error, Exits, GenerateParams, Kv, Model, ModelParams, Policy, Sampler, SamplerParams, Session,
+    SessionParams, StateError, Token,
 };
 use offramp_fixtures::{Arch, Memory, TinyModel, WeightType};
+use screen::Files;
+use screen::heads::{Kind, Spec};
 use sha2::{Digest, Sha256};
 
 /// Bytes before the tokens, and of the hash at the end.
@@ -137,6 +141,46 @@ fn what_a_cancelled_prompt_left_out_is_decoded_after_loading() {
     loaded.load(tiny.file()).unwrap();
     assert_eq!(loaded.tokens().len(), 200);
     assert_eq!(generate(&mut loaded, 6), generate(&mut tiny.prompted(200), 6));
+}
+
+#[test]
+fn tokens_that_wait_for_their_upper_blocks_and_drafts_are_settled_before_saving() {
+    let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0), 3);
+    let model = files.load(Some(&files.write_exits(&Spec::new(&[2, 4], Kind::Perfect))));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("saved");
+    let new = |exits| {
+        let mut params = SessionParams::default();
+        params.n_ctx = 512;
+        params.n_threads = Some(1);
+        params.exits = exits;
+        params.agreement = 0.9;
+        params.kv = Kv::CatchUp;
+        params.policy = Policy::Always;
+        Session::new(&model, &params).unwrap()
+    };
+    for exits in [Exits::Calibrated, Exits::Exact] {
+        let mut session = new(exits);
+        session.set_prompt(&text(9), &mut |_| {}).unwrap();
+        for n in [1, 6, 13] {
+            generate(&mut session, n);
+            session.save(&file).unwrap();
+            assert_eq!(session.gate().n_pending(), 0);
+            // A plain session takes it up: what lies in the cache is the full model's.
+            let mut loaded = new(Exits::Off);
+            loaded.load(&file).unwrap();
+            assert_eq!(loaded.tokens(), session.tokens());
+            assert!(loaded.gate().position() + 1 >= session.tokens().len(), "{exits}: the cache came along");
+            let mut fresh = new(Exits::Off);
+            fresh.set_prompt(session.tokens(), &mut |_| {}).unwrap();
+            assert_eq!(generate(&mut loaded, 12), generate(&mut fresh, 12), "{exits} after {n}");
+        }
+        // And the session that was saved goes on as if it had not been.
+        let mut undisturbed = new(exits);
+        undisturbed.set_prompt(&text(9), &mut |_| {}).unwrap();
+        let before = session.tokens()[9..].to_vec();
+        assert_eq!(generate(&mut undisturbed, 30), [before, generate(&mut session, 10)].concat());
+    }
 }
 
 #[test]

@@ -88,10 +88,16 @@ pub enum Verb {
         write: Write,
     },
 
-    /// Give a model exit heads: collect what it says, fit a screen to it, and certify thresholds
+    /// Give a model exits: collect what it says, train heads and a screen on it, and certify thresholds
     AddHeads {
         #[command(flatten)]
         args: Box<AddHeads>,
+    },
+
+    /// Train exits on tokens that were collected: what add-heads does after collecting
+    Train {
+        #[command(flatten)]
+        args: Box<Train>,
     },
 
     /// Let a model answer prompts, and keep what exit heads learn from: hidden states and the model's own choices
@@ -186,7 +192,7 @@ pub struct Collect {
     pub resume: bool,
 }
 
-/// How to make heads.
+/// How to make heads, from the model to the file.
 #[derive(clap::Args)]
 pub struct AddHeads {
     /// The model, left as it is
@@ -195,12 +201,72 @@ pub struct AddHeads {
     #[command(flatten)]
     pub write: Write,
 
+    #[command(flatten)]
+    pub tokens: Tokens,
+
+    #[command(flatten)]
+    pub heads: Heads,
+
+    /// Go on with the tokens in this folder, from `collect` or from an interrupted run
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+}
+
+/// How to make heads of collected tokens.
+#[derive(clap::Args)]
+pub struct Train {
+    /// The model, left as it is
+    pub model: PathBuf,
+
+    /// The folder with its tokens, from `collect`
+    pub tokens: PathBuf,
+
+    #[command(flatten)]
+    pub write: Write,
+
+    #[command(flatten)]
+    pub heads: Heads,
+
+    /// Seed of everything random
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Threads that the model's layers are timed on; the physical cores where it is not given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+
+    /// Be done after this time, such as 90s, 30m or 2h: training is shortened to that
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub time_limit: Option<Duration>,
+}
+
+/// What the exits are to be like.
+#[derive(clap::Args)]
+pub struct Heads {
     /// Write the heads alone, to be put beside the model
     #[arg(long)]
     pub sidecar: bool,
 
-    #[command(flatten)]
-    pub tokens: Tokens,
+    /// Layers to leave after, counted from 0: `auto` chooses by measured gains and costs, `off` makes a screen alone
+    #[arg(long, value_name = "auto|off|K,K", default_value = "auto", value_parser = layers)]
+    pub layers: Layers,
+
+    /// Rank of the heads' maps; square maps where it is not given
+    #[arg(long, value_name = "R")]
+    pub rank: Option<usize>,
+
+    /// Shape of the heads: a linear map, or a small network before it
+    #[arg(long, value_enum, default_value_t = HeadShape::Linear)]
+    pub head: HeadShape,
+
+    /// Milliseconds of a layer, of the output matrix, and of a layer for one of several tokens that are caught up
+    /// together, by which layers are chosen; measured where they are not given
+    #[arg(long, value_name = "MS,MS,MS", value_delimiter = ',')]
+    pub costs: Vec<f64>,
+
+    /// How often each token is trained on
+    #[arg(long, value_name = "N", default_value_t = 4.0)]
+    pub epochs: f64,
 
     /// Rank of the screen, a multiple of 32; chosen by measurement where it is not given
     #[arg(long, value_name = "R")]
@@ -210,6 +276,14 @@ pub struct AddHeads {
     #[arg(long, value_name = "N")]
     pub shortlist: Option<usize>,
 
+    /// Predict the keys and values of skipped layers, where they were collected
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub kv_maps: KvMaps,
+
+    /// How sure an exit is; `auto` takes the metric by which most tokens may exit
+    #[arg(long, value_enum, default_value_t = MetricChoice::Auto)]
+    pub metric: MetricChoice,
+
     /// Shares of tokens that must equal the full model's, to certify thresholds for
     #[arg(long, value_name = "A,A", value_delimiter = ',', default_value = "0.9,0.95,0.98,0.99,0.995,0.999")]
     pub agreement_levels: Vec<f32>,
@@ -217,10 +291,51 @@ pub struct AddHeads {
     /// Probability with which a certified level may turn out to be broken
     #[arg(long, value_name = "P", default_value_t = 0.05)]
     pub delta: f64,
+}
 
-    /// Go on with the tokens in this folder, from `collect` or from an interrupted run
-    #[arg(long, value_name = "DIR")]
-    pub resume: Option<PathBuf>,
+/// Which layers get exits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layers {
+    /// Those that pay.
+    Auto,
+    /// None: a screen alone.
+    Off,
+    /// These.
+    These(Vec<u32>),
+}
+
+/// The shape of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum HeadShape {
+    /// A linear map.
+    Linear,
+    /// A gated MLP of twice the width, then a linear map.
+    Mlp,
+}
+
+/// What an exit's sureness is measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum MetricChoice {
+    /// The best of them.
+    Auto,
+    /// The largest probability.
+    MaxProb,
+    /// The largest probability less the second largest.
+    Margin,
+    /// One less the entropy over its maximum.
+    Entropy,
+}
+
+fn layers(text: &str) -> Result<Layers, String> {
+    match text {
+        "auto" => Ok(Layers::Auto),
+        "off" => Ok(Layers::Off),
+        _ => {
+            let layers: Option<Vec<u32>> = text.split(',').map(|layer| layer.trim().parse().ok()).collect();
+            let layers = layers.filter(|layers| layers.is_sorted_by(|a, b| a < b));
+            layers.map(Layers::These).ok_or_else(|| "expected auto, off, or ascending layers such as 9,17,23".to_string())
+        }
+    }
 }
 
 /// How to certify a file anew.
@@ -321,6 +436,8 @@ mod tests {
         for bad in ["", "k", "0", "-3", "1.5k", "99999999999999999999k"] {
             assert!(count(bad).is_err(), "{bad}");
         }
+        assert_eq!((layers("auto"), layers("9, 17")), (Ok(Layers::Auto), Ok(Layers::These(vec![9, 17]))));
+        assert!(["", "17,9", "9,9", "x", "-1"].iter().all(|bad| layers(bad).is_err()));
         for bad in ["", "30", "0s", "m", "-1h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }

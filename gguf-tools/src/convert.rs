@@ -6,21 +6,32 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
-use gguf_tools::add_heads::{self, Made};
+use gguf_tools::add_heads::costs::Timing;
+use gguf_tools::add_heads::heads::candidate_layers;
+use gguf_tools::add_heads::{self, HeadOptions, Made};
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::store::Reader;
 use gguf_tools::collect::store::{KvWidths, Manifest, Store};
 use gguf_tools::collect::{self, Options, Outcome};
 use gguf_tools::screen::output_matrix::OutputMatrix;
-use offramp::gguf::exits::{self, Base, ExitMeta};
+use gguf_tools::train::fit::Settings;
+use gguf_tools::train::network::Form;
+use offramp::gguf::exits::{self, Base, ExitMeta, Metric};
 use offramp::gguf::{Error, File, WriteOptions};
 use offramp::{Model, ModelParams};
 use serde_json::json;
 
-use crate::args::{AddHeads, Collect, KvMaps, Tokens};
+use crate::args::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train, Write};
 use crate::output::{Output, Progress};
+use crate::summary;
+
+/// The share of a time limit that collecting may take.
+const COLLECTING: f64 = 0.6;
+/// The share of a time limit after which training ends: judging and certifying want the rest.
+const TRAINED: f64 = 0.8;
 
 pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = base_of(&args.model)?;
@@ -42,53 +53,177 @@ pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
 }
 
 pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let write = &args.write;
-    check_agreements(args)?;
-    if !write.force && write.output.exists() {
-        return Err(Error::OutputExists { path: write.output.clone() }.into());
-    }
-    let file = File::open(&args.model)?;
-    if exits::base(&file)?.is_some() || ExitMeta::is_in(&file) {
-        bail!("{} has exit heads already: take them off with strip-heads first", args.model.display());
-    }
-    let matrix = OutputMatrix::of(&file)?;
-    let folder = args.resume.clone().unwrap_or_else(|| beside(&write.output));
-    if write.dry_run {
+    let until = args.tokens.time_limit.map(|limit| Instant::now() + limit.mul_f64(TRAINED));
+    let model = Target::open(&args.model, &args.write, &args.heads)?;
+    let matrix = OutputMatrix::of(&model.file)?;
+    let folder = args.resume.clone().unwrap_or_else(|| beside(&args.write.output));
+    if args.write.dry_run {
         return plan(args, &folder, out);
     }
-    let base = base_of(&args.model)?;
+    let base = model.base()?;
     let is_there = args.resume.is_some() && has_tokens(&folder, args.tokens.tokens);
     let outcome = if is_there {
         Outcome::Complete
     } else {
-        let wanted = Wanted { layers: &[], kv_maps: KvMaps::Off, tokens: &args.tokens };
+        let layers = match &args.heads.layers {
+            Layers::Off => Vec::new(),
+            Layers::Auto => candidate_layers(base.n_layer),
+            Layers::These(layers) => layers.clone(),
+        };
+        // Training wants its share of the time.
+        let time_limit = args.tokens.time_limit.map(|limit| limit.mul_f64(COLLECTING));
+        let tokens = Tokens { time_limit, corpus: args.tokens.corpus.clone(), ..args.tokens };
+        let kv_maps = if layers.is_empty() { KvMaps::Off } else { args.heads.kv_maps };
+        let wanted = Wanted { layers: &layers, kv_maps, tokens: &tokens };
         collect_into(&folder, &args.model, &base, wanted, args.resume.is_some())?.1
     };
-    let options = add_heads::Options {
-        rank: args.screen_rank,
-        count: args.shortlist,
-        agreements: args.agreement_levels.clone(),
-        delta: args.delta,
-        seed: args.tokens.seed,
-        date: chrono::Local::now().format("%Y-%m-%d").to_string(),
-    };
-    let mut progress = Progress::counting("fitting", "tokens");
+    let timing = timing(&args.model, &args.heads, args.tokens.threads)?;
     let reader = Reader::open(&folder)?;
-    let made = add_heads::make(&matrix, base, &reader, &options, &mut |what, done, total| {
-        progress.next(what);
-        progress.step(done, total)
-    });
-    drop(progress);
+    let options = options(&args.heads, timing, args.tokens.seed, until);
+    let made = make(&matrix, base, &reader, &options);
     let made = made.map_err(|error| match error.downcast_ref::<Error>() {
         Some(Error::Interrupted) => error.context(format!("go on with --resume {}", folder.display())),
         _ => error,
     })?;
-    let bytes = write_heads(&file, &made, args)?;
+    let bytes = model.write(&made, &args.write, &args.heads)?;
     if args.resume.is_none() {
         std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
-    summary(&made, args, bytes, why(outcome), out)?;
+    summary::print(&made, &args.write.output.display().to_string(), bytes, why(outcome), out)?;
     Ok(ExitCode::SUCCESS)
+}
+
+pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
+    let until = args.time_limit.map(|limit| Instant::now() + limit.mul_f64(TRAINED));
+    let model = Target::open(&args.model, &args.write, &args.heads)?;
+    let matrix = OutputMatrix::of(&model.file)?;
+    let reader = Reader::open(&args.tokens)?;
+    if args.write.dry_run {
+        let (tokens, output) = (reader.n_tokens(), args.write.output.display());
+        out.line(format!("heads would be trained on {tokens} tokens of {} and written to {output}", args.tokens.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let base = model.base()?;
+    let timing = timing(&args.model, &args.heads, args.threads)?;
+    let made = make(&matrix, base, &reader, &options(&args.heads, timing, args.seed, until))?;
+    let bytes = model.write(&made, &args.write, &args.heads)?;
+    summary::print(&made, &args.write.output.display().to_string(), bytes, "", out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The model that is to get exits, and the one that it is inside of where it has some already.
+struct Target {
+    file: File,
+}
+
+impl Target {
+    /// Opens the model, and checks what can be checked before any work.
+    fn open(path: &Path, write: &Write, heads: &Heads) -> anyhow::Result<Target> {
+        check(heads)?;
+        if !write.force && write.output.exists() {
+            return Err(Error::OutputExists { path: write.output.clone() }.into());
+        }
+        let file = File::open(path)?;
+        let inner = exits::base(&file)?;
+        if inner.is_none() && ExitMeta::is_in(&file) {
+            bail!("{} holds exit heads and no model: give the model that they were made for", path.display());
+        }
+        if inner.is_some() && !write.force {
+            bail!(
+                "{} has exit heads already: give --force to make new ones for the model inside, or take them off with \
+                 strip-heads first",
+                path.display()
+            );
+        }
+        Ok(Target { file: inner.unwrap_or(file) })
+    }
+
+    /// Hashes the model.
+    fn base(&self) -> anyhow::Result<Base> {
+        let mut progress = Progress::new("hashing");
+        Ok(Base::of(&self.file, &mut |done, total| progress.step(done, total))?)
+    }
+
+    /// Writes the heads, or the model with them; gives the bytes of the file.
+    fn write(&self, made: &Made, write: &Write, heads: &Heads) -> anyhow::Result<u64> {
+        let mut sidecar = exits::sidecar(&self.file, &made.meta)?;
+        made.write_tensors(&mut sidecar)?;
+        let mut progress = Progress::new("writing");
+        let mut step = |done, total| progress.step(done, total);
+        let options = WriteOptions::replacing(write.force);
+        if heads.sidecar {
+            sidecar.write(&write.output, options, &mut step)?;
+            return Ok(sidecar.size());
+        }
+        let new = File::from_bytes(sidecar.to_bytes()?, "the new heads")?;
+        let merged = exits::attach(&self.file, &new, &mut step)?;
+        merged.write(&write.output, options, &mut step)?;
+        Ok(merged.size())
+    }
+}
+
+fn make(
+    matrix: &OutputMatrix<'_>,
+    base: Base,
+    reader: &Reader,
+    options: &add_heads::Options,
+) -> anyhow::Result<Made> {
+    let mut progress = Progress::counting("fitting", "");
+    add_heads::make(matrix, base, reader, options, &mut |what, done, total| {
+        progress.next(what);
+        progress.step(done, total)
+    })
+}
+
+/// Times the model's parts where exits are to be chosen by them.
+fn timing(path: &Path, heads: &Heads, threads: Option<u32>) -> anyhow::Result<Option<Timing>> {
+    if heads.layers == Layers::Off {
+        return Ok(None);
+    }
+    if let [layer, output, caught_up] = heads.costs[..] {
+        return Ok(Some(Timing { layer, output, caught_up: Some(caught_up) }));
+    }
+    let model = Model::load(path, &ModelParams::default())?;
+    let timing = Timing::measure(&model, threads)?;
+    if timing.caught_up.is_none() {
+        bail!(
+            "the layers of {} cannot be stopped at, so that it cannot get exits: make a screen alone with --layers off",
+            model.info().architecture
+        );
+    }
+    Ok(Some(timing))
+}
+
+fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instant>) -> add_heads::Options {
+    let heads = timing.map(|timing| HeadOptions {
+        layers: match &args.layers {
+            Layers::These(layers) => Some(layers.clone()),
+            Layers::Auto | Layers::Off => None,
+        },
+        settings: Settings {
+            form: Form { rank: args.rank, mlp: args.head == HeadShape::Mlp },
+            epochs: args.epochs,
+            until,
+            ..Settings::default()
+        },
+        metric: match args.metric {
+            MetricChoice::Auto => None,
+            MetricChoice::MaxProb => Some(Metric::TopProbability),
+            MetricChoice::Margin => Some(Metric::Margin),
+            MetricChoice::Entropy => Some(Metric::NegativeEntropy),
+        },
+        kv_maps: args.kv_maps == KvMaps::Auto,
+        timing,
+    });
+    add_heads::Options {
+        screen_rank: args.screen_rank,
+        shortlist: args.shortlist,
+        heads,
+        agreements: args.agreement_levels.clone(),
+        delta: args.delta,
+        seed,
+        date: chrono::Local::now().format("%Y-%m-%d").to_string(),
+    }
 }
 
 /// Whether a folder holds as many tokens as are wanted; they are then used as they are, without the model.
@@ -103,7 +238,7 @@ fn beside(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
-fn check_agreements(args: &AddHeads) -> anyhow::Result<()> {
+fn check(args: &Heads) -> anyhow::Result<()> {
     let levels = &args.agreement_levels;
     let is_share = |share: f64| share > 0.0 && share < 1.0;
     let ascending = levels.is_sorted_by(|a, b| a < b) && levels.iter().all(|level| is_share((*level).into()));
@@ -112,6 +247,13 @@ fn check_agreements(args: &AddHeads) -> anyhow::Result<()> {
     }
     if !is_share(args.delta) {
         bail!("delta {}: give a probability between 0 and 1", args.delta);
+    }
+    let are_costs = args.costs.is_empty() || (args.costs.len() == 3 && args.costs.iter().all(|cost| *cost > 0.0));
+    if !are_costs {
+        bail!("costs {:?}: give three times in milliseconds, each above 0", args.costs);
+    }
+    if !(args.epochs > 0.0 && args.epochs.is_finite()) {
+        bail!("epochs {}: give a number above 0", args.epochs);
     }
     Ok(())
 }
@@ -123,105 +265,13 @@ fn plan(args: &AddHeads, folder: &Path, out: &mut Output) -> anyhow::Result<Exit
         let folder = folder.display().to_string();
         out.value(&json!({ "output": output.to_string(), "tokens": tokens, "folder": folder, "is_written": false }))?;
     } else {
-        let what = if args.sidecar { "the heads" } else { "the model with its heads" };
+        let what = if args.heads.sidecar { "the heads" } else { "the model with its heads" };
         out.line(format!(
             "{tokens} tokens would be collected in {}, and {what} written to {output}",
             folder.display()
         ))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Writes the heads, or the model with them; gives the bytes of the file.
-fn write_heads(file: &File, made: &Made, args: &AddHeads) -> anyhow::Result<u64> {
-    let mut sidecar = exits::sidecar(file, &made.meta)?;
-    made.write_tensors(&mut sidecar)?;
-    let mut progress = Progress::new("writing");
-    let mut step = |done, total| progress.step(done, total);
-    let options = WriteOptions::replacing(args.write.force);
-    let output = &args.write.output;
-    if args.sidecar {
-        sidecar.write(output, options, &mut step)?;
-        return Ok(sidecar.size());
-    }
-    let heads = File::from_bytes(sidecar.to_bytes()?, "the new heads")?;
-    let merged = exits::attach(file, &heads, &mut step)?;
-    merged.write(output, options, &mut step)?;
-    Ok(merged.size())
-}
-
-fn summary(made: &Made, args: &AddHeads, bytes: u64, why: &str, out: &mut Output) -> anyhow::Result<()> {
-    let (chosen, calibration) = (&made.chosen, made.meta.calibration.as_ref());
-    let (n_tokens, near_ties) =
-        calibration.map_or((0, 0.0), |calibration| (calibration.n_tokens, calibration.near_ties));
-    if out.json {
-        let candidates = made.candidates.iter().map(|pair| {
-            json!({ "rank": pair.rank, "shortlist": pair.count, "recall": pair.recall, "fallback": pair.fallback,
-                    "bytes": pair.screened })
-        });
-        let levels = made.levels.iter().map(|level| {
-            json!({ "agreement": level.agreement, "is_certified": level.certified.is_some(), "usage": level.usage,
-                    "threshold": level.threshold, "least_prompts": level.least_prompts,
-                    "risk": level.certified.as_ref().map(|certified| certified.risk),
-                    "risk_bound": level.certified.as_ref().map(|certified| certified.bound),
-                    "hoeffding_bentkus_bound": level.certified.as_ref().map(|certified| certified.reference_bound) })
-        });
-        return out.value(&json!({
-            "output": args.write.output.display().to_string(), "bytes": bytes,
-            "screen": { "rank": chosen.rank, "shortlist": chosen.count, "recall": chosen.recall,
-                        "fallback": chosen.fallback, "bytes": chosen.screened },
-            "prompts": made.n_prompts, "tokens": n_tokens, "near_ties": near_ties, "changed_prompts": made.n_changed,
-            "candidates": candidates.collect::<Vec<_>>(), "levels": levels.collect::<Vec<_>>(),
-        }));
-    }
-    if out.verbose {
-        out.line("rank  candidates  recall    bytes    to the full matrix")?;
-        for pair in &made.candidates {
-            let (recall, screened, fallback) = (100.0 * pair.recall, 100.0 * pair.screened, 100.0 * pair.fallback);
-            out.line(format!(
-                "{:4}  {:10}  {recall:6.2} %  {screened:5.1} %  {fallback:5.2} %",
-                pair.rank, pair.count
-            ))?;
-        }
-    }
-    out.line(format!(
-        "screen: rank {}, {} candidates, {:.1} % of the output matrix's bytes, with the rescored rows (1/{:.1})",
-        chosen.rank,
-        chosen.count,
-        100.0 * chosen.screened,
-        1.0 / chosen.screened
-    ))?;
-    out.line(format!(
-        "on {n_tokens} tokens of {} prompts it was not made from: {:.3} % of the model's choices found; \
-         99.9 % if {:.2} % of the tokens take the full matrix",
-        made.n_prompts,
-        100.0 * chosen.recall,
-        100.0 * chosen.fallback
-    ))?;
-    out.line(format!(
-        "prompts that it changes anywhere: {} (at most {:.1} % of all); near-ties: {:.2} % of the tokens",
-        made.n_changed,
-        100.0 * made.changed_bound,
-        100.0 * near_ties
-    ))?;
-    out.line("agreement  screened tokens  disagreement  bound    Hoeffding-Bentkus")?;
-    for level in &made.levels {
-        out.line(match &level.certified {
-            Some(certified) => format!(
-                "{:<9}  {:13.2} %  {:10.3} %  {:5.3} %  {:5.3} %",
-                level.agreement,
-                100.0 * level.usage,
-                100.0 * certified.risk,
-                100.0 * certified.bound,
-                100.0 * certified.reference_bound
-            ),
-            None => format!(
-                "{:<9}  off: {} prompts cannot certify it, which takes {} or more",
-                level.agreement, made.n_prompts, level.least_prompts
-            ),
-        })?;
-    }
-    out.line(format!("{}: {bytes} bytes are written{why}", args.write.output.display()))
 }
 
 /// Hashes the model.

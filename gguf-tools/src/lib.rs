@@ -12,3 +12,4 @@ pub mod add_heads;
 pub mod calibrate;
 pub mod collect;
 pub mod screen;
+pub mod train;

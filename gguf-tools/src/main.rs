@@ -12,6 +12,7 @@ mod heads;
 mod inspect;
 mod output;
 mod show;
+mod summary;
 mod verify;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Verb::Attach { model, heads, write } => heads::attach(model, heads, write, &mut out),
         Verb::ExtractHeads { file, write } => heads::extract(file, write, &mut out),
         Verb::AddHeads { args } => convert::add_heads(args, &mut out),
+        Verb::Train { args } => convert::train(args, &mut out),
         Verb::Collect { args } => convert::collect(args, &mut out),
         Verb::Calibrate { args } => recalibrate::run(args, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),

@@ -149,6 +149,7 @@ pub fn tensor_json(tensor: &TensorInfo) -> Json {
 /// A progress bar on a terminal, and nothing elsewhere; stops the work when the user interrupts it.
 pub struct Progress {
     bar: ProgressBar,
+    what: &'static str,
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -167,13 +168,14 @@ impl Progress {
             bar.set_style(style);
         }
         bar.set_message(what);
-        Progress { bar }
+        Progress { bar, what }
     }
 
     /// A progress bar that counts `unit` and tells the time left.
     pub fn counting(what: &'static str, unit: &str) -> Progress {
         let progress = Progress::new(what);
-        let template = format!("{{msg:10}} {{bar:40}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
+        let unit = if unit.is_empty() { String::new() } else { format!(" {unit}") };
+        let template = format!("{{msg:10}} {{bar:40}} {{pos}}/{{len}}{unit}, {{per_sec}}, {{eta}} left");
         if let Ok(style) = ProgressStyle::with_template(&template) {
             progress.bar.set_style(style);
         }
@@ -187,9 +189,13 @@ impl Progress {
         !INTERRUPTED.load(Ordering::Relaxed)
     }
 
-    /// A progress bar for the next part of the work.
+    /// A progress bar for the next part of the work; nothing where it is still the same part.
     pub fn next(&mut self, what: &'static str) {
-        self.bar.set_message(what);
+        if self.what != what {
+            self.what = what;
+            self.bar.reset();
+            self.bar.set_message(what);
+        }
     }
 }
 

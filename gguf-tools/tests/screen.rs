@@ -1,83 +1,16 @@
 //! A screen on a matrix whose answer is known: hidden states that use few directions, and choices that follow from them.
 
+mod world;
+
 use gguf_tools::add_heads::{self, Options};
-use gguf_tools::collect::label::Label;
-use gguf_tools::collect::store::{Manifest, Reader, Sequence, Store};
 use gguf_tools::screen::Screen;
-use gguf_tools::screen::basis::{Moments, Subspace, product_of_rows};
+use gguf_tools::screen::basis::{Moments, Subspace};
 use gguf_tools::screen::evaluate::Evaluator;
 use gguf_tools::screen::output_matrix::OutputMatrix;
-use offramp::Token;
 use offramp::gate::Tap;
 use offramp::gguf::exits::{Base, ExitHeads};
 use offramp::gguf::{File, Writer, exits};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
-const N_EMBD: usize = 64;
-const N_VOCAB: usize = 600;
-/// The directions that hidden states use; the others hold a thousandth of their energy.
-const N_USED: usize = 24;
-
-fn normal(rng: &mut ChaCha8Rng) -> f32 {
-    (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0
-}
-
-fn rows(rng: &mut ChaCha8Rng, n: usize, width: usize) -> Vec<f32> {
-    (0..n * width).map(|_| normal(rng)).collect()
-}
-
-struct World {
-    folder: tempfile::TempDir,
-    model: File,
-    base: Base,
-    reader: Reader,
-}
-
-/// A model file of one matrix, and 120 collected sequences of 10 tokens.
-fn world() -> World {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let matrix = rows(&mut rng, N_VOCAB, N_EMBD);
-    let mut writer = Writer::new();
-    writer.key("general.architecture", "llama").unwrap();
-    writer.key("llama.embedding_length", N_EMBD as u32).unwrap();
-    writer.key("llama.block_count", 3u32).unwrap();
-    let tokens: Vec<String> = (0..N_VOCAB).map(|i| format!("t{i}")).collect();
-    writer.key("tokenizer.ggml.tokens", tokens.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
-    writer.tensor_f32("output.weight", &[N_EMBD as u64, N_VOCAB as u64], &matrix).unwrap();
-    let model = File::from_bytes(writer.to_bytes().unwrap(), "world.gguf").unwrap();
-    let base = Base::of(&model, &mut |_, _| true).unwrap();
-
-    let folder = tempfile::tempdir().unwrap();
-    let manifest = Manifest {
-        version: Manifest::VERSION,
-        model: base.name.clone(),
-        sha256: base.sha256.clone(),
-        n_embd: N_EMBD as u32,
-        n_vocab: N_VOCAB as u32,
-        layers: Vec::new(),
-        prompts: "none".into(),
-        answer: 10,
-        seed: 0,
-        engine: "test".into(),
-        width_difference: 0.0,
-    };
-    let mut store = Store::open(folder.path(), manifest, 1200, false).unwrap();
-    let directions = rows(&mut rng, N_EMBD, N_EMBD);
-    for index in 0..120 {
-        for _ in 0..10 {
-            let weights: Vec<f32> =
-                (0..N_EMBD).map(|i| normal(&mut rng) * if i < N_USED { 1.0 } else { 0.03 }).collect();
-            let hidden = product_of_rows(&weights, &directions, N_EMBD);
-            let logits = product_of_rows(&hidden, &matrix, N_EMBD);
-            store.push(&Label::of(Token(0), &logits), &[hidden]).unwrap();
-        }
-        store.commit(&Sequence { index, n_prompt: 1, is_greedy: true }).unwrap();
-    }
-    drop(store);
-    let reader = Reader::open(folder.path()).unwrap();
-    World { folder, model, base, reader }
-}
+use world::{N_EMBD, N_VOCAB, world};
 
 #[test]
 fn few_directions_and_four_bits_find_the_choice() {
@@ -113,8 +46,9 @@ fn what_is_made_is_certified_written_and_read_back() {
     let world = world();
     let matrix = OutputMatrix::of(&world.model).unwrap();
     let mut options = Options {
-        rank: Some(32),
-        count: None,
+        screen_rank: Some(32),
+        shortlist: None,
+        heads: None,
         agreements: vec![0.9, 0.99],
         delta: 0.05,
         seed: 0,
@@ -122,11 +56,11 @@ fn what_is_made_is_certified_written_and_read_back() {
     };
     let made = add_heads::make(&matrix, world.base.clone(), &world.reader, &options, &mut |_, _, _| true);
     assert!(made.unwrap_err().to_string().contains("--shortlist"), "600 tokens are too few to choose for");
-    options.count = Some(32);
+    options.shortlist = Some(32);
     let made = add_heads::make(&matrix, world.base.clone(), &world.reader, &options, &mut |_, _, _| true).unwrap();
     assert_eq!((made.n_prompts, made.levels.len()), (60, 2));
     let [lax, strict] = made.levels.as_slice() else { panic!("two levels") };
-    assert!(lax.certified.is_some() && lax.usage == 1.0, "{lax:?}");
+    assert!(lax.certified.is_some() && lax.summary.screen == 1.0, "{lax:?}");
     // 60 prompts cannot certify 0.99, whatever they show: the level is off.
     assert!(strict.certified.is_none() && strict.threshold == f32::INFINITY && strict.least_prompts == 299);
 
@@ -142,7 +76,6 @@ fn what_is_made_is_certified_written_and_read_back() {
     let other = Base { sha256: "0".repeat(64), ..world.base };
     let refused = add_heads::make(&matrix, other, &world.reader, &options, &mut |_, _, _| true).unwrap_err();
     assert!(refused.to_string().contains("were collected from"), "{refused}");
-    drop(world.folder);
 }
 
 #[test]

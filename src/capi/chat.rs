@@ -46,7 +46,7 @@ impl offramp_model {
 /// with OFFRAMP_ERROR_BUFFER also where the room does not suffice; a NULL buffer with capacity 0 asks for it alone.
 ///
 /// Nothing is kept. Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_chat_render(
     model: *const offramp_model,
     messages: *const offramp_message,
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn offramp_chat_render(
 ///
 /// Copies the token ids to `tokens`, which has room for `capacity`. `*n_tokens` gets their number, with
 /// OFFRAMP_ERROR_BUFFER also where the room does not suffice; NULL tokens with capacity 0 ask for it alone. Any thread.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_tokenize(
     model: *const offramp_model,
     text: *const c_char,
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn offramp_tokenize(
 /// Copies the text of `n_tokens` tokens to `buffer` (UTF-8, without a NUL; bytes that are no whole code point become
 /// U+FFFD). Not 0: `special` writes special tokens out. `*length` gets the length, with OFFRAMP_ERROR_BUFFER also where
 /// the room of `capacity` bytes does not suffice; a NULL buffer with capacity 0 asks for it alone. Any thread.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_detokenize(
     model: *const offramp_model,
     tokens: *const i32,

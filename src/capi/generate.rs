@@ -65,9 +65,9 @@ pub struct offramp_statistics {
     pub n_layer: u64,
     /// Blocks that ran for a token, on the average; 0 without tokens.
     pub mean_depth: f64,
-    /// Tokens that early exits drafted for the full model to confirm (OFFRAMP_EXITS_EXACT), and those it confirmed.
+    /// Tokens that were drafted for the full model to verify (OFFRAMP_EXITS_EXACT).
     pub n_drafted: u64,
-    /// See n_drafted.
+    /// Of these, those that it agreed with.
     pub n_accepted: u64,
     /// n_accepted / n_drafted; 0 without drafts.
     pub draft_acceptance: f64,
@@ -87,6 +87,8 @@ pub(super) struct ReplyFigures {
     n_tokens: u64,
     n_full: u64,
     n_screen: u64,
+    n_drafted: u64,
+    n_accepted: u64,
     layers: Vec<u64>,
 }
 
@@ -102,6 +104,8 @@ impl ReplyFigures {
             context_full: generation.context_full,
             elapsed: generation.elapsed,
             n_tokens: generation.tokens.len() as u64,
+            n_drafted: generation.n_drafted as u64,
+            n_accepted: generation.n_right as u64,
             layers: vec![0; n_layer],
             ..Self::default()
         };
@@ -132,7 +136,7 @@ impl ReplyFigures {
 /// Generates a reply to the session's text and hands it out in pieces. `sampler` may be NULL for a greedy one, `params`
 /// for the defaults, `on_token` if only the session's tokens are wanted. A reply that was cancelled or stopped is a
 /// success: offramp_session_statistics tells why it ended. One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_generate(
     session: *mut offramp_session,
     sampler: *const offramp_sampler,
@@ -189,7 +193,7 @@ unsafe fn limits(params: &offramp_generate_params) -> Result<GenerateParams, Fai
 }
 
 /// Tells about the session's last prompt and last reply. `struct_size` is sizeof(*statistics). One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_statistics(
     session: *const offramp_session,
     statistics: *mut offramp_statistics,
@@ -220,9 +224,9 @@ pub unsafe extern "C" fn offramp_session_statistics(
             layer_exits: reply.layers.as_ptr(),
             n_layer: reply.layers.len() as u64,
             mean_depth: reply.mean_depth(),
-            n_drafted: 0,
-            n_accepted: 0,
-            draft_acceptance: 0.0,
+            n_drafted: reply.n_drafted,
+            n_accepted: reply.n_accepted,
+            draft_acceptance: reply.n_accepted as f64 / reply.n_drafted.max(1) as f64,
         });
         Ok(())
     })

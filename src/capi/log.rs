@@ -47,7 +47,7 @@ thread_local! {
 
 /// Sends the log up to `level` (one of OFFRAMP_LOG_*) to `callback`; NULL ends it. When this returns, the callback that
 /// was set before no longer runs, on no thread: its user_data may be freed then. Any thread; not from the callback.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_log_set(callback: offramp_log_callback, user_data: *mut c_void, level: i32) -> i32 {
     boundary("offramp_log_set", || {
         if LOGGING.get() {

@@ -9,6 +9,8 @@
 //!   answered with a status; a panic is caught and answered with one as well;
 //! - no exception may leave a callback.
 //!
+//! The names are exported unless this is a unit test: there the library is linked twice, once as what the fixtures use.
+//!
 //! The safety of every function rests on the same promise of its caller: a pointer is NULL or points to what the
 //! function's comment says, a handle came from this library and has not been freed.
 #![allow(non_camel_case_types)] // The names are those of the C header.

@@ -101,7 +101,7 @@ impl offramp_model {
 /// callback runs on the calling thread and can stop it.
 ///
 /// The caller owns `*model` and frees it with offramp_model_free. Any thread; loads may run at the same time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_model_load(
     path_to_model: *const c_char,
     params: *const offramp_model_params,
@@ -157,14 +157,14 @@ pub unsafe extern "C" fn offramp_model_load(
 }
 
 /// Frees a model; NULL is nothing. Sessions keep what they need of it: it may be freed before them.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_model_free(model: *mut offramp_model) {
     // SAFETY: the caller's promise (module `capi`).
     quietly("offramp_model_free", || unsafe { free_handle(model) });
 }
 
 /// Tells what `model` is. `struct_size` is sizeof(*info). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_model_get_info(
     model: *const offramp_model,
     info: *mut offramp_model_info,
@@ -195,7 +195,7 @@ pub unsafe extern "C" fn offramp_model_get_info(
 
 /// Tells what the model at `path_to_model` would take with one session of `params` (NULL for the defaults), from its
 /// header alone. `struct_size` is sizeof(*memory). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_memory_estimate(
     path_to_model: *const c_char,
     params: *const offramp_session_params,

@@ -42,7 +42,7 @@ pub const OFFRAMP_CACHE_Q5_1: i32 = 8;
 pub const OFFRAMP_EXITS_OFF: i32 = 0;
 /// Tokens leave where the heads are confident enough for the wanted agreement.
 pub const OFFRAMP_EXITS_CALIBRATED: i32 = 1;
-/// Tokens that left are drafts, which the full model confirms: the full model's own greedy text.
+/// Exits, and the text so far, only draft: every token is the full model's own, which verifies several drafts at once.
 pub const OFFRAMP_EXITS_EXACT: i32 = 2;
 
 /// Keys and values that an exit left out come from whichever of the ways below pays on this model.
@@ -116,7 +116,7 @@ pub struct offramp_session_params {
     /// The wanted share of tokens that equal the full model's, in (0, 1]: a level that the heads were calibrated for, or
     /// the next higher one is taken.
     pub agreement: f32,
-    /// The most tokens whose upper layers may be pending.
+    /// The most tokens of a batch that catches up on skipped layers, or verifies drafts.
     pub max_pending: u32,
     /// No token leaves before this block.
     pub min_exit_layer: u32,
@@ -192,7 +192,7 @@ unsafe impl Versioned for offramp_generate_params {
 }
 
 /// Fills `params` with the defaults. `struct_size` is sizeof(*params). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_model_default_params(params: *mut offramp_model_params, struct_size: usize) -> i32 {
     boundary("offramp_model_default_params", || {
         // SAFETY: the caller's promise (module `capi`).
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn offramp_model_default_params(params: *mut offramp_model
 }
 
 /// Fills `params` with the defaults. `struct_size` is sizeof(*params). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_default_params(
     params: *mut offramp_session_params,
     struct_size: usize,
@@ -215,7 +215,7 @@ pub unsafe extern "C" fn offramp_session_default_params(
 }
 
 /// Fills `params` with the defaults, which are llama.cpp's. `struct_size` is sizeof(*params). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_sampler_default_params(
     params: *mut offramp_sampler_params,
     struct_size: usize,
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn offramp_sampler_default_params(
 }
 
 /// Fills `params` with the defaults. `struct_size` is sizeof(*params). Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_generate_default_params(
     params: *mut offramp_generate_params,
     struct_size: usize,
@@ -280,8 +280,8 @@ impl Default for offramp_session_params {
             exits: OFFRAMP_EXITS_CALIBRATED,
             kv: OFFRAMP_KV_AUTO,
             agreement: params.agreement,
-            max_pending: 8,
-            min_exit_layer: 0,
+            max_pending: params.max_pending,
+            min_exit_layer: params.min_exit_layer,
             reserved: 0,
         }
     }

@@ -22,7 +22,7 @@ impl offramp_sampler {
 /// Checks `params` (NULL takes the defaults) for `model` and makes a sampler of them; a grammar is parsed here already.
 ///
 /// The caller owns `*sampler` and frees it with offramp_sampler_free. The grammar's text is copied. Any thread.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_sampler_new(
     model: *const offramp_model,
     params: *const offramp_sampler_params,
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn offramp_sampler_new(
 }
 
 /// Frees a sampler; NULL is nothing. A reply in progress keeps what it needs of it.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_sampler_free(sampler: *mut offramp_sampler) {
     // SAFETY: the caller's promise (module `capi`).
     quietly("offramp_sampler_free", || unsafe { free_handle(sampler) });

@@ -9,7 +9,7 @@ use super::model::offramp_model;
 use super::params::*;
 use super::pointers::{Output, copy_out, free_handle, handle, input_struct, into_handle, path, slice, text_of};
 use super::status::*;
-use crate::{CacheType, CancelHandle, Exits, FlashAttn, PromptProgress, Session, SessionParams, Token};
+use crate::{CacheType, CancelHandle, Exits, FlashAttn, Kv, PromptProgress, Session, SessionParams, Token};
 
 /// The most tokens of context that are taken unasked. The whole context of a model of today takes gigabytes.
 const MAX_DEFAULT_CTX: u32 = 8192;
@@ -38,19 +38,24 @@ pub(super) struct PromptFigures {
     pub(super) elapsed: Duration,
 }
 
+/// Waits for no one: who comes second has made a mistake.
+pub(super) fn enter<T>(state: &Mutex<T>) -> Result<MutexGuard<'_, T>, Failure> {
+    state.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => Failure::new(
+            OFFRAMP_ERROR_BUSY,
+            "another call on this session is in progress; only offramp_session_cancel may be called meanwhile",
+        ),
+        TryLockError::Poisoned(_) => Failure::new(
+            OFFRAMP_ERROR_PANIC,
+            "an earlier call on this session ended in a defect; free it and make a new one",
+        ),
+    })
+}
+
 impl offramp_session {
     /// The session for one call.
     pub(super) fn enter(&self) -> Result<MutexGuard<'_, State>, Failure> {
-        self.state.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => Failure::new(
-                OFFRAMP_ERROR_BUSY,
-                "another call on this session is in progress; only offramp_session_cancel may be called meanwhile",
-            ),
-            TryLockError::Poisoned(_) => Failure::new(
-                OFFRAMP_ERROR_PANIC,
-                "an earlier call on this session ended in a defect; free it and make a new one",
-            ),
-        })
+        enter(&self.state)
     }
 
     fn set_prompt(
@@ -125,9 +130,19 @@ impl offramp_session_params {
             exits: match self.exits {
                 OFFRAMP_EXITS_OFF => Exits::Off,
                 OFFRAMP_EXITS_CALIBRATED => Exits::Calibrated,
+                OFFRAMP_EXITS_EXACT => Exits::Exact,
                 other => return Err(Failure::value("exits", other, "one of OFFRAMP_EXITS_*")),
             },
             agreement: self.agreement,
+            kv: match self.kv {
+                OFFRAMP_KV_AUTO => Kv::Auto,
+                OFFRAMP_KV_PREDICT => Kv::Predict,
+                OFFRAMP_KV_CATCH_UP => Kv::CatchUp,
+                OFFRAMP_KV_PROPAGATE => Kv::Propagate,
+                other => return Err(Failure::value("kv", other, "one of OFFRAMP_KV_*")),
+            },
+            max_pending: self.max_pending,
+            min_exit_layer: self.min_exit_layer,
             ..SessionParams::default()
         })
     }
@@ -136,7 +151,7 @@ impl offramp_session_params {
 /// Makes a session on `model` with `params` (NULL for the defaults). It takes the memory of its K/V cache here.
 ///
 /// The caller owns `*session` and frees it with offramp_session_free. Any thread.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_new(
     model: *const offramp_model,
     params: *const offramp_session_params,
@@ -164,7 +179,7 @@ pub unsafe extern "C" fn offramp_session_new(
 
 /// Frees a session; NULL is nothing. A callback of a call on it may do this: the call then ends first. No other call
 /// may be in progress on another thread, offramp_session_cancel included.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_free(session: *mut offramp_session) {
     // SAFETY: the caller's promise (module `capi`).
     quietly("offramp_session_free", || unsafe { free_handle(session) });
@@ -172,7 +187,7 @@ pub unsafe extern "C" fn offramp_session_free(session: *mut offramp_session) {
 
 /// Stops the call in progress on `session`, and every later prompt and reply until offramp_session_clear_cancel. A
 /// decode is given up within a fraction of a token; what was emitted stays. Any thread, any time, signal handlers no.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_cancel(session: *const offramp_session) -> i32 {
     boundary("offramp_session_cancel", || {
         // SAFETY: the caller's promise (module `capi`).
@@ -182,7 +197,7 @@ pub unsafe extern "C" fn offramp_session_cancel(session: *const offramp_session)
 }
 
 /// Lets `session` go on after offramp_session_cancel. Any thread, any time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_clear_cancel(session: *const offramp_session) -> i32 {
     boundary("offramp_session_clear_cancel", || {
         // SAFETY: the caller's promise (module `capi`).
@@ -194,7 +209,7 @@ pub unsafe extern "C" fn offramp_session_clear_cancel(session: *const offramp_se
 /// Makes `n_tokens` tokens the session's text. The K/V of what they share with the present text are kept; the rest is
 /// decoded. `progress` may be NULL; 0 from it, or a cancel, ends this with OFFRAMP_ERROR_CANCELLED, and what was decoded
 /// is reused by the next call. A text that is longer than the context changes nothing. One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_set_prompt(
     session: *mut offramp_session,
     tokens: *const i32,
@@ -211,7 +226,7 @@ pub unsafe extern "C" fn offramp_session_set_prompt(
 }
 
 /// As offramp_session_set_prompt, with `length` bytes of UTF-8, in which special tokens that are written out count.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_set_text(
     session: *mut offramp_session,
     text: *const c_char,
@@ -229,7 +244,7 @@ pub unsafe extern "C" fn offramp_session_set_text(
 
 /// As offramp_session_set_prompt, with a conversation in the model's chat template, up to where the assistant's next
 /// turn begins. Give all turns each time: what did not change is not decoded again. The messages are copied.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_set_chat(
     session: *mut offramp_session,
     messages: *const offramp_message,
@@ -248,7 +263,7 @@ pub unsafe extern "C" fn offramp_session_set_chat(
 /// Copies the token ids of the session's whole text to `tokens`, which has room for `capacity`. `*n_tokens` gets their
 /// number, with OFFRAMP_ERROR_BUFFER also where the room does not suffice; NULL tokens with capacity 0 ask for it alone.
 /// One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_tokens(
     session: *const offramp_session,
     tokens: *mut i32,
@@ -265,7 +280,7 @@ pub unsafe extern "C" fn offramp_session_tokens(
 }
 
 /// Tells how many tokens the session's context holds. One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_n_ctx(session: *const offramp_session, n_ctx: *mut usize) -> i32 {
     boundary("offramp_session_n_ctx", || {
         // SAFETY: the caller's promise (module `capi`).
@@ -277,7 +292,7 @@ pub unsafe extern "C" fn offramp_session_n_ctx(session: *const offramp_session, 
 }
 
 /// Cuts the session's text to its first `n_tokens` tokens; more than it has change nothing. One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_truncate(session: *mut offramp_session, n_tokens: usize) -> i32 {
     boundary("offramp_session_truncate", || {
         // SAFETY: the caller's promise (module `capi`).
@@ -287,7 +302,7 @@ pub unsafe extern "C" fn offramp_session_truncate(session: *mut offramp_session,
 }
 
 /// Forgets the session's whole text. One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_clear(session: *mut offramp_session) -> i32 {
     boundary("offramp_session_clear", || {
         // SAFETY: the caller's promise (module `capi`).
@@ -298,7 +313,7 @@ pub unsafe extern "C" fn offramp_session_clear(session: *mut offramp_session) ->
 
 /// Writes the session's text and its K/V cache to a file, whole or not at all; an old file is replaced. Models with a
 /// recurrent state answer OFFRAMP_ERROR_UNSUPPORTED. One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_save(session: *mut offramp_session, path_to_file: *const c_char) -> i32 {
     boundary("offramp_session_save", || {
         // SAFETY: the caller's promise (module `capi`).
@@ -310,7 +325,7 @@ pub unsafe extern "C" fn offramp_session_save(session: *mut offramp_session, pat
 
 /// Replaces the session's text and cache by those of a file that offramp_session_save wrote with the same model and the
 /// same cache formats. A file that does not fit answers OFFRAMP_ERROR_STATE and changes nothing. One call at a time.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_load(session: *mut offramp_session, path_to_file: *const c_char) -> i32 {
     boundary("offramp_session_load", || {
         // SAFETY: the caller's promise (module `capi`).

@@ -63,7 +63,7 @@ thread_local! {
 
 /// The reason of this thread's last status that was not OFFRAMP_OK, in plain words; "" if there was none. Never NULL.
 /// Owned by the library, valid until this thread's next call of a function that answers a status.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn offramp_last_error() -> *const c_char {
     // A thread that is ending has no reason to tell any more.
     LAST_ERROR.try_with(|last| last.try_borrow().map_or(c"".as_ptr(), |text| text.as_ptr())).unwrap_or(c"".as_ptr())

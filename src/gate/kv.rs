@@ -101,7 +101,15 @@ pub(super) fn learn_layout(context: &mut Context, n_layer: u32) -> Result<KvLayo
 struct Learner {
     order: HashMap<NodeId, usize>,
     stores: Vec<FoundStore>,
-    recipes: HashMap<u32, (Recipe, HashMap<Part, Result<Source, String>>)>,
+    recipes: HashMap<u32, LearntRecipe>,
+}
+
+/// How a layer computes what it stores, as far as the graph has shown it.
+#[derive(Default)]
+struct LearntRecipe {
+    recipe: Recipe,
+    /// Where its steps lead to.
+    parts: HashMap<Part, Result<Source, String>>,
 }
 
 impl EvalHook for Learner {
@@ -109,8 +117,8 @@ impl EvalHook for Learner {
         self.order.insert(node.id(), self.order.len());
         let Some(found) = node.kv_store() else { return false };
         if let Ok(store) = &found.store {
-            let (recipe, sources) = self.recipes.entry(found.layer).or_default();
-            sources.insert(found.part, recipe.add(node, store.rotation.as_ref(), found.layer));
+            let LearntRecipe { recipe, parts } = self.recipes.entry(found.layer).or_default();
+            parts.insert(found.part, recipe.add(node, store.rotation.as_ref(), found.layer));
         }
         self.stores.push(found);
         false
@@ -123,8 +131,8 @@ impl EvalHook for Learner {
 impl Learner {
     /// How a layer computes its K and V.
     fn own(&self, layer: u32) -> Result<OwnKv, String> {
-        let (recipe, sources) = self.recipes.get(&layer).ok_or("no K and V of its own")?;
-        let source = |part| sources.get(&part).cloned().unwrap_or_else(|| Err(format!("no {part:?} of its own")));
+        let LearntRecipe { recipe, parts } = self.recipes.get(&layer).ok_or("no K and V of its own")?;
+        let source = |part| parts.get(&part).cloned().unwrap_or_else(|| Err(format!("no {part:?} of its own")));
         let (k, v) = (source(Part::K)?, source(Part::V)?);
         let mut recipe = recipe.clone();
         recipe.finish();

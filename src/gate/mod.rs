@@ -14,6 +14,7 @@ mod kv;
 mod predict;
 mod selftest;
 mod sequences;
+mod shift;
 
 pub use engine::{Gate, Outcome};
 pub(crate) use kv::LayerKv;

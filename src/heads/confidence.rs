@@ -35,6 +35,21 @@ pub(super) fn of(metric: Metric, candidates: &[(Token, f32)]) -> Option<f32> {
     Some(value).filter(|value| !value.is_nan())
 }
 
+/// Between which values the metric over a longer shortlist lies, if its further candidates add at most `unseen` to the
+/// sum of the softmax in which the best weighs 1, and none of them is among the two best. `None` where the metric does
+/// not say, and as for [`of`].
+pub(super) fn range(metric: Metric, candidates: &[(Token, f32)], unseen: f32) -> Option<(f32, f32)> {
+    let most = of(metric, candidates)?;
+    // Both are shares of the sum.
+    let sum = 1.0 / of(Metric::TopProbability, candidates)?;
+    let least = most * sum / (sum + unseen);
+    match metric {
+        Metric::TopProbability | Metric::Margin => Some((least, most)).filter(|(least, _)| !least.is_nan()),
+        // It is a share of the largest entropy that so many candidates can have, which differs with their number.
+        Metric::NegativeEntropy => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +69,19 @@ mod tests {
         close(values(Metric::Margin), [0.0, 0.4, 1.0]);
         let entropy: f32 = [0.1f32, 0.6, 0.2, 0.1].iter().map(|p| -p * p.ln()).sum();
         close(values(Metric::NegativeEntropy), [0.0, 1.0 - entropy / 4f32.ln(), 1.0]);
+    }
+
+    #[test]
+    fn a_few_candidates_bound_what_more_of_them_would_say() {
+        let all = logits(&[0.6, 0.2, 0.1, 0.06, 0.04]);
+        for metric in [Metric::TopProbability, Metric::Margin] {
+            let whole = of(metric, &all).unwrap();
+            // Left out are 0.06 and 0.04, at most 2 * 0.06 beside the best one's 0.6.
+            let (least, most) = range(metric, &all[..3], 2.0 * 0.06 / 0.6).unwrap();
+            assert!(least <= whole && whole <= most && most - least < 0.12, "{least} {whole} {most}");
+            assert_eq!(range(metric, &all, 0.0), Some((whole, whole)));
+        }
+        assert_eq!(range(Metric::NegativeEntropy, &all, 0.1), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::confidence;
 use super::ggml::{Graph, Layout, Tensor, Tensors};
-use super::screen::{Screen, weight};
+use super::screen::{Candidates, Screen, weight};
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
 use crate::gguf::exits::{self, HeadMap, Metric};
@@ -156,17 +156,36 @@ impl ExitHead {
         Ok(1.0 / (1.0 + (-score).exp()))
     }
 
-    /// Evaluates the head on the state that [`ExitHead::guess`] took. The value of the metric over the candidates, which
-    /// are then [`Screen::candidates`]; `None` for states that are no numbers.
+    /// Evaluates the head on the state that [`ExitHead::guess`] took. True if the metric over the candidates, which are
+    /// then [`Screen::candidates`], is `sure`. With [`Candidates::Enough`], the first candidates decide where the others
+    /// could not change the answer.
     ///
     /// # Errors
     /// [`Error::Heads`].
-    pub(crate) fn evaluate(&mut self, screen: &mut Screen) -> Result<Option<f32>> {
+    pub(crate) fn evaluate(
+        &mut self,
+        screen: &mut Screen,
+        candidates: Candidates,
+        sure: &dyn Fn(f32) -> bool,
+    ) -> Result<bool> {
         self.work.set_values(self.input, &self.normed);
-        if screen.evaluate_graph(&mut self.work, &mut self.graph)?.is_none() {
-            return Ok(None);
+        screen.score_graph(&mut self.work, &mut self.graph)?;
+        if screen.rescore_few()?.is_some() {
+            let range = confidence::range(self.metric, screen.candidates(), screen.unseen());
+            if let Some((least, most)) = range {
+                // Doubtful already: more candidates take further from the best one's share.
+                if !sure(most) {
+                    return Ok(false);
+                }
+                if candidates == Candidates::Enough && sure(least) {
+                    return Ok(true);
+                }
+            }
         }
-        Ok(confidence::of(self.metric, screen.candidates()))
+        if screen.rescore_all()?.is_none() {
+            return Ok(false);
+        }
+        Ok(confidence::of(self.metric, screen.candidates()).is_some_and(sure))
     }
 }
 

@@ -24,8 +24,8 @@ pub(crate) use head::ExitHead;
 use head::HeadWeights;
 use kv::KvWeights;
 use output::OutputMatrix;
-pub(crate) use screen::Screen;
 use screen::ScreenWeights;
+pub(crate) use screen::{Candidates, Screen};
 
 /// The heads of one model.
 pub(crate) struct Heads {

@@ -17,6 +17,8 @@ use crate::llama::threads::ThreadPool;
 
 /// Repacked layouts interleave up to this many rows: candidates are padded to a multiple of it.
 const ROWS: usize = 16;
+/// Of the shortlist, what is rescored first; at most so many candidates.
+const FEW: (usize, usize) = (8, 256);
 
 /// What all sessions of a model share of a screen.
 #[derive(Debug)]
@@ -57,77 +59,131 @@ pub(super) fn weight(view: &exits::View<'_>, n_in: usize, n_out: usize) -> Resul
 pub(crate) struct Screen {
     cpu: Cpu,
     work: Tensors,
-    rows: Tensors,
     input: Tensor,
     scores: Tensor,
+    score: Graph,
+    selection: Selection,
+    /// For the first candidates; `None` where the shortlist is not much longer.
+    few: Option<Rescoring>,
+    all: Rescoring,
+    candidates: Vec<(Token, f32)>,
+    /// What the softmax of the candidates can at most grow by if the whole shortlist is rescored.
+    unseen: f32,
+    weights: Arc<ScreenWeights>,
+    heads: Arc<Heads>,
+}
+
+/// The exact logits of a fixed number of candidates.
+#[derive(Debug)]
+struct Rescoring {
+    n: usize,
+    rows: Tensors,
     row_data: Tensor,
     /// The candidates' ids, where the graph itself gathers their rows.
     ids: Option<Tensor>,
     logits: Tensor,
     capped: Option<Tensor>,
-    score: Graph,
-    rescore: Graph,
-    selection: Selection,
+    graph: Graph,
     /// Rows on their way to the graph; empty where the graph gathers them.
     staging: Vec<u8>,
-    candidates: Vec<(Token, f32)>,
-    weights: Arc<ScreenWeights>,
-    heads: Arc<Heads>,
+}
+
+impl Rescoring {
+    /// Of `n` candidates, from the hidden state in `input`; `work` is still to be allocated.
+    fn new(n: usize, input: Tensor, work: &mut Tensors, weights: &ScreenWeights, heads: &Heads) -> Result<Self> {
+        let output = weights.output;
+        let n_rows = n.next_multiple_of(ROWS);
+        let mut rows = Tensors::new()?;
+        let row_data = rows.matrix(output.ty, output.n_embd, n_rows)?;
+        // The gathered rows first: that the product reads them is not to be seen from the graph.
+        rows.allocate(weights.layout)?;
+        let mut gathered = None;
+        let mut ids = None;
+        if weights.layout.is_plain() {
+            let wanted = work.matrix(crate::gguf::TensorType::I32, n_rows, 1)?;
+            // SAFETY: the model's file stays mapped as long as `heads`, and `rows` as long as `work`: both are part of
+            // the screen.
+            gathered = unsafe { work.gather(heads.output_rows()?, output.row_bytes(), wanted, row_data)? };
+            ids = gathered.map(|_| wanted);
+        }
+        let logits = work.mul_mat(row_data, input);
+        let capped = output.softcap.map(|cap| work.softcap(logits, cap));
+        let last: Vec<Tensor> = gathered.into_iter().chain([capped.unwrap_or(logits)]).collect();
+        let graph = work.graph(&last)?;
+        let staging = if ids.is_some() { Vec::new() } else { vec![0; n_rows * output.row_bytes()] };
+        Ok(Self { n, rows, row_data, ids, logits, capped, graph, staging })
+    }
+
+    /// Computes the logits of `chosen`, which are `n`, into `candidates`; returns the best before a soft cap.
+    fn run(
+        &mut self,
+        chosen: &[(u32, f32)],
+        cpu: &mut Cpu,
+        work: &mut Tensors,
+        matrix: (&[u8], usize),
+        candidates: &mut Vec<(Token, f32)>,
+    ) -> Result<f32> {
+        if let Some(ids) = self.ids {
+            for (to, &(id, _)) in work.bytes_mut(ids).chunks_exact_mut(4).zip(chosen) {
+                to.copy_from_slice(&id.to_ne_bytes());
+            }
+        } else {
+            let (matrix, row_bytes) = matrix;
+            for (to, &(id, _)) in self.staging.chunks_exact_mut(row_bytes).zip(chosen) {
+                let start = id as usize * row_bytes;
+                to.copy_from_slice(&matrix[start..start + row_bytes]);
+            }
+            self.rows.set(self.row_data, &self.staging);
+        }
+        cpu.compute(work, &mut self.graph)?;
+        // The screen approximates the matrix's product, which a soft cap comes after.
+        let best = work.values(self.logits).iter().take(chosen.len()).copied().fold(f32::NEG_INFINITY, f32::max);
+        let logits = work.values(self.capped.unwrap_or(self.logits));
+        candidates.clear();
+        candidates.extend(chosen.iter().zip(logits).map(|(&(id, _), &logit)| (Token(id as i32), logit)));
+        Ok(best)
+    }
+}
+
+/// How many of the shortlist's candidates an answer rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Candidates {
+    /// As few as settle the question: for greedy choices, which need no more than the best.
+    Enough,
+    /// All of the shortlist: whatever a sampler could pick is among them.
+    All,
 }
 
 impl Screen {
     /// # Errors
     /// [`Error::Heads`], [`Error::Unsupported`].
     pub(crate) fn new(heads: &Arc<Heads>, n_threads: usize, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
-        use crate::gguf::TensorType::{F32, I32};
         let weights = heads.screen()?;
-        let output = weights.output;
-        let n_rows = weights.shortlist.next_multiple_of(ROWS);
-        let mut rows = Tensors::new()?;
-        let row_data = rows.matrix(output.ty, output.n_embd, n_rows)?;
         let mut work = Tensors::new()?;
-        let input = work.matrix(F32, output.n_embd, 1)?;
+        let input = work.matrix(crate::gguf::TensorType::F32, weights.output.n_embd, 1)?;
         let projected = work.mul_mat(weights.basis.1, input);
         let scores = work.mul_mat(weights.factor.1, projected);
-        // The gathered rows first: that the product reads them is not to be seen from the graph.
-        rows.allocate(weights.layout)?;
-        let mut gathered = None;
-        let mut ids = None;
-        if weights.layout.is_plain() {
-            let wanted = work.matrix(I32, n_rows, 1)?;
-            // SAFETY: the model's file stays mapped as long as `heads`, and `rows` as long as `work`: both are part of
-            // the result.
-            gathered = unsafe { work.gather(heads.output_rows()?, output.row_bytes(), wanted, row_data)? };
-            ids = gathered.map(|_| wanted);
-        }
-        let logits = work.mul_mat(row_data, input);
-        let capped = output.softcap.map(|cap| work.softcap(logits, cap));
         let score = work.graph(&[scores])?;
-        let last: Vec<Tensor> = gathered.into_iter().chain([capped.unwrap_or(logits)]).collect();
-        let rescore = work.graph(&last)?;
+        let mut rescoring = |n| Rescoring::new(n, input, &mut work, &weights, heads);
+        let n_few = (weights.shortlist / FEW.0).min(FEW.1);
+        let few = (n_few >= ROWS).then(|| rescoring(n_few)).transpose()?;
+        let all = rescoring(weights.shortlist)?;
         work.allocate(Layout::plain()?)?;
         // Candidates beyond the shortlist, up to whole groups of rows, are row 0, and nobody reads their logits.
-        let staging = if let Some(ids) = ids {
+        for ids in few.iter().chain([&all]).filter_map(|rescoring| rescoring.ids) {
             work.bytes_mut(ids).fill(0);
-            Vec::new()
-        } else {
-            vec![0; n_rows * output.row_bytes()]
-        };
+        }
         Ok(Self {
             cpu: Cpu::new(n_threads, pool)?,
             work,
-            rows,
             input,
             scores,
-            row_data,
-            ids,
-            logits,
-            capped,
             score,
-            rescore,
             selection: Selection::default(),
-            staging,
+            few,
+            all,
             candidates: Vec::with_capacity(weights.shortlist),
+            unseen: f32::INFINITY,
             weights,
             heads: Arc::clone(heads),
         })
@@ -135,27 +191,64 @@ impl Screen {
 
     /// Screens the hidden state `[n_embd]` after the final norm. The slack: by how much the best candidate's exact logit
     /// exceeds the score of the last candidate, which is what a token outside of the candidates would have to be
-    /// misjudged by. `None` for hidden states that are no numbers.
+    /// misjudged by. With [`Candidates::Enough`], a slack of `enough` among the first candidates settles it: more of them
+    /// only make it larger. `None` for hidden states that are no numbers.
     ///
     /// # Errors
     /// [`Error::Heads`].
-    pub(crate) fn evaluate(&mut self, hidden: &[f32]) -> Result<Option<f32>> {
+    pub(crate) fn evaluate(&mut self, hidden: &[f32], candidates: Candidates, enough: f32) -> Result<Option<f32>> {
         if hidden.len() != self.weights.output.n_embd {
             return Err(Error::Heads { found: format!("a hidden state of {} values", hidden.len()) });
         }
         self.work.set_values(self.input, hidden);
         self.cpu.compute(&mut self.work, &mut self.score)?;
-        self.rescore()
+        if candidates == Candidates::Enough {
+            let slack = self.rescore_few()?;
+            if slack.is_some_and(|slack| slack >= enough) {
+                return Ok(slack);
+            }
+        }
+        self.rescore_all()
     }
 
-    /// As [`Screen::evaluate`], of the hidden state that `graph` (of `tensors`) itself computes into [`Screen::input`],
-    /// before the scores.
+    /// Computes `graph` (of `tensors`), which computes a hidden state into [`Screen::input`] and then the scores.
     ///
     /// # Errors
     /// [`Error::Heads`].
-    pub(super) fn evaluate_graph(&mut self, tensors: &mut Tensors, graph: &mut Graph) -> Result<Option<f32>> {
-        self.cpu.compute(tensors, graph)?;
-        self.rescore()
+    pub(super) fn score_graph(&mut self, tensors: &mut Tensors, graph: &mut Graph) -> Result<()> {
+        self.cpu.compute(tensors, graph)
+    }
+
+    /// Rescores the first candidates alone. `None` where that saves nothing, or for scores that are no numbers.
+    pub(super) fn rescore_few(&mut self) -> Result<Option<f32>> {
+        if self.few.is_some() { self.rescore(true) } else { Ok(None) }
+    }
+
+    /// Rescores the whole shortlist.
+    pub(super) fn rescore_all(&mut self) -> Result<Option<f32>> {
+        self.rescore(false)
+    }
+
+    fn rescore(&mut self, few: bool) -> Result<Option<f32>> {
+        self.candidates.clear();
+        let rescoring = self.few.as_mut().filter(|_| few).unwrap_or(&mut self.all);
+        let chosen = self.selection.best(self.work.values(self.scores), rescoring.n);
+        if chosen.len() < rescoring.n {
+            return Ok(None);
+        }
+        let last = chosen.iter().map(|&(_, score)| score).fold(f32::INFINITY, f32::min);
+        let matrix = (self.heads.output_rows()?, self.weights.output.row_bytes());
+        let best = rescoring.run(chosen, &mut self.cpu, &mut self.work, matrix, &mut self.candidates)?;
+        // None of those that were left out scores above the last; each weighs at most so much beside the best.
+        let n_unseen = self.weights.shortlist - rescoring.n;
+        self.unseen = n_unseen as f32 * (last - best).exp();
+        Ok(Some(best - last))
+    }
+
+    /// An estimate from above of what the shortlist's other candidates would add to the sum of the softmax, in which the
+    /// best candidate weighs 1. 0 after the whole shortlist was rescored.
+    pub(super) fn unseen(&self) -> f32 {
+        self.unseen
     }
 
     /// What is screened, `[n_embd]`.
@@ -171,36 +264,6 @@ impl Screen {
     /// Length of a hidden state.
     pub(super) fn n_embd(&self) -> usize {
         self.weights.output.n_embd
-    }
-
-    /// The exact logits of the tokens whose scores are best.
-    fn rescore(&mut self) -> Result<Option<f32>> {
-        self.candidates.clear();
-        let chosen = self.selection.best(self.work.values(self.scores), self.weights.shortlist);
-        if chosen.len() < self.weights.shortlist {
-            return Ok(None);
-        }
-        let last = chosen.iter().map(|&(_, score)| score).fold(f32::INFINITY, f32::min);
-
-        if let Some(ids) = self.ids {
-            for (to, &(id, _)) in self.work.bytes_mut(ids).chunks_exact_mut(4).zip(chosen) {
-                to.copy_from_slice(&id.to_ne_bytes());
-            }
-        } else {
-            let row_bytes = self.weights.output.row_bytes();
-            let matrix = self.heads.output_rows()?;
-            for (to, &(id, _)) in self.staging.chunks_exact_mut(row_bytes).zip(chosen) {
-                let start = id as usize * row_bytes;
-                to.copy_from_slice(&matrix[start..start + row_bytes]);
-            }
-            self.rows.set(self.row_data, &self.staging);
-        }
-        self.cpu.compute(&mut self.work, &mut self.rescore)?;
-        // The screen approximates the matrix's product, which a soft cap comes after.
-        let best = self.work.values(self.logits).iter().take(chosen.len()).copied().fold(f32::NEG_INFINITY, f32::max);
-        let logits = self.work.values(self.capped.unwrap_or(self.logits));
-        self.candidates.extend(chosen.iter().zip(logits).map(|(&(id, _), &logit)| (Token(id as i32), logit)));
-        Ok(Some(best - last))
     }
 
     /// The candidates of the last evaluation with their exact logits, by ascending id.

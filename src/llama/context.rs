@@ -323,6 +323,22 @@ impl Context {
         unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.raw.as_ptr()), sequence, position, -1) }
     }
 
+    /// Drops `n` positions of sequence 0 from `from` on and moves the later ones down by as many. False if this cache
+    /// cannot; then nothing has changed.
+    pub(crate) fn shift(&mut self, from: usize, n: usize) -> bool {
+        let (Ok(from), Ok(n)) = (i32::try_from(from), i32::try_from(n)) else { return false };
+        let Some(end) = from.checked_add(n) else { return false };
+        // SAFETY: a live context's memory, asked whether it can shift before it is told to; it aborts otherwise.
+        unsafe {
+            let memory = sys::llama_get_memory(self.raw.as_ptr());
+            if !sys::llama_memory_can_shift(memory) || !sys::llama_memory_seq_rm(memory, 0, from, end) {
+                return false;
+            }
+            sys::llama_memory_seq_add(memory, 0, end, -1, -n);
+        }
+        true
+    }
+
     /// llama.cpp's id of a sequence that the context has.
     fn sequence_id(&self, sequence: usize) -> Option<sys::llama_seq_id> {
         sys::llama_seq_id::try_from(sequence).ok().filter(|_| sequence < self.n_sequences)

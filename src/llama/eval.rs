@@ -256,9 +256,9 @@ fn read_strided(tensor: &sys::ggml_tensor, to: &mut Vec<f32>) -> Result<(), Node
     to.resize(ne.iter().product(), 0.0);
     for (i, values) in to.chunks_exact_mut(run.max(1)).enumerate() {
         let (mut index, mut offset) = (i, 0);
-        for dim in first_outer..ne.len() {
-            offset += index % ne[dim] * tensor.nb[dim];
-            index /= ne[dim];
+        for (n, stride) in ne.iter().zip(tensor.nb).skip(first_outer) {
+            offset += index % n * stride;
+            index /= n;
         }
         // SAFETY: the tensor is allocated, and `run` values without gaps begin at this offset within it; `values` has
         // room for them.

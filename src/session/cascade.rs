@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::gate::{Gate, Outcome, Tap};
 use crate::gguf::exits::{ConfidenceMap, KvPolicy};
 use crate::heads::kv::KvWriter;
-use crate::heads::{ExitHead, Heads, Screen, Thresholds};
+use crate::heads::{Candidates, ExitHead, Heads, Screen, Thresholds};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::policy::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Reached, Seen};
@@ -56,11 +56,18 @@ struct LayerExit {
 struct Bar {
     confidence: ConfidenceMap,
     threshold: f32,
+    /// The least value of the metric that reaches the threshold.
+    enough: f32,
 }
 
 impl Bar {
-    fn is_reached(&self, metric: Option<f32>) -> bool {
-        metric.is_some_and(|value| self.confidence.agreement_at(value) >= self.threshold)
+    fn new(confidence: ConfidenceMap, threshold: f32) -> Self {
+        let enough = confidence.least_at(threshold);
+        Self { confidence, threshold, enough }
+    }
+
+    fn is_reached(&self, metric: f32) -> bool {
+        self.confidence.agreement_at(metric) >= self.threshold
     }
 }
 
@@ -92,7 +99,7 @@ impl Cascade {
             let head = ExitHead::new(weights, meta.metric, &screen)?;
             let threshold = thresholds.exits[i];
             if threshold.is_finite() && head.layer() >= params.min_exit_layer {
-                let bar = Bar { confidence: meta.confidence[i].clone(), threshold };
+                let bar = Bar::new(meta.confidence[i].clone(), threshold);
                 exits.push(LayerExit { head, bar, gate: thresholds.gates[i], kv: None });
             }
         }
@@ -103,7 +110,7 @@ impl Cascade {
                 exits.clear();
             }
         }
-        let bar = Bar { confidence: meta.screen.confidence.clone(), threshold: thresholds.screen };
+        let bar = Bar::new(meta.screen.confidence.clone(), thresholds.screen);
         let norm = Some(bar).filter(|bar| bar.threshold.is_finite());
         if exits.is_empty() && norm.is_none() {
             return Ok(None);
@@ -126,7 +133,12 @@ impl Cascade {
     ///
     /// # Errors
     /// As [`Gate::decode_tapped`], and [`Error::Heads`].
-    pub(super) fn decode(&mut self, gate: &mut Gate, token: Token) -> Result<Option<ExitPoint>> {
+    pub(super) fn decode(
+        &mut self,
+        gate: &mut Gate,
+        token: Token,
+        candidates: Candidates,
+    ) -> Result<Option<ExitPoint>> {
         let pending = gate.pending_layer();
         let mut plan = self.policy.plan(pending);
         if pending.is_some() && gate.n_pending() + 1 >= self.max_pending {
@@ -145,7 +157,7 @@ impl Cascade {
             }
             None => taps.push(Tap::ResultNorm),
         }
-        let mut watch = Watch::new(&mut self.checks, &plan, self.n_layer);
+        let mut watch = Watch::new(&mut self.checks, &plan, self.n_layer, candidates);
         let outcome = gate.decode_tapped(&[token], &taps, &mut |tap, hidden| watch.see(tap, hidden))?;
         watch.complete(outcome);
         let mut left = watch.left;
@@ -199,7 +211,7 @@ impl Cascade {
         if let (Some(layer), true) = (pending, taps.is_empty()) {
             taps.push(Tap::Layer(layer));
         }
-        let mut watch = Watch::new(&mut self.checks, &plan, self.n_layer);
+        let mut watch = Watch::new(&mut self.checks, &plan, self.n_layer, Candidates::Enough);
         let outcome = gate.decode_tapped(&[token], &taps, &mut |tap, hidden| watch.see(tap, hidden))?;
         let left = watch.left;
         watch.into_seen()?;
@@ -299,6 +311,7 @@ struct Watch<'a> {
     checks: &'a mut Checks,
     plan: &'a Plan,
     n_layer: u32,
+    candidates: Candidates,
     /// Planned exits that have come by.
     next: usize,
     trial_failed: bool,
@@ -312,11 +325,12 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(checks: &'a mut Checks, plan: &'a Plan, n_layer: u32) -> Self {
+    fn new(checks: &'a mut Checks, plan: &'a Plan, n_layer: u32, candidates: Candidates) -> Self {
         Self {
             checks,
             plan,
             n_layer,
+            candidates,
             next: 0,
             trial_failed: false,
             running: Instant::now(),
@@ -374,8 +388,9 @@ impl<'a> Watch<'a> {
             return Ok(false);
         }
         let start = Instant::now();
-        let leaves =
-            exit.head.guess(hidden)? >= exit.gate && exit.bar.is_reached(exit.head.evaluate(&mut self.checks.screen)?);
+        let bar = &exit.bar;
+        let leaves = exit.head.guess(hidden)? >= exit.gate
+            && exit.head.evaluate(&mut self.checks.screen, self.candidates, &|metric| bar.is_reached(metric))?;
         self.trial_failed |= planned.on_trial && !leaves;
         self.seen.exits.push(Reached { exit: planned.exit, seconds: start.elapsed().as_secs_f64(), left: leaves });
         Ok(leaves)
@@ -386,7 +401,8 @@ impl<'a> Watch<'a> {
         self.at_norm = true;
         let Some(bar) = self.checks.norm.as_ref().filter(|_| self.plan.norm != AtNorm::Plain) else { return Ok(false) };
         let start = Instant::now();
-        let confident = bar.is_reached(self.checks.screen.evaluate(hidden)?);
+        let slack = self.checks.screen.evaluate(hidden, self.candidates, bar.enough)?;
+        let confident = slack.is_some_and(|slack| bar.is_reached(slack));
         self.seen.screen = Some((start.elapsed().as_secs_f64(), confident));
         Ok(confident && self.plan.norm == AtNorm::Screen)
     }

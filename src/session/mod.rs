@@ -8,6 +8,7 @@
 mod cascade;
 mod exact;
 mod exits;
+mod generation;
 mod logprobs;
 mod lookup;
 mod memory;
@@ -21,10 +22,12 @@ mod text;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use exits::{Exits, Kv, Lookup, Policy};
+pub use generation::{
+    CancelHandle, ExitPoint, GenerateParams, Generation, PromptProgress, PromptReport, StopReason, TokenEvent,
+};
 pub use logprobs::TokenLogprob;
 pub use memory::{MemoryEstimate, memory_estimate};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
@@ -36,7 +39,7 @@ pub use template::{ChatTemplate, Message, TemplateError};
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;
-use crate::heads::Thresholds;
+use crate::heads::{Candidates, Thresholds};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::threads::ThreadPool;
@@ -71,144 +74,6 @@ enum Next {
     Candidates(ExitPoint),
 }
 
-/// Stops what a session is doing, from any thread. The decode in progress is given up within a graph node or so.
-#[derive(Debug, Clone)]
-pub struct CancelHandle(Arc<AtomicBool>);
-
-impl CancelHandle {
-    /// Stops the call in progress, and every later one until [`CancelHandle::reset`].
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// True since [`CancelHandle::cancel`], until [`CancelHandle::reset`].
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Lets the session go on.
-    pub fn reset(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
-/// How far a prompt is, in tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PromptProgress {
-    /// Decoded or reused so far.
-    pub done: usize,
-    /// All of the prompt.
-    pub total: usize,
-}
-
-/// What became of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PromptReport {
-    /// Tokens whose K/V were there already.
-    pub reused: usize,
-    /// Tokens that were decoded.
-    pub decoded: usize,
-    /// How long it took.
-    pub elapsed: Duration,
-    /// True if it was cancelled; what was decoded is kept and reused by the next call.
-    pub cancelled: bool,
-}
-
-/// When a generation ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct GenerateParams {
-    /// The most tokens to generate.
-    pub max_tokens: usize,
-    /// Texts that end it; they are not part of the result.
-    pub stop: Vec<String>,
-    /// Goes on after the model's own end token.
-    pub ignore_eos: bool,
-    /// Reports each token's log-probability, and those of this many of the best beside it.
-    pub n_logprobs: Option<usize>,
-}
-
-impl Default for GenerateParams {
-    fn default() -> Self {
-        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false, n_logprobs: None }
-    }
-}
-
-/// Where a token left the model early.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ExitPoint {
-    /// After this block, by its exit head.
-    Layer(u32),
-    /// At the final norm, by the screened output matrix.
-    Screen,
-}
-
-impl serde::Serialize for ExitPoint {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        match self {
-            Self::Layer(il) => serializer.serialize_u32(*il),
-            Self::Screen => serializer.serialize_str("screen"),
-        }
-    }
-}
-
-/// One generated token, as it comes.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub struct TokenEvent<'a> {
-    /// The token.
-    pub token: Token,
-    /// What can be shown now: whole code points, possibly of earlier tokens too, possibly none. What is still held back
-    /// when the generation ends (the beginning of a stop text that did not come) is in [`Generation::text`] alone.
-    pub text: &'a str,
-    /// Where it left the model; `None` if it ran through all of it.
-    pub exit: Option<ExitPoint>,
-    /// With [`GenerateParams::n_logprobs`]: the token's own log-probability, then the best ones, falling. They are the
-    /// model's, before the sampler; of a token that exited they are over the candidates alone.
-    pub logprobs: &'a [TokenLogprob],
-}
-
-/// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The model's own end token.
-    Eos,
-    /// The most tokens were generated, or the context is full ([`Generation::context_full`]).
-    Length,
-    /// A stop text, or the callback.
-    Stop,
-    /// [`CancelHandle::cancel`].
-    Cancelled,
-}
-
-/// A finished generation.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Generation {
-    /// The tokens, without an end token.
-    pub tokens: Vec<Token>,
-    /// Their text, without a stop text.
-    pub text: String,
-    /// Where each token left the model.
-    pub exits: Vec<Option<ExitPoint>>,
-    /// Why it ended.
-    pub stop_reason: StopReason,
-    /// True if there was no room for a further token.
-    pub context_full: bool,
-    /// How long it took, from the logits of the prompt to the last token.
-    pub elapsed: Duration,
-    /// In exact mode, how many tokens were drafted, and how many of them the full model agreed with.
-    pub n_drafted: usize,
-    /// See [`Generation::n_drafted`].
-    pub n_right: usize,
-    /// Where the end token left the model, if one ended the text.
-    pub end_exit: Option<ExitPoint>,
-}
-
 impl Session {
     /// # Errors
     /// [`Error::Context`] with llama.cpp's reason, [`Error::InvalidValue`], [`Error::Heads`] and [`Error::Unsupported`] for
@@ -238,7 +103,7 @@ impl Session {
     }
 
     /// Changes whether tokens may leave the model early, from the next token on. Only a session that was made with exits or
-    /// with [`SessionParams::gate`] can turn them on.
+    /// with [`SessionParams::gate`] can turn exits on. The text so far is processed again.
     ///
     /// # Errors
     /// [`Error::InvalidValue`] for an agreement that the heads have no level for, and for a session without a gate;
@@ -362,13 +227,16 @@ impl Session {
         };
         let drafts = self.drafting.as_ref().map_or((0, 0), Drafting::counts);
         let cancel = self.cancel_handle();
+        // Log-probabilities are shares of a whole distribution.
+        let settled_by_best = sampler.is_greedy() && params.n_logprobs.is_none();
+        let candidates = if settled_by_best { Candidates::Enough } else { Candidates::All };
         let mut start = None;
         while made.tokens.len() < params.max_tokens {
-            if self.tokens.len() > self.n_ctx() {
+            if self.tokens.len() > self.n_ctx() && !(self.params.context_shift && self.shift()?) {
                 made.context_full = true;
                 break;
             }
-            match self.decode_next() {
+            match self.decode_next(candidates) {
                 Ok(()) if !cancel.is_cancelled() => {}
                 Ok(()) | Err(Error::Cancelled) => {
                     made.stop_reason = StopReason::Cancelled;
@@ -461,12 +329,13 @@ impl Session {
     }
 
     /// Decodes what is missing; a single token may exit.
-    fn decode_next(&mut self) -> Result<()> {
+    fn decode_next(&mut self, candidates: Candidates) -> Result<()> {
         let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
         match (missing, &mut self.cascade) {
             (&[token], Some(cascade)) => {
                 self.next = Next::Unknown;
-                self.next = cascade.decode(&mut self.gate, token)?.map_or(Next::Logits(0), Next::Candidates);
+                self.next =
+                    cascade.decode(&mut self.gate, token, candidates)?.map_or(Next::Logits(0), Next::Candidates);
                 return Ok(());
             }
             (&[_], None) => {}
@@ -497,6 +366,19 @@ impl Session {
             Next::Logits(row) if agrees => self.next = Next::Logits(row + 1),
             _ => self.roll_back(self.tokens.len() - 1),
         }
+    }
+
+    /// Makes room by forgetting the older half of the text, but for its first token where the model's texts begin with a
+    /// special one. False if the model's memory cannot move what is left, or if there is nothing to forget.
+    fn shift(&mut self) -> Result<bool> {
+        let n_keep = usize::from(self.model.vocab().adds_bos());
+        let n_forget = self.gate.position().saturating_sub(n_keep) / 2;
+        if n_forget == 0 || !self.gate.shift(n_keep, n_forget)? {
+            return Ok(false);
+        }
+        self.tokens.drain(n_keep..n_keep + n_forget);
+        self.next = Next::Unknown;
+        Ok(true)
     }
 
     /// Takes drafts that no token was compared with out of the cache, and the last token of the text with them: it is

@@ -135,6 +135,9 @@ pub struct SessionParams {
     pub policy: Policy,
     /// Whether exact mode drafts from the text itself.
     pub lookup: Lookup,
+    /// Where the context is full, forgets the older half of the text and goes on, instead of ending the generation. What is
+    /// left keeps K/V that were computed from what is forgotten.
+    pub context_shift: bool,
 }
 
 impl Default for SessionParams {
@@ -156,6 +159,7 @@ impl Default for SessionParams {
             min_exit_layer: 0,
             policy: Policy::Auto,
             lookup: Lookup::Auto,
+            context_shift: false,
         }
     }
 }

@@ -81,6 +81,11 @@ impl Sampler {
         }
     }
 
+    /// True if the best token is always the one that is picked.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.chain.is_none()
+    }
+
     /// Picks from `logits`, `[n_vocab]`. `None` if a grammar allows no token, or if there are no finite logits.
     pub(crate) fn pick(&mut self, logits: &[f32]) -> Option<Token> {
         match &mut self.chain {

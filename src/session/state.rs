@@ -88,7 +88,7 @@ pub enum StateError {
 
 impl Session {
     /// Writes the session's text and its K/V cache to `path`, whole or not at all; an old file is replaced. Tokens whose
-    /// upper layers are pending are caught up first. What a cancelled call left to decode is left to the loading session.
+    /// upper layers are pending are caught up first, and drafts are dropped. What a cancelled call left to decode is left to the loading session.
     ///
     /// The file takes the bytes of the cache that are in use, and as much memory meanwhile.
     ///
@@ -100,6 +100,11 @@ impl Session {
         let wrong = |source| Error::State { path: path.to_owned(), source };
         self.drop_drafts();
         let layout = self.layout()?;
+        self.drop_drafts();
+        if self.gate.n_pending() > 0 {
+            // The catch-up leaves other logits than those after the last token.
+            self.next = Next::Unknown;
+        }
         let state = if self.gate.position() == 0 {
             Vec::new()
         } else {

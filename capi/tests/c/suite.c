@@ -196,7 +196,7 @@ static void struct_sizes(void) {
     offramp_model_info info;
     offramp_memory memory;
     offramp_statistics found;
-    const size_t wrong[] = { 0, 1, 8, sizeof model_params - 1, sizeof model_params + 8, 1 << 30, (size_t) -1 };
+    const size_t wrong[] = { 0, 1, 8, 31, 1000, 1 << 30, (size_t) -1 };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         FAILS(OFFRAMP_ERROR_ABI, offramp_model_default_params(&model_params, wrong[i]));
         FAILS(OFFRAMP_ERROR_ABI, offramp_session_default_params(&session_params, wrong[i]));
@@ -277,7 +277,11 @@ static void values(void) {
     FAILS(OFFRAMP_ERROR_CONTEXT_LENGTH, offramp_session_set_prompt(session, many, 300, NULL, NULL));
     CHECK(strncmp(offramp_last_error(), "context_length_exceeded", 23) == 0);
     FAILS(OFFRAMP_ERROR_IO, offramp_model_load("/nonexistent/model.gguf", NULL, &other));
-    FAILS(OFFRAMP_ERROR_GGUF, offramp_model_load(folder, NULL, &other) == OFFRAMP_ERROR_IO ? OFFRAMP_ERROR_GGUF : 0);
+    FAILS(OFFRAMP_ERROR_IO, offramp_model_load(folder, NULL, &other));
+    char garbage[512];
+    FILE * file = fopen(file_in_folder(garbage, sizeof garbage, "garbage.gguf"), "wb");
+    CHECK(file != NULL && fputs("GGUF and nothing that follows from it", file) >= 0 && fclose(file) == 0);
+    FAILS(OFFRAMP_ERROR_GGUF, offramp_model_load(garbage, NULL, &other));
     CHECK(other == NULL && sampler == NULL);
     offramp_session_free(session);
     offramp_model_free(model);

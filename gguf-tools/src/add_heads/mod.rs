@@ -1,39 +1,48 @@
 //! From collected tokens to exits that can be written: split, fit, choose, certify.
 //!
-//! Sequences are divided once, at random: three tenths to fit the screen, two tenths to choose its size and to map its slack
-//! to a confidence, and half to certify its thresholds, which is what takes the most. It refuses collections that
-//! are too small for that, and those of another model.
+//! The screen comes first, because every exit's candidates are its candidates. Then heads are trained after all candidate layers;
+//! the layers that pay are chosen by their measured outcomes and costs; and the cascade of them and the screen is certified as a
+//! whole. It refuses collections that are too small for that, those of another model, and layers that were not collected.
+
+pub mod certify;
+pub mod costs;
+pub mod heads;
+pub mod screen;
+pub mod split;
+
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gguf::exits::{Base, Calibration, ExitMeta, KvPolicy, Metric, ScreenMeta};
-use offramp::gguf::{Error, TensorType, Writer};
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+use offramp::gguf::exits::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta};
+use offramp::gguf::{TensorType, Writer};
 
 use crate::calibrate::bounds;
+use crate::calibrate::isotonic;
 use crate::collect::store::Reader;
-use crate::screen::basis::{Moments, Subspace};
-use crate::screen::certify::{self, Level};
-use crate::screen::choose::{COUNTS, Candidate, RANKS, cheapest};
+use crate::screen::Screen;
+use crate::screen::choose::Candidate;
 use crate::screen::evaluate::{Evaluator, Found};
 use crate::screen::output_matrix::OutputMatrix;
-use crate::screen::{Screen, q4_0};
-
-/// The tokens that choosing looks at, at most: each rank is evaluated on all of them.
-const CHOOSING_TOKENS: u64 = 4000;
-/// The fewest sequences that can be divided.
-const LEAST_SEQUENCES: usize = 20;
-/// The tokens that are read at once.
-const CHUNK: u64 = 1024;
+use crate::train::cascade::{AtExit, Cascade, Token};
+use crate::train::choose::{self, Choice};
+use crate::train::evaluate::{METRICS, Outcome};
+use crate::train::fit::{Look, Settings};
+use crate::train::head::Head;
+use crate::train::kv;
+use certify::Level;
+use costs::Timing;
+use heads::{Candidates, Quality};
+use split::Split;
 
 /// What to make.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The rank of the screen; `None` chooses.
-    pub rank: Option<usize>,
+    pub screen_rank: Option<usize>,
     /// The number of candidates; `None` chooses.
-    pub count: Option<usize>,
+    pub shortlist: Option<usize>,
+    /// The exits; `None` makes a screen alone.
+    pub heads: Option<HeadOptions>,
     /// The levels of agreement, ascending.
     pub agreements: Vec<f32>,
     /// The probability with which a certified level may be broken.
@@ -44,7 +53,22 @@ pub struct Options {
     pub date: String,
 }
 
-/// Steps of the work, for progress.
+/// Which exits to make, and how.
+#[derive(Debug, Clone)]
+pub struct HeadOptions {
+    /// The layers; `None` chooses among those that were collected.
+    pub layers: Option<Vec<u32>>,
+    /// How to train.
+    pub settings: Settings,
+    /// The metric; `None` chooses.
+    pub metric: Option<Metric>,
+    /// Whether skipped keys and values are predicted, where they were collected.
+    pub kv_maps: bool,
+    /// What parts of a token cost here.
+    pub timing: Timing,
+}
+
+/// Steps of the work, for progress: what, how much of it is done, of how much; `false` stops.
 pub type Progress<'a> = dyn FnMut(&'static str, u64, u64) -> bool + 'a;
 
 /// What was made, and what was measured on the way.
@@ -54,10 +78,20 @@ pub struct Made {
     pub meta: ExitMeta,
     /// The screen's tensors.
     pub screen: Screen,
+    /// The exits, lowest first.
+    pub heads: Vec<Head>,
     /// Every pair of rank and number of candidates that was measured.
     pub candidates: Vec<Candidate>,
     /// The chosen one, measured on the prompts that certify.
     pub chosen: Candidate,
+    /// How the candidate layers turned out; empty without exits.
+    pub quality: Vec<Quality>,
+    /// How training went; empty without exits.
+    pub looks: Vec<Look>,
+    /// How well skipped keys and values are predicted, exit by exit.
+    pub kv_quality: Vec<Vec<kv::Quality>>,
+    /// All candidates as a cascade with its costs, and every set of them that was simulated, best first.
+    pub sets: (Cascade, Vec<Choice>),
     /// The certified levels.
     pub levels: Vec<Level>,
     /// Prompts that certify.
@@ -66,13 +100,16 @@ pub struct Made {
     pub n_changed: usize,
     /// The exact upper bound on the share of prompts that the screen alone changes.
     pub changed_bound: f64,
+    /// How long each part took.
+    pub times: Vec<(&'static str, Duration)>,
 }
 
-/// Makes a screen for the model whose tokens `reader` holds.
+/// Makes exits for the model whose tokens `reader` holds.
 ///
 /// # Errors
 ///
-/// Too few sequences, tokens of another model, [`Error::Interrupted`].
+/// Too few sequences, tokens of another model, layers that were not collected, training that diverges,
+/// [`offramp::gguf::Error::Interrupted`].
 pub fn make(
     matrix: &OutputMatrix<'_>,
     base: Base,
@@ -89,52 +126,164 @@ pub fn make(
         base.name,
         base.sha256
     );
+    let mut clock = Clock::default();
     let split = Split::of(reader, options.seed)?;
-    let subspace = Subspace::fit(matrix, &moments(matrix, reader, &split.fit, progress)?)?;
-    let (candidates, screen, choice) = choose(matrix, reader, &subspace, &split.choose, options, progress)?;
-
-    let evaluator = Evaluator::new(*matrix, &screen)?;
-    let mut evaluate = |what: &'static str, sequences: &[usize]| -> anyhow::Result<Vec<Vec<Found>>> {
-        let total = count(reader, sequences);
-        let found = evaluator.run(reader, sequences, &[choice.count], &mut |done| progress(what, done, total))?;
+    let screen::Chosen { screen, choice: size, candidates } = screen::make(matrix, reader, &split, options, progress)?;
+    let mut evaluator = Evaluator::new(*matrix, &screen)?;
+    let mut screened = |what: &'static str, sequences: &[usize]| -> anyhow::Result<Vec<Vec<Found>>> {
+        let total = split::count(reader, sequences);
+        let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
         Ok(found.into_iter().next().unwrap_or_default())
     };
-    let tuning = evaluate("mapping", &split.choose)?;
-    let map = certify::confidence(&tuning);
-    let thresholds = certify::thresholds(&map, &tuning);
-    let found = evaluate("certifying", &split.certify)?;
-    let levels = certify::levels(&map, &thresholds, &found, &options.agreements, options.delta)?;
-    let n_changed = found.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count();
+    let (choosing, certifying) = (screened("mapping", &split.choose)?, screened("certifying", &split.certify)?);
+    let of_tokens: Vec<(f32, bool)> = choosing.concat().iter().map(|token| (token.slack, token.is_found)).collect();
+    let screen_map = isotonic::fit(&of_tokens);
+    clock.lap("screen");
 
-    let calibration = calibration(reader, &split.certify, &levels, options)?;
+    let mut trained = None;
+    if let Some(wanted) = &options.heads {
+        evaluator.unpack()?;
+        let layers = layers(wanted, reader)?;
+        let settings = Settings { seed: options.seed, ..wanted.settings.clone() };
+        let candidates = heads::train(
+            matrix, &evaluator, size.count, reader, &split, &layers, wanted.metric, &settings, progress,
+        )?;
+        trained = Some((wanted, candidates));
+        clock.lap("heads");
+    }
+    let (cascade, tokens) = simulated(&base, matrix, &screen, size.count, trained.as_ref(), &screen_map, &choosing);
+    let tokens = tokens.concat();
+    let sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
+        // Layers that the user gave are all taken.
+        Some(_) => vec![choose::set(&cascade, &tokens, &(0..cascade.layers.len()).collect::<Vec<_>>(), &options.agreements)],
+        None => choose::sets(&cascade, &tokens, &options.agreements),
+    };
+    let choice = sets.first().context("no set of layers could be simulated")?.clone();
+    clock.lap("layers");
+
+    let (mut chosen_heads, mut kv_quality, mut confidence) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut quality, mut looks, mut metric) = (Vec::new(), Vec::new(), Metric::TopProbability);
+    let mut outcomes = Vec::new();
+    if let Some((wanted, candidates)) = trained {
+        for exit in &choice.exits {
+            let mut head = candidates.heads[*exit].clone();
+            if wanted.kv_maps && kv::is_collected(reader, base.n_layer) {
+                let total = split::count(reader, &split.fit) + split::count(reader, &split.held_out);
+                kv_quality.push(kv::fit(&mut head, base.n_layer, reader, &split.fit, &split.held_out, &mut |done| {
+                    progress("mapping", done, total)
+                })?);
+            }
+            confidence.push(candidates.confidence[*exit].clone());
+            chosen_heads.push(head);
+        }
+        clock.lap("K/V maps");
+        outcomes =
+            heads::outcomes(&chosen_heads, &evaluator, size.count, reader, &split.certify, "certifying", progress)?;
+        (quality, looks, metric) = (candidates.quality, candidates.looks, candidates.metric);
+    }
+    let prompts = tokens_of(&outcomes, &confidence, metric, &certifying, &screen_map);
+    let levels = certify::levels(&cascade.of(&choice.exits), &choice, &prompts, options.delta)?;
+    clock.lap("certificate");
+    // Tables of no exit have no rows.
+    let with_exits = if chosen_heads.is_empty() { &[][..] } else { &levels[..] };
+    let n_changed = certifying.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count();
     let meta = ExitMeta {
         base,
-        layers: Vec::new(),
-        head_types: Vec::new(),
-        head_ranks: Vec::new(),
+        layers: chosen_heads.iter().map(|head| head.layer).collect(),
+        head_types: chosen_heads.iter().map(Head::ty).collect(),
+        head_ranks: chosen_heads.iter().map(|head| u32::try_from(head.rank())).collect::<Result<_, _>>()?,
         screen: ScreenMeta {
             rank: u32::try_from(screen.rank)?,
-            shortlist: u32::try_from(choice.count)?,
-            confidence: map,
+            shortlist: u32::try_from(size.count)?,
+            confidence: screen_map,
             thresholds: levels.iter().map(|level| level.threshold).collect(),
         },
-        metric: Metric::TopProbability,
-        confidence: Vec::new(),
+        metric,
+        confidence,
         agreements: options.agreements.clone(),
-        thresholds: Vec::new(),
-        gate_thresholds: Vec::new(),
-        calibration: Some(calibration),
+        thresholds: with_exits.iter().map(|level| vec![level.threshold; chosen_heads.len()]).collect(),
+        gate_thresholds: with_exits.iter().map(|level| level.gates.clone()).collect(),
+        calibration: Some(calibration(reader, &split.certify, &levels, &chosen_heads, options)?),
     };
     Ok(Made {
         meta,
+        chosen: Candidate::measure(size.rank, size.count, size.screened, &certifying),
         screen,
+        heads: chosen_heads,
         candidates,
-        chosen: Candidate::measure(choice.rank, choice.count, choice.screened, &found),
+        quality,
+        looks,
+        kv_quality,
+        sets: (cascade, sets),
         levels,
-        n_prompts: found.len(),
+        n_prompts: certifying.len(),
         n_changed,
-        changed_bound: bounds::binomial_upper_bound(n_changed, found.len(), options.delta),
+        changed_bound: bounds::binomial_upper_bound(n_changed, certifying.len(), options.delta),
+        times: clock.laps,
     })
+}
+
+/// The layers to train heads after.
+fn layers(wanted: &HeadOptions, reader: &Reader) -> anyhow::Result<Vec<u32>> {
+    let layers = wanted.layers.clone().unwrap_or_else(|| reader.manifest().layers.clone());
+    if layers.is_empty() {
+        bail!("no hidden states of layers were collected: collect with --layers, or make a screen alone with --layers off");
+    }
+    ensure!(layers.is_sorted_by(|a, b| a < b), "layers {layers:?}: give them in ascending order");
+    Ok(layers)
+}
+
+/// All trained heads as a cascade with its costs, and the tokens that choose, sequence by sequence.
+fn simulated(
+    base: &Base,
+    matrix: &OutputMatrix<'_>,
+    screen: &Screen,
+    count: usize,
+    trained: Option<&(&HeadOptions, Candidates)>,
+    screen_map: &ConfidenceMap,
+    choosing: &[Vec<Found>],
+) -> (Cascade, Vec<Vec<Token>>) {
+    // Without exits no time is compared, so that any will do.
+    let timing = trained.map_or(Timing { layer: 1.0, output: 1.0, caught_up: None }, |(wanted, _)| wanted.timing);
+    let (heads, confidence, outcomes, metric) = match trained {
+        Some((_, candidates)) => {
+            (&candidates.heads[..], &candidates.confidence[..], &candidates.outcomes[..], candidates.metric)
+        }
+        None => (&[][..], &[][..], &[][..], Metric::TopProbability),
+    };
+    let cascade = Cascade {
+        layers: heads.iter().map(|head| head.layer).collect(),
+        n_layer: base.n_layer,
+        costs: timing.costs(matrix, screen, count, heads),
+    };
+    (cascade, tokens_of(outcomes, confidence, metric, choosing, screen_map))
+}
+
+/// What is known of each token: outcomes of each exit, and what the screen found, sequence by sequence.
+fn tokens_of(
+    outcomes: &[Vec<Vec<Outcome>>],
+    confidence: &[ConfidenceMap],
+    metric: Metric,
+    screened: &[Vec<Found>],
+    screen_map: &ConfidenceMap,
+) -> Vec<Vec<Token>> {
+    let metric = METRICS.iter().position(|other| *other == metric).unwrap_or(0);
+    let at = |exit: usize, sequence: usize, token: usize| {
+        let outcome = outcomes[exit][sequence][token];
+        AtExit {
+            confidence: confidence[exit].agreement_at(outcome.metrics[metric]),
+            gate: outcome.gate,
+            is_right: outcome.is_right,
+        }
+    };
+    let of_sequence = |(sequence, found): (usize, &Vec<Found>)| {
+        let tokens = found.iter().enumerate().map(|(token, found)| Token {
+            exits: (0..outcomes.len()).map(|exit| at(exit, sequence, token)).collect(),
+            screen: (screen_map.agreement_at(found.slack), found.is_found),
+        });
+        tokens.collect()
+    };
+    screened.iter().enumerate().map(of_sequence).collect()
 }
 
 impl Made {
@@ -150,122 +299,25 @@ impl Made {
         writer.tensor("exit_screen.basis", TensorType::F16, &[n_embd, rank], basis)?;
         let output = self.screen.output.clone();
         writer.tensor("exit_screen.output", TensorType::Q4_0, &[rank, base.n_vocab.into()], output)?;
-        Ok(())
+        self.heads.iter().try_for_each(|head| head.write(writer))
     }
-}
 
-/// The positions of sequences that serve each purpose.
-struct Split {
-    fit: Vec<usize>,
-    choose: Vec<usize>,
-    certify: Vec<usize>,
-}
-
-impl Split {
-    fn of(reader: &Reader, seed: u64) -> anyhow::Result<Split> {
-        let n = reader.sequences().len();
-        if n < LEAST_SEQUENCES {
-            bail!("{n} answers were collected; at least {LEAST_SEQUENCES} are needed: raise --tokens or --time-limit");
-        }
-        let mut order: Vec<usize> = (0..n).collect();
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        let certify = order.split_off(n / 2);
-        let choose = order.split_off(n * 3 / 10);
-        Ok(Split { fit: order, choose, certify })
+    /// The chosen set of exits, as simulated.
+    pub fn choice(&self) -> Option<&Choice> {
+        self.sets.1.first()
     }
-}
 
-fn count(reader: &Reader, sequences: &[usize]) -> u64 {
-    sequences.iter().map(|i| reader.sequences()[*i].end - reader.sequences()[*i].start).sum()
-}
-
-fn moments(
-    matrix: &OutputMatrix<'_>,
-    reader: &Reader,
-    sequences: &[usize],
-    progress: &mut Progress<'_>,
-) -> anyhow::Result<Moments> {
-    let mut moments = Moments::new(matrix.n_embd(), matrix.n_vocab());
-    let (mut done, total) = (0, count(reader, sequences));
-    for &i in sequences {
-        let tokens = reader.sequences()[i].clone();
-        for first in tokens.clone().step_by(CHUNK as usize) {
-            let part = first..tokens.end.min(first + CHUNK);
-            if !progress("fitting", done, total) {
-                return Err(Error::Interrupted.into());
-            }
-            done += part.end - part.start;
-            moments.add(&reader.hidden(offramp::gate::Tap::ResultNorm, part.clone())?, &reader.labels(part)?)?;
-        }
+    /// The type of the heads; `None` without exits.
+    pub fn head_type(&self) -> Option<HeadType> {
+        self.meta.head_types.first().copied()
     }
-    Ok(moments)
-}
-
-/// Measures the pairs of rank and number of candidates, and makes the screen of the cheapest.
-fn choose(
-    matrix: &OutputMatrix<'_>,
-    reader: &Reader,
-    subspace: &Subspace,
-    sequences: &[usize],
-    options: &Options,
-    progress: &mut Progress<'_>,
-) -> anyhow::Result<(Vec<Candidate>, Screen, Candidate)> {
-    let mut left = CHOOSING_TOKENS;
-    let few: Vec<usize> = sequences
-        .iter()
-        .copied()
-        .take_while(|i| {
-            let is_wanted = left > 0;
-            left = left.saturating_sub(count(reader, &[*i]));
-            is_wanted
-        })
-        .collect();
-    let (n_embd, n_vocab) = (matrix.n_embd(), matrix.n_vocab());
-    // More than half of the directions, or an eighth of the rows, would not save enough to be tried.
-    let ranks = |rank: &usize| *rank * 2 <= n_embd || *rank == q4_0::BLOCK;
-    let ranks: Vec<usize> = options.rank.map_or_else(|| RANKS.into_iter().filter(ranks).collect(), |rank| vec![rank]);
-    let counts: Vec<usize> = match options.count {
-        Some(count) => vec![count],
-        None => COUNTS.into_iter().filter(|count| count * 8 <= n_vocab).collect(),
-    };
-    let is_right = counts.iter().all(|count| (1..=n_vocab).contains(count));
-    ensure!(is_right, "a shortlist of {counts:?} candidates: give 1 to {n_vocab}");
-    ensure!(
-        !ranks.is_empty() && !counts.is_empty(),
-        "a model of {n_embd} wide states and {n_vocab} tokens is too small for a screen to be worth it: \
-         give --screen-rank and --shortlist"
-    );
-    let total = count(reader, &few) * ranks.len() as u64;
-    let mut candidates = Vec::new();
-    let mut best: Option<(Candidate, Screen)> = None;
-    for (i, rank) in ranks.into_iter().enumerate() {
-        let screen = Screen::new(matrix, subspace, rank, options.seed)?;
-        let before = count(reader, &few) * i as u64;
-        let found = Evaluator::new(*matrix, &screen)?
-            .run(reader, &few, &counts, &mut |done| progress("choosing", before + done, total))?;
-        let measured: Vec<Candidate> = counts
-            .iter()
-            .zip(&found)
-            .map(|(count, found)| {
-                let bytes = screen.bytes() + (count * matrix.row_bytes()) as u64;
-                Candidate::measure(rank, *count, bytes as f64 / matrix.bytes() as f64, found)
-            })
-            .collect();
-        if let Some(candidate) =
-            cheapest(&measured).filter(|new| best.as_ref().is_none_or(|(old, _)| new.cost() < old.cost()))
-        {
-            best = Some((candidate, screen));
-        }
-        candidates.extend(measured);
-    }
-    let (choice, screen) = best.context("no pair of rank and shortlist could be measured")?;
-    Ok((candidates, screen, choice))
 }
 
 fn calibration(
     reader: &Reader,
     sequences: &[usize],
     levels: &[Level],
+    heads: &[Head],
     options: &Options,
 ) -> anyhow::Result<Calibration> {
     // A margin that is smaller than what logits differ by between batch widths.
@@ -275,8 +327,9 @@ fn calibration(
         let labels = reader.labels(reader.sequences()[i].clone())?;
         near_ties += labels.iter().filter(|label| label.margin < near_tie).count() as u64;
     }
-    let n_tokens = count(reader, sequences);
+    let n_tokens = split::count(reader, sequences);
     let of = |value: fn(&Level) -> f64| levels.iter().map(|level| value(level) as f32).collect();
+    let has_maps = !heads.is_empty() && heads.iter().all(|head| !head.kv.is_empty());
     Ok(Calibration {
         prompts: reader.manifest().prompts.clone(),
         n_prompts: u32::try_from(sequences.len())?,
@@ -284,12 +337,32 @@ fn calibration(
         delta: options.delta as f32,
         risk: of(|level| level.certified.as_ref().map_or(0.0, |certified| certified.risk)),
         risk_bound: of(|level| level.certified.as_ref().map_or(0.0, |certified| certified.bound)),
-        exit_rate: of(|level| level.usage),
-        kv_policy: KvPolicy::CatchUp,
+        exit_rate: of(|level| level.summary.exits.iter().sum::<f64>() + level.summary.screen),
+        kv_policy: if has_maps { KvPolicy::Predict } else { KvPolicy::CatchUp },
         sampler: "greedy, and temperature 0.8 with min-p 0.05, by turns".to_string(),
         batch_width: reader.manifest().batch_width,
         near_ties: near_ties as f32 / n_tokens.max(1) as f32,
         engine: reader.manifest().engine.clone(),
         date: options.date.clone(),
     })
+}
+
+/// Times of parts, one after another.
+struct Clock {
+    last: std::time::Instant,
+    laps: Vec<(&'static str, Duration)>,
+}
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock { last: std::time::Instant::now(), laps: Vec::new() }
+    }
+}
+
+impl Clock {
+    fn lap(&mut self, what: &'static str) {
+        let now = std::time::Instant::now();
+        self.laps.push((what, now - self.last));
+        self.last = now;
+    }
 }

@@ -42,7 +42,7 @@ impl Moments {
         ensure!(hidden.len() == n_embd * labels.len(), "{} values of {} hidden states", hidden.len(), labels.len());
         let hidden: Vec<f64> = hidden.iter().map(|value| f64::from(*value)).collect();
         let rows = MatRef::from_row_major_slice(&hidden, labels.len(), n_embd);
-        matmul(&mut self.second, Accum::Add, rows.transpose(), rows, 1.0, Par::Seq);
+        matmul(&mut self.second, Accum::Add, rows.transpose(), rows, 1.0, Par::rayon(0));
         for label in labels {
             for (id, probability) in label.top {
                 *self.mass.get_mut(id as usize).context("a label beyond the vocabulary")? += f64::from(probability);
@@ -115,7 +115,7 @@ impl Subspace {
             let mut part = Mat::<f32>::zeros(n, n);
             let rows = MatRef::from_row_major_slice(rows, n_rows, n);
             let weighted = MatRef::from_row_major_slice(&weighted, n_rows, n);
-            matmul(&mut part, Accum::Replace, weighted.transpose(), rows, 1.0, Par::Seq);
+            matmul(&mut part, Accum::Replace, weighted.transpose(), rows, 1.0, Par::rayon(0));
             for j in 0..n {
                 for i in 0..n {
                     gram[(i, j)] += f64::from(part[(i, j)]);
@@ -147,7 +147,7 @@ impl Subspace {
         let chosen = self.directions.subcols(0, rank) * &rotation;
         let output = &self.cholesky * &chosen;
         let mut basis = chosen;
-        solve_upper_triangular_in_place(self.cholesky.transpose(), basis.as_mut(), Par::Seq);
+        solve_upper_triangular_in_place(self.cholesky.transpose(), basis.as_mut(), Par::rayon(0));
         let by_column = |j: usize| (0..n).map(move |i| (i, j));
         let by_row = |i: usize| (0..rank).map(move |j| (i, j));
         Ok(Rotated {
@@ -164,7 +164,7 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
     radius * angle.cos()
 }
 
-/// Rows of `n_inner` values times a matrix of `n_inner` rows of `n_columns`: rows of `n_columns` values.
+/// Rows of `n_inner` values times a matrix of `n_inner` rows of `n_columns`: rows of `n_columns` values. On all threads.
 pub fn product(rows: &[f32], n_inner: usize, matrix: &[f32], n_columns: usize) -> Vec<f32> {
     let n_rows = rows.len() / n_inner.max(1);
     let mut out = vec![0.0; n_rows * n_columns];
@@ -174,12 +174,12 @@ pub fn product(rows: &[f32], n_inner: usize, matrix: &[f32], n_columns: usize) -
         MatRef::from_row_major_slice(rows, n_rows, n_inner),
         MatRef::from_row_major_slice(matrix, n_inner, n_columns),
         1.0,
-        Par::Seq,
+        Par::rayon(0),
     );
     out
 }
 
-/// Rows of `n_inner` values times the rows of another matrix: one row of dot products for each row.
+/// Rows of `n_inner` values times the rows of another matrix: one row of dot products for each row. On all threads.
 pub fn product_of_rows(rows: &[f32], others: &[f32], n_inner: usize) -> Vec<f32> {
     let (n_rows, n_others) = (rows.len() / n_inner.max(1), others.len() / n_inner.max(1));
     let mut out = vec![0.0; n_rows * n_others];
@@ -189,7 +189,7 @@ pub fn product_of_rows(rows: &[f32], others: &[f32], n_inner: usize) -> Vec<f32>
         MatRef::from_row_major_slice(rows, n_rows, n_inner),
         MatRef::from_row_major_slice(others, n_others, n_inner).transpose(),
         1.0,
-        Par::Seq,
+        Par::rayon(0),
     );
     out
 }

@@ -5,14 +5,18 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use offramp::gate::Tap;
 use offramp::gguf::{TensorType, quants};
+use rayon::prelude::*;
 
 use super::output_matrix::OutputMatrix;
 use super::{Screen, basis};
 use crate::collect::label::Label;
 use crate::collect::store::Reader;
 
+/// The most bytes that the output matrix may take unpacked.
+const MAX_UNPACKED: usize = 1 << 30;
+
 /// Tokens that are scored at once.
-const BATCH: u64 = 32;
+const BATCH: u64 = 64;
 
 /// What a screen made of one token, for one number of candidates.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,6 +34,8 @@ pub struct Evaluator<'a> {
     rank: usize,
     basis: Vec<f32>,
     output: Vec<f32>,
+    /// The whole matrix, `[n_embd, n_vocab]`, where [`Evaluator::unpack`] was asked for and there is room.
+    unpacked: Vec<f32>,
 }
 
 impl<'a> Evaluator<'a> {
@@ -40,7 +46,77 @@ impl<'a> Evaluator<'a> {
         let mut basis = vec![0.0; screen.basis.len()];
         screen.basis.convert_to_f32_slice(&mut basis);
         let output = quants::dequantize(TensorType::Q4_0, &screen.output)?;
-        Ok(Evaluator { matrix, rank: screen.rank, basis, output })
+        Ok(Evaluator { matrix, rank: screen.rank, basis, output, unpacked: Vec::new() })
+    }
+
+    /// Unpacks the output matrix, so that rescoring need not do it row by row; not for one above [`MAX_UNPACKED`].
+    ///
+    /// # Errors
+    ///
+    /// Rows that cannot be read.
+    pub fn unpack(&mut self) -> anyhow::Result<()> {
+        let n_values = self.matrix.n_embd() * self.matrix.n_vocab();
+        if n_values * size_of::<f32>() <= MAX_UNPACKED && self.unpacked.is_empty() {
+            let mut unpacked = Vec::with_capacity(n_values);
+            self.matrix.for_each_chunk(&mut |_, rows| {
+                unpacked.extend_from_slice(rows);
+                Ok(())
+            })?;
+            self.unpacked = unpacked;
+        }
+        Ok(())
+    }
+
+    /// The screened scores of all tokens for hidden states `[n_embd, n]` in the output matrix's space: `[n_vocab, n]`.
+    pub fn scores(&self, hidden: &[f32]) -> Vec<f32> {
+        let halves: Vec<f32> = hidden.iter().map(|x| f16::from_f32(*x).to_f32()).collect();
+        let mut inner = basis::product_of_rows(&halves, &self.basis, self.matrix.n_embd());
+        round_to_q8_0(&mut inner);
+        basis::product_of_rows(&inner, &self.output, self.rank)
+    }
+
+    /// The exact logits of all tokens for hidden states `[n_embd, n]`, before any cap: `[n_vocab, n]`. Nothing where the
+    /// matrix is not unpacked.
+    pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
+        if self.unpacked.is_empty() {
+            return Vec::new();
+        }
+        basis::product_of_rows(hidden, &self.unpacked, self.matrix.n_embd())
+    }
+
+    /// The `count` tokens that score best (of equals the lowest ids) by ascending id, with their exact logits, capped
+    /// where the model caps them. `logits` are those of all tokens, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// Rows that cannot be read.
+    pub fn candidates(
+        &self,
+        scores: &[f32],
+        logits: &[f32],
+        hidden: &[f32],
+        count: usize,
+    ) -> anyhow::Result<Vec<(u32, f32)>> {
+        let count = count.clamp(1, scores.len().max(1));
+        let last = nth_largest(scores, count);
+        let n_above = scores.iter().filter(|score| **score > last).count();
+        let mut n_ties = count - n_above;
+        let mut candidates = Vec::with_capacity(count);
+        for (id, score) in scores.iter().enumerate().filter(|(_, score)| **score >= last) {
+            if *score == last {
+                if n_ties == 0 {
+                    continue;
+                }
+                n_ties -= 1;
+            }
+            let logit = match logits.get(id) {
+                Some(logit) => *logit,
+                None => dot(&self.matrix.row(id)?, hidden),
+            };
+            let cap = |logit: f32| self.matrix.softcap().map_or(logit, |cap| cap * (logit / cap).tanh());
+            candidates.push((u32::try_from(id)?, cap(logit)));
+        }
+        Ok(candidates)
     }
 
     /// Evaluates sequences: for each of `counts` (numbers of candidates, ascending), for each sequence, what was found
@@ -81,36 +157,28 @@ impl<'a> Evaluator<'a> {
     /// One batch: token by token, and of each token count by count.
     fn batch(&self, hidden: &[f32], labels: &[Label], counts: &[usize]) -> anyhow::Result<Vec<Found>> {
         let n_embd = self.matrix.n_embd();
-        let halves = |values: &[f32]| -> Vec<f32> { values.iter().map(|x| f16::from_f32(*x).to_f32()).collect() };
-        let mut inner = basis::product_of_rows(&halves(hidden), &self.basis, n_embd);
-        round_to_q8_0(&mut inner);
-        let scores = basis::product_of_rows(&inner, &self.output, self.rank);
-        let mut found = Vec::with_capacity(labels.len() * counts.len());
-        let mut sorted = Vec::new();
-        for ((scores, hidden), label) in
-            scores.chunks_exact(self.matrix.n_vocab()).zip(hidden.chunks_exact(n_embd)).zip(labels)
-        {
-            let best = label.argmax() as usize;
-            let exact = dot(&self.matrix.row(best)?, hidden);
-            let before = |id: usize, score: f32| score > scores[best] || (score == scores[best] && id < best);
-            let place = scores.iter().enumerate().filter(|(id, score)| before(*id, **score)).count();
-            sorted.clear();
-            sorted.extend_from_slice(scores);
-            let mut lasts = vec![0.0; counts.len()];
-            let mut end = sorted.len();
-            for (last, count) in lasts.iter_mut().zip(counts).rev() {
-                let count = (*count).clamp(1, end);
-                let (_, nth, _) = sorted[..end].select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
-                *last = *nth;
-                end = count;
-            }
-            for (count, last) in counts.iter().zip(lasts) {
-                let is_found = place < *count;
-                let exact = if is_found { exact } else { self.best_of(scores, last, hidden)? };
-                found.push(Found { slack: exact - last, is_found });
-            }
-        }
-        Ok(found)
+        let scores = self.scores(hidden);
+        let n_vocab = self.matrix.n_vocab();
+        let rows = scores.par_chunks(n_vocab).zip(hidden.par_chunks(n_embd)).zip(labels);
+        let found: Vec<Vec<Found>> = rows
+            .map(|((scores, hidden), label)| self.token(scores, hidden, label, counts))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(found.concat())
+    }
+
+    /// One token, count by count.
+    fn token(&self, scores: &[f32], hidden: &[f32], label: &Label, counts: &[usize]) -> anyhow::Result<Vec<Found>> {
+        let best = label.argmax() as usize;
+        let exact = dot(&self.matrix.row(best)?, hidden);
+        let before = |id: usize, score: f32| score > scores[best] || (score == scores[best] && id < best);
+        let place = scores.iter().enumerate().filter(|(id, score)| before(*id, **score)).count();
+        let of_count = |count: &usize| {
+            let last = nth_largest(scores, (*count).clamp(1, scores.len()));
+            let is_found = place < *count;
+            let exact = if is_found { exact } else { self.best_of(scores, last, hidden)? };
+            Ok(Found { slack: exact - last, is_found })
+        };
+        counts.iter().map(of_count).collect()
     }
 
     /// The best exact logit of the tokens that score at least `last`.
@@ -127,6 +195,23 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
 }
 
+/// The `n`-th largest value, from 1. A sample gives a bound that few values pass.
+fn nth_largest(values: &[f32], n: usize) -> f32 {
+    const STEP: usize = 16;
+    let nth = |values: &mut [f32], n: usize| *values.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a)).1;
+    let mut sample: Vec<f32> = values.iter().copied().step_by(STEP).collect();
+    // A quarter more than expected, so that the bound is rarely too high.
+    let wanted = n * 5 / (4 * STEP) + 8;
+    if wanted < sample.len() {
+        let bound = nth(&mut sample, wanted);
+        let mut passed: Vec<f32> = values.iter().copied().filter(|value| *value >= bound).collect();
+        if passed.len() >= n {
+            return nth(&mut passed, n);
+        }
+    }
+    nth(&mut values.to_vec(), n.min(values.len()))
+}
+
 /// Rounds to what ggml makes of a vector before it multiplies 4-bit rows by it: 32 values share one scale.
 fn round_to_q8_0(values: &mut [f32]) {
     for block in values.chunks_mut(32) {
@@ -135,6 +220,27 @@ fn round_to_q8_0(values: &mut [f32]) {
         let stored = f16::from_f32(step).to_f32();
         for value in block {
             *value = if step > 0.0 { (*value / step).round() * stored } else { 0.0 };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    #[test]
+    fn the_nth_largest_is_found_whatever_the_sample_says() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
+        let mut values: Vec<f32> = (0..5000).map(|_| rng.random::<f32>()).collect();
+        // The sample sees large values alone.
+        let misleading: Vec<f32> = (0..5000).map(|i| if i % 16 == 0 { 2.0 } else { 1.0 - i as f32 / 1e4 }).collect();
+        for values in [&mut values, &mut misleading.clone()] {
+            let mut sorted = values.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            for n in [1, 2, 300, 2048, 4999, 5000] {
+                assert_eq!(nth_largest(values, n), sorted[n - 1], "{n}");
+            }
         }
     }
 }

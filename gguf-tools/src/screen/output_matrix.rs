@@ -8,6 +8,9 @@ use offramp::gguf::{File, TensorInfo, quants};
 /// The rows of one chunk.
 const CHUNK: usize = 4096;
 
+/// What `gemma2` caps its logits at when its file does not say, as the runtime knows it.
+const GEMMA2_SOFTCAP: f32 = 30.0;
+
 /// The output matrix of an open model file.
 #[derive(Debug, Clone, Copy)]
 pub struct OutputMatrix<'a> {
@@ -15,6 +18,7 @@ pub struct OutputMatrix<'a> {
     info: &'a TensorInfo,
     n_embd: usize,
     n_vocab: usize,
+    softcap: Option<f32>,
 }
 
 impl<'a> OutputMatrix<'a> {
@@ -33,7 +37,19 @@ impl<'a> OutputMatrix<'a> {
         let whole = n_embd > 0 && n_vocab > 0 && info.dims().len() == 2;
         let whole = whole && (n_embd as u64).is_multiple_of(info.ty().block_size());
         ensure!(whole, "{} of shape {:?} is no matrix of whole blocks", info.name(), info.dims());
-        Ok(OutputMatrix { data: file.data(info), info, n_embd, n_vocab })
+        let architecture = file.str("general.architecture")?.unwrap_or_default();
+        let softcap = match file.f32(&format!("{architecture}.final_logit_softcapping"))? {
+            None if architecture == "gemma2" => Some(GEMMA2_SOFTCAP),
+            Some(cap) if matches!(architecture, "gemma2" | "gemma3") => Some(cap).filter(|cap| *cap != 0.0),
+            _ => None,
+        };
+        ensure!(softcap.is_none_or(f32::is_normal), "the model caps its logits at {softcap:?}, which is no number");
+        Ok(OutputMatrix { data: file.data(info), info, n_embd, n_vocab, softcap })
+    }
+
+    /// What logits are capped at: `cap * tanh(logit / cap)`.
+    pub fn softcap(&self) -> Option<f32> {
+        self.softcap
     }
 
     /// The length of a row.

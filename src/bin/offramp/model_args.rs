@@ -54,6 +54,9 @@ pub struct ModelArgs {
     /// Which checks are made: auto (those that pay here) or always
     #[arg(long, value_name = "WHICH", default_value_t = Policy::Auto)]
     pub policy: Policy,
+    /// Where the context is full, forget the older half of the text and go on
+    #[arg(long, env = "LLAMA_ARG_CONTEXT_SHIFT")]
+    pub context_shift: bool,
     /// Tokens of context; 0 takes what the model was trained with [default: that, at most 8192]
     #[arg(short, long, value_name = "N", env = "LLAMA_ARG_CTX_SIZE")]
     pub ctx_size: Option<u32>,
@@ -134,6 +137,7 @@ impl ModelArgs {
         params.min_exit_layer = self.min_exit_layer;
         params.policy = self.policy;
         params.lookup = self.lookup;
+        params.context_shift = self.context_shift;
         params
     }
 

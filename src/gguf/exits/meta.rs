@@ -296,6 +296,22 @@ impl ConfidenceMap {
         y0 + (y1 - y0) * ((value - x0) / (x1 - x0))
     }
 
+    /// The least value of the metric whose probability of agreement is at least `wanted`; infinite if there is none.
+    pub fn least_at(&self, wanted: f32) -> f32 {
+        let above = self.agreement.partition_point(|&agreement| agreement < wanted);
+        match (above.checked_sub(1), self.metric.get(above)) {
+            (_, None) => f32::INFINITY,
+            // Below its first point the map is flat.
+            (None, Some(_)) => f32::NEG_INFINITY,
+            (Some(below), Some(&x1)) => {
+                let (x0, y0, y1) = (self.metric[below], self.agreement[below], self.agreement[above]);
+                let value = x0 + (x1 - x0) * ((wanted - y0) / (y1 - y0));
+                // What is interpolated may round to just below; the point itself is surely enough.
+                if self.agreement_at(value) >= wanted { value } else { x1 }
+            }
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let key = "exit.confidence";
         ensure(self.metric.iter().all(|x| x.is_finite()), key, "finite points", &self.metric)?;

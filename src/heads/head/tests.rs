@@ -25,7 +25,7 @@ fn a_product_over_lanes_is_the_plain_one() {
 
 const N_FF: usize = 96;
 const RANK: usize = 32;
-const SHORTLIST: usize = 40;
+const SHORTLIST: usize = 160;
 
 /// Numbers around 0 of about this size.
 fn numbers(n: usize, seed: u64, size: f32) -> Vec<f32> {
@@ -154,6 +154,46 @@ fn reference(written: &Written, ty: HeadType, metric: Metric, hidden: &[f32]) ->
     (1.0 / (1.0 + (-gate).exp()), logits, value)
 }
 
+/// The metric over the whole shortlist, which is what is asked about last.
+fn metric_of(head: &mut ExitHead, screen: &mut Screen) -> f32 {
+    let asked = std::cell::Cell::new(f32::NAN);
+    let sure = |metric| {
+        asked.set(metric);
+        true
+    };
+    assert!(head.evaluate(screen, Candidates::All, &sure).unwrap());
+    asked.get()
+}
+
+#[test]
+fn a_few_candidates_give_the_answer_of_all_and_are_all_where_that_is_asked_for() {
+    for metric in [Metric::TopProbability, Metric::Margin, Metric::NegativeEntropy] {
+        let written = write(HeadType::Affine, metric);
+        let mut screen = Screen::new(&written.heads, 1, None).unwrap();
+        let mut head = ExitHead::new(&written.heads.exits().unwrap()[0], metric, &screen).unwrap();
+        let mut n_few = 0;
+        for seed in 0..40 {
+            let hidden = numbers(written.n_embd, 2000 + seed, 7.0);
+            head.guess(&hidden).unwrap();
+            let value = metric_of(&mut head, &mut screen);
+            for bar in [value * 0.5, value * 0.98, value * 1.02, value * 1.5] {
+                let sure = |metric| metric >= bar;
+                let leaves = head.evaluate(&mut screen, Candidates::Enough, &sure).unwrap();
+                assert_eq!(leaves, value >= bar, "{metric:?}: {value} against {bar}");
+                n_few += usize::from(screen.candidates().len() < SHORTLIST);
+            }
+            let slack = screen.evaluate(&hidden, Candidates::All, 0.0).unwrap().unwrap();
+            let best = |screen: &Screen| {
+                screen.candidates().iter().copied().reduce(|a, b| if b.1 > a.1 { b } else { a }).unwrap().0
+            };
+            let token = best(&screen);
+            let few = screen.evaluate(&hidden, Candidates::Enough, 0.0).unwrap().unwrap();
+            assert!(few <= slack && best(&screen) == token, "{few} {slack}");
+        }
+        assert!(n_few > 0 || metric == Metric::NegativeEntropy, "{metric:?}: a few were never enough");
+    }
+}
+
 #[test]
 fn every_type_of_head_computes_its_mathematics() {
     let types = [
@@ -172,7 +212,7 @@ fn every_type_of_head_computes_its_mathematics() {
             let (gate, logits, value) = reference(&written, ty, metric, &hidden);
             let found = head.guess(&hidden).unwrap();
             assert!((f64::from(found) - gate).abs() < 1e-5, "{ty:?}: gate {found}, not {gate}");
-            let found = head.evaluate(&mut screen).unwrap().unwrap();
+            let found = metric_of(&mut head, &mut screen);
             assert!((f64::from(found) - value).abs() < 1e-4, "{ty:?}: {metric:?} {found}, not {value}");
             assert_eq!(screen.candidates().len(), SHORTLIST);
             for &(token, logit) in screen.candidates() {
@@ -180,7 +220,7 @@ fn every_type_of_head_computes_its_mathematics() {
                 assert!((f64::from(logit) - expected).abs() < 1e-3, "{ty:?}: {logit}, not {expected}");
             }
             // The screen itself, in between, is not disturbed by the head and does not disturb it.
-            screen.evaluate(&hidden).unwrap();
+            screen.evaluate(&hidden, Candidates::All, f32::INFINITY).unwrap();
         }
         assert!(head.guess(&[0.0; 3]).is_err());
     }
@@ -192,5 +232,6 @@ fn a_state_that_is_no_number_is_not_sure_of_anything() {
     let mut screen = Screen::new(&written.heads, 1, None).unwrap();
     let mut head = ExitHead::new(&written.heads.exits().unwrap()[0], Metric::TopProbability, &screen).unwrap();
     head.guess(&vec![f32::NAN; written.n_embd]).unwrap();
-    assert_eq!(head.evaluate(&mut screen).unwrap(), None);
+    assert!(!head.evaluate(&mut screen, Candidates::All, &|_| true).unwrap());
+    assert_eq!(screen.evaluate(&vec![f32::NAN; written.n_embd], Candidates::Enough, 0.0).unwrap(), None);
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use offramp::{ChatTemplate, Model, Token};
+use offramp::{ChatTemplate, Exits, Model, Token};
 use serde_json::{Map, Value, json};
 
 use super::access::Access;
@@ -17,6 +17,9 @@ use super::request::{ChatRequest, Common, CompletionRequest, Defaults, Prompt};
 use crate::conversation::{special_text, template_of};
 use crate::failure::Failure;
 use crate::thinking::Thinking;
+
+/// What a request's `exits` may be.
+const EXIT_MODES: [Exits; 2] = [Exits::Off, Exits::Calibrated];
 
 /// The server.
 #[derive(Debug)]
@@ -195,6 +198,7 @@ impl Ready {
             "total_slots": n_slots,
             "heads": model.has_heads(),
             "exits": self.defaults.exits,
+            "exit_modes": EXIT_MODES,
             "agreement": shortest(self.defaults.agreement),
             "chat_template": model.chat_template(),
             "build": offramp::ENGINE,

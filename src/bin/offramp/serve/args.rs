@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::access::Access;
+use super::reuse::Reuse;
 use crate::failure::Failure;
 use crate::model_args::ModelArgs;
 use crate::prompts;
@@ -33,6 +34,9 @@ pub struct ServeArgs {
     /// Requests that may wait; further ones are answered with 503
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub queue: u32,
+    /// What of the K/V of earlier requests is used again: exact, all or none
+    #[arg(long, value_name = "WHAT", default_value_t = Reuse::Exact, env = "OFFRAMP_CACHE_REUSE")]
+    pub cache_reuse: Reuse,
     /// Seconds that a client may take to send a request, and to read what it is sent
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub timeout: u32,

@@ -17,6 +17,7 @@ use offramp::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::metrics::Metrics;
+use super::reuse::{MAX_CHUNK, Reuse, n_read};
 use super::slots::Slots;
 use crate::failure::Failure;
 
@@ -131,6 +132,14 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
+/// How much is done and waits at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    pub n_slots: usize,
+    /// Requests that may wait beside those that are worked on.
+    pub max_queue: usize,
+}
+
 /// The slots of one model.
 #[derive(Debug)]
 pub struct Engine {
@@ -144,19 +153,21 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens `n_slots` sessions. They have a gate if the model has heads, so that a request may ask for exits.
+    /// Opens the slots' sessions. They have a gate if the model has heads, so that a request may ask for exits.
     ///
     /// # Errors
     /// When a session cannot be opened: memory, most often.
     pub fn start(
         model: &Model,
-        params: &SessionParams,
-        n_slots: usize,
-        max_queue: usize,
+        mut params: SessionParams,
+        size: Size,
+        reuse: Reuse,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Failure> {
-        let mut params = params.clone();
+        let Size { n_slots, max_queue } = size;
         params.gate = model.has_heads();
+        params.n_ubatch = params.n_ubatch.min(params.n_batch).min(MAX_CHUNK);
+        let chunk = params.n_ubatch.max(1) as usize;
         let mut sessions = vec![Session::new(model, &params)?];
         while sessions.len() < n_slots {
             let next = sessions[0].beside(&params).map_err(|error| {
@@ -174,7 +185,8 @@ impl Engine {
         let (exits, agreement) = (params.exits, params.agreement);
         let mut threads = Vec::new();
         for (index, (session, inbox)) in sessions.into_iter().zip(inboxes).enumerate() {
-            let mut slot = Slot { index, session, exits, agreement, shared: Arc::clone(&shared) };
+            let shared = Arc::clone(&shared);
+            let mut slot = Slot { index, session, exits, agreement, reuse, chunk, n_read: 0, shared };
             let thread = std::thread::Builder::new().name(format!("slot {index}"));
             let thread = thread.spawn(move || inbox.into_iter().for_each(|job| slot.work_on(job)));
             threads.push(thread.map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?);
@@ -237,6 +249,11 @@ struct Slot {
     session: Session,
     exits: Exits,
     agreement: f32,
+    reuse: Reuse,
+    /// Tokens that a prompt is read in at once.
+    chunk: usize,
+    /// Tokens at the beginning of the session that were read as whole chunks.
+    n_read: usize,
     shared: Arc<Shared>,
 }
 
@@ -254,6 +271,7 @@ impl Slot {
                 Err(_) => {
                     // What the panic left of the session is not known.
                     self.session.clear();
+                    self.n_read = 0;
                     Event::Failed(Error::Gate { found: "a panic, which is a defect of offramp".to_owned() })
                 }
             };
@@ -271,11 +289,17 @@ impl Slot {
             self.session.set_exits(request.exits, request.agreement)?;
             (self.exits, self.agreement) = (request.exits, request.agreement);
         }
-        if !request.reuse {
+        let reuse = if request.reuse { self.reuse } else { Reuse::None };
+        let kept = reuse.kept(self.session.tokens(), &request.prompt, self.n_read, self.chunk);
+        if kept == 0 {
             self.session.clear();
+        } else {
+            self.session.truncate(kept);
         }
+        self.n_read = self.n_read.min(kept);
         let mut sampler = Sampler::new(self.session.model(), &request.sampler)?;
         let prompt = self.session.set_prompt(&request.prompt, &mut |_| {})?;
+        self.n_read = n_read(&prompt, self.chunk);
         self.shared.metrics.prompted(&prompt);
         if prompt.cancelled {
             return Ok(Event::Stopping);

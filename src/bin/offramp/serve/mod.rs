@@ -24,6 +24,7 @@ mod messages;
 mod metrics;
 mod page;
 mod request;
+mod reuse;
 mod slots;
 mod stream;
 mod timed;
@@ -33,7 +34,7 @@ pub use args::ServeArgs;
 use crate::failure::Failure;
 use crate::interrupt;
 use app::{App, Ready};
-use engine::Engine;
+use engine::{Engine, Size};
 use failure::ApiError;
 use metrics::Metrics;
 
@@ -92,7 +93,8 @@ pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
 fn load(arguments: &ServeArgs, metrics: Arc<Metrics>) -> Result<Ready, Failure> {
     let model = arguments.model.load()?;
     let params = arguments.model.session_params(model.info().n_ctx_train);
-    let engine = Engine::start(&model, &params, arguments.parallel as usize, arguments.queue as usize, metrics)?;
+    let size = Size { n_slots: arguments.parallel as usize, max_queue: arguments.queue as usize };
+    let engine = Engine::start(&model, params, size, arguments.cache_reuse, metrics)?;
     let name = arguments.alias.clone().unwrap_or_else(|| name_of(&model.info().path));
     Ready::new(engine, name, usize::try_from(arguments.n_predict).unwrap_or(usize::MAX))
 }

@@ -81,7 +81,6 @@ impl AsyncWrite for Timed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     #[test]
@@ -93,7 +92,9 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let mut timed = Timed::new(stream, Duration::from_millis(20));
             loop {
-                if let Err(error) = timed.write_all(&[0; 1 << 16]).await {
+                if let Err(error) =
+                    std::future::poll_fn(|context| Pin::new(&mut timed).poll_write(context, &[0; 1 << 16])).await
+                {
                     return error;
                 }
             }

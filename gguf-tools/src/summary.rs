@@ -1,0 +1,245 @@
+//! What `train` and `add-heads` made, in words or as JSON: tables that decisions were taken from, then the promises.
+
+use gguf_tools::add_heads::heads::ERRORS;
+use gguf_tools::add_heads::{Made, certify::Level};
+use gguf_tools::train::choose::Choice;
+use gguf_tools::train::evaluate::METRICS;
+use serde_json::{Value as Json, json};
+
+use crate::output::Output;
+
+/// The sets of layers that are shown without `--verbose`.
+const SHOWN_SETS: usize = 5;
+
+/// Prints what was made and written to `output`; `why` tells what cut the collection short.
+pub fn print(made: &Made, output: &str, bytes: u64, why: &str, out: &mut Output) -> anyhow::Result<()> {
+    if out.json {
+        return out.value(&json_of(made, output, bytes));
+    }
+    if out.verbose {
+        screens(made, out)?;
+    }
+    if !made.quality.is_empty() {
+        training(made, out)?;
+        qualities(made, out)?;
+        sets(made, out)?;
+    }
+    kv_maps(made, out)?;
+    screen(made, out)?;
+    levels(made, out)?;
+    if out.verbose {
+        let times: Vec<String> =
+            made.times.iter().map(|(what, time)| format!("{what} {:.1} s", time.as_secs_f64())).collect();
+        out.line(format!("time: {}", times.join(", ")))?;
+    }
+    out.line(format!("{output}: {bytes} bytes are written{why}"))
+}
+
+fn percent(share: f64) -> f64 {
+    100.0 * share
+}
+
+fn screens(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    out.line("rank  candidates  recall    bytes    to the full matrix")?;
+    for pair in &made.candidates {
+        out.line(format!(
+            "{:4}  {:10}  {:6.2} %  {:5.1} %  {:5.2} %",
+            pair.rank,
+            pair.count,
+            percent(pair.recall),
+            percent(pair.screened),
+            percent(pair.fallback)
+        ))?;
+    }
+    Ok(())
+}
+
+/// Divergence and agreement of held-out tokens while training went on.
+fn training(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    let layers: Vec<String> = made.quality.iter().map(|quality| format!("{:>15}", quality.layer)).collect();
+    out.line(format!("tokens trained on: divergence and agreement after layer {}", layers.concat()))?;
+    let shown = if out.verbose { made.looks.len() } else { 1 };
+    let looks = made.looks.iter().take(shown.min(made.looks.len().saturating_sub(1))).chain(made.looks.last());
+    for look in looks {
+        let of_exit = look.divergence.iter().zip(&look.agreement);
+        let cells: Vec<String> = of_exit.map(|(d, a)| format!("{d:7.3} {:5.1} %", percent(*a))).collect();
+        out.line(format!("{:49}{}", look.n_tokens, cells.join("")))?;
+    }
+    Ok(())
+}
+
+fn qualities(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    let errors: Vec<String> = ERRORS.iter().map(|error| format!("{:>6} %", percent(*error))).collect();
+    out.line(format!("layer  R2     agrees   metric             may exit at a marginal error of{}", errors.concat()))?;
+    for quality in &made.quality {
+        for (metric, exits) in METRICS.iter().zip(&quality.exits) {
+            if !out.verbose && *metric != made.meta.metric {
+                continue;
+            }
+            let exits: Vec<String> = exits.iter().map(|share| format!("{:>6.1} %", percent(*share))).collect();
+            let (layer, r2, agreement) = (quality.layer, quality.r2, percent(quality.agreement));
+            out.line(format!("{layer:5}  {r2:5.3}  {agreement:5.1} %  {:48} {}", metric.name(), exits.concat()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The table that layers were chosen from.
+fn sets(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    let (cascade, sets) = &made.sets;
+    let costs = &cascade.costs;
+    let heads: Vec<String> = costs.heads.iter().map(|cost| format!("{cost:.3}")).collect();
+    out.line(format!(
+        "costs in ms: a layer {:.3}, the output matrix {:.3}, the screen {:.3}, heads {}, a skipped layer {:.3}",
+        costs.layer,
+        costs.output,
+        costs.screen,
+        heads.join(" "),
+        costs.skipped
+    ))?;
+    let levels: Vec<String> = made.meta.agreements.iter().map(|level| format!("{level:>8}")).collect();
+    out.line(format!("expected gain (share of tokens that exit), exits after     at {}", levels.concat()))?;
+    let shown = if out.verbose { sets.len() } else { SHOWN_SETS };
+    let none = sets.iter().filter(|set| set.exits.is_empty()).take(usize::from(sets.len() > shown));
+    for set in sets.iter().take(shown).chain(none) {
+        let cells: Vec<String> = set
+            .levels
+            .iter()
+            .map(|level| format!("{:5.2} ({:2.0} %)", level.gain, percent(level.summary.exits.iter().sum())))
+            .collect();
+        out.line(format!("{:24} {}", layers_of(made, set), cells.join(" ")))?;
+    }
+    Ok(())
+}
+
+fn layers_of(made: &Made, set: &Choice) -> String {
+    let layers: Vec<String> =
+        set.exits.iter().filter_map(|i| made.sets.0.layers.get(*i)).map(ToString::to_string).collect();
+    if layers.is_empty() { "the screen alone".to_string() } else { layers.join(",") }
+}
+
+fn kv_maps(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    for (head, qualities) in made.heads.iter().zip(&made.kv_quality) {
+        let cells: Vec<String> =
+            qualities.iter().map(|quality| format!("{}: {:.3}/{:.3}", quality.layer, quality.k.0, quality.v.0)).collect();
+        let n = qualities.len().max(1) as f64;
+        let mean = |of: fn(&gguf_tools::train::kv::Quality) -> f64| qualities.iter().map(of).sum::<f64>() / n;
+        out.line(format!(
+            "K/V maps of the exit after layer {} ({:.1} MB), R2 of K/V on held-out tokens, mean {:.3}/{:.3}; by layer {}",
+            head.layer,
+            head.kv_bytes() as f64 / 1e6,
+            mean(|quality| quality.k.0),
+            mean(|quality| quality.v.0),
+            cells.join(", ")
+        ))?;
+    }
+    Ok(())
+}
+
+fn screen(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    let (chosen, calibration) = (&made.chosen, made.meta.calibration.as_ref());
+    let (n_tokens, near_ties) =
+        calibration.map_or((0, 0.0), |calibration| (calibration.n_tokens, f64::from(calibration.near_ties)));
+    out.line(format!(
+        "screen: rank {}, {} candidates, {:.1} % of the output matrix's bytes, with the rescored rows (1/{:.1})",
+        chosen.rank,
+        chosen.count,
+        percent(chosen.screened),
+        1.0 / chosen.screened
+    ))?;
+    out.line(format!(
+        "on {n_tokens} tokens of {} prompts it was not made from: {:.3} % of the model's choices found; \
+         99.9 % if {:.2} % of the tokens take the full matrix",
+        made.n_prompts,
+        percent(chosen.recall),
+        percent(chosen.fallback)
+    ))?;
+    out.line(format!(
+        "prompts that it changes anywhere: {} (at most {:.1} % of all); near-ties: {:.2} % of the tokens",
+        made.n_changed,
+        percent(made.changed_bound),
+        percent(near_ties)
+    ))
+}
+
+fn levels(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    let layers: Vec<String> = made.meta.layers.iter().map(|layer| format!("  layer {layer:<2}")).collect();
+    out.line(format!(
+        "agreement  threshold{}  screened  disagreement  bound    Hoeffding-Bentkus  expected gain",
+        layers.concat()
+    ))?;
+    for level in &made.levels {
+        out.line(match &level.certified {
+            Some(certified) => {
+                let exits: Vec<String> =
+                    level.summary.exits.iter().map(|share| format!("  {:6.1} %", percent(*share))).collect();
+                format!(
+                    "{:<9}  {:<9.4}{}  {:6.1} %  {:10.3} %  {:5.3} %  {:15.3} %  {:.2}",
+                    level.agreement,
+                    level.threshold,
+                    exits.concat(),
+                    percent(level.summary.screen),
+                    percent(certified.risk),
+                    percent(certified.bound),
+                    percent(certified.reference_bound),
+                    level.gain
+                )
+            }
+            None => format!(
+                "{:<9}  off: {} prompts cannot certify it, which takes {} or more",
+                level.agreement, made.n_prompts, level.least_prompts
+            ),
+        })?;
+    }
+    Ok(())
+}
+
+fn json_of(made: &Made, output: &str, bytes: u64) -> Json {
+    let (chosen, calibration) = (&made.chosen, made.meta.calibration.as_ref());
+    let candidates = made.candidates.iter().map(|pair| {
+        json!({ "rank": pair.rank, "shortlist": pair.count, "recall": pair.recall, "fallback": pair.fallback,
+                "bytes": pair.screened })
+    });
+    let exits = made.quality.iter().map(|quality| {
+        let of_metric = |(metric, exits): (&offramp::gguf::exits::Metric, &[f64; 4])| {
+            (metric.name().to_string(), ERRORS.iter().zip(exits).map(|(e, share)| json!({ "error": e, "share": share })).collect())
+        };
+        let metrics: serde_json::Map<String, Json> = METRICS.iter().zip(&quality.exits).map(of_metric).collect();
+        json!({ "layer": quality.layer, "r2": quality.r2, "agreement": quality.agreement, "exits": metrics })
+    });
+    let looks = made.looks.iter().map(|look| {
+        json!({ "tokens": look.n_tokens, "divergence": look.divergence, "agreement": look.agreement })
+    });
+    let sets = made.sets.1.iter().map(|set| {
+        let layers: Vec<u32> = set.exits.iter().filter_map(|i| made.sets.0.layers.get(*i)).copied().collect();
+        let gains: Vec<f64> = set.levels.iter().map(|level| level.gain).collect();
+        json!({ "layers": layers, "gains": gains })
+    });
+    let kv = made.heads.iter().zip(&made.kv_quality).map(|(head, qualities)| {
+        let of_layer = |q: &gguf_tools::train::kv::Quality| json!({ "layer": q.layer, "k_r2": q.k.0, "v_r2": q.v.0 });
+        json!({ "exit": head.layer, "bytes": head.kv_bytes(), "layers": qualities.iter().map(of_layer).collect::<Vec<_>>() })
+    });
+    json!({
+        "output": output, "bytes": bytes,
+        "screen": { "rank": chosen.rank, "shortlist": chosen.count, "recall": chosen.recall,
+                    "fallback": chosen.fallback, "bytes": chosen.screened },
+        "layers": made.meta.layers, "metric": made.meta.metric.name(),
+        "exits": exits.collect::<Vec<_>>(), "training": looks.collect::<Vec<_>>(),
+        "sets": sets.collect::<Vec<_>>(), "kv_maps": kv.collect::<Vec<_>>(),
+        "prompts": made.n_prompts,
+        "tokens": calibration.map(|calibration| calibration.n_tokens),
+        "near_ties": calibration.map(|calibration| calibration.near_ties),
+        "changed_prompts": made.n_changed,
+        "candidates": candidates.collect::<Vec<_>>(),
+        "levels": made.levels.iter().map(level_json).collect::<Vec<_>>(),
+    })
+}
+
+fn level_json(level: &Level) -> Json {
+    json!({ "agreement": level.agreement, "is_certified": level.certified.is_some(), "threshold": level.threshold,
+            "exits": level.summary.exits, "screened": level.summary.screen, "gain": level.gain,
+            "least_prompts": level.least_prompts,
+            "risk": level.certified.as_ref().map(|certified| certified.risk),
+            "risk_bound": level.certified.as_ref().map(|certified| certified.bound),
+            "hoeffding_bentkus_bound": level.certified.as_ref().map(|certified| certified.reference_bound) })
+}

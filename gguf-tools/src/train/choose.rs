@@ -1,0 +1,188 @@
+//! Which layers get exits, and how their gates are set: by the measured costs and the outcomes of tokens that nothing
+//! was trained on.
+//!
+//! Every set of up to [`MAX_EXITS`] candidate layers is simulated at every level of agreement: the laxest threshold whose errors
+//! stay within the level, then each gate at the setting that is fastest, until none changes. A set's worth is the product of its
+//! gains over all levels; the best set is taken. An exit that does not pay at some level is switched off there.
+
+use rayon::prelude::*;
+
+use super::cascade::{Cascade, Rule, Summary, Token};
+
+/// The most exits of a cascade: each costs memory, and the gain of a further one is small.
+pub const MAX_EXITS: usize = 4;
+/// The thresholds that are tried at every level, strictest first: what is allowed to be missing from certainty.
+pub const STEPS: usize = 41;
+/// Rounds of setting each gate in turn.
+const ROUNDS: usize = 2;
+/// The settings of a gate that are tried, as shares of tokens that it lets pass.
+const PASSED: [f64; 9] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9];
+
+/// The sequence of thresholds, fixed for every model and text: from 0.9999 to 0.0 in steps of a quarter.
+pub fn thresholds() -> Vec<f32> {
+    let missing = (0..STEPS - 1).map(|i| 1e-4 * 10f64.powf(i as f64 * 0.1));
+    missing.map(|missing| (1.0 - missing.min(1.0)) as f32).chain([0.0]).collect()
+}
+
+/// A set of exits at one level of agreement.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AtLevel {
+    /// The share of tokens that must equal the full model's.
+    pub agreement: f32,
+    /// How it decides; `None` where no threshold keeps the level even on the tokens it was chosen by.
+    pub rule: Option<Rule>,
+    /// What that does.
+    pub summary: Summary,
+    /// How many times as many tokens as without exits and screen.
+    pub gain: f64,
+}
+
+/// A set of exits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// The positions of its exits among the candidates.
+    pub exits: Vec<usize>,
+    /// Level by level.
+    pub levels: Vec<AtLevel>,
+}
+
+impl Choice {
+    /// The geometric mean of its gains.
+    pub fn worth(&self) -> f64 {
+        let sum: f64 = self.levels.iter().map(|level| level.gain.ln()).sum();
+        (sum / self.levels.len().max(1) as f64).exp()
+    }
+}
+
+/// Simulates every set of the candidates of `cascade` (also none) on `tokens`, best first; of equals the smaller.
+pub fn sets(cascade: &Cascade, tokens: &[Token], agreements: &[f32]) -> Vec<Choice> {
+    let n = cascade.layers.len().min(usize::BITS as usize - 1);
+    let masks: Vec<usize> = (0..1usize << n).filter(|mask| mask.count_ones() as usize <= MAX_EXITS).collect();
+    let simulate = |mask: usize| {
+        let exits: Vec<usize> = (0..n).filter(|i| mask >> i & 1 == 1).collect();
+        set(cascade, tokens, &exits, agreements)
+    };
+    let mut choices: Vec<Choice> = masks.into_par_iter().map(simulate).collect();
+    choices.sort_by(|a, b| b.worth().total_cmp(&a.worth()).then(a.exits.len().cmp(&b.exits.len())).then(a.exits.cmp(&b.exits)));
+    choices
+}
+
+/// Simulates one set.
+pub fn set(cascade: &Cascade, tokens: &[Token], exits: &[usize], agreements: &[f32]) -> Choice {
+    let cascade = cascade.of(exits);
+    let tokens: Vec<Token> = tokens.iter().map(|token| token.of(exits)).collect();
+    let settings = settings(&tokens, exits.len());
+    let levels = agreements.iter().map(|agreement| level(&cascade, &tokens, &settings, *agreement)).collect();
+    Choice { exits: exits.to_vec(), levels }
+}
+
+/// For each exit, the settings of its gate that are worth trying: open, some in between, off.
+fn settings(tokens: &[Token], n_exits: usize) -> Vec<Vec<f32>> {
+    let of_exit = |i: usize| {
+        let mut outputs: Vec<f32> = tokens.iter().filter_map(|token| token.exits.get(i)).map(|at| at.gate).collect();
+        outputs.sort_by(|a, b| b.total_cmp(a));
+        let at = |share: f64| outputs.get((share * outputs.len() as f64) as usize).copied();
+        let mut settings: Vec<f32> = [f32::INFINITY].into_iter().chain(PASSED.into_iter().filter_map(at)).chain([0.0]).collect();
+        settings.dedup();
+        settings
+    };
+    (0..n_exits).map(of_exit).collect()
+}
+
+fn level(cascade: &Cascade, tokens: &[Token], settings: &[Vec<f32>], agreement: f32) -> AtLevel {
+    // In single precision 1 - 0.99 is more than 0.01.
+    let allowed = 1.0 - (f64::from(agreement) * 1e6).round() / 1e6;
+    let n_exits = settings.len();
+    let mut best: Option<(Rule, Summary)> = None;
+    let consider = |rule: Rule, best: &mut Option<(Rule, Summary)>| {
+        let summary = cascade.summary(tokens, &rule);
+        let is_better = best.as_ref().is_none_or(|(_, old)| summary.time < old.time);
+        if summary.error <= allowed && is_better {
+            *best = Some((rule, summary));
+        }
+    };
+    let mut gates = vec![0.0; n_exits];
+    for _ in 0..ROUNDS {
+        // Errors never fall as the threshold does: the laxest one that keeps the level is found by halving.
+        let thresholds = thresholds();
+        let keeps = |threshold: &f32| {
+            cascade.summary(tokens, &Rule { threshold: *threshold, gates: gates.clone() }).error <= allowed
+        };
+        let n_kept = thresholds.partition_point(keeps);
+        let Some(threshold) = n_kept.checked_sub(1).and_then(|i| thresholds.get(i).copied()) else { break };
+        consider(Rule { threshold, gates: gates.clone() }, &mut best);
+        for (exit, settings) in settings.iter().enumerate() {
+            for setting in settings {
+                let mut tried = gates.clone();
+                tried[exit] = *setting;
+                consider(Rule { threshold, gates: tried }, &mut best);
+            }
+            if let Some((rule, _)) = &best {
+                gates.clone_from(&rule.gates);
+            }
+        }
+    }
+    let (rule, summary) = match best {
+        Some((rule, summary)) => (Some(rule), summary),
+        None => (None, Summary { time: cascade.plain(), exits: vec![0.0; n_exits], ..Summary::default() }),
+    };
+    let gain = cascade.plain() / summary.time.max(f64::MIN_POSITIVE);
+    AtLevel { agreement, rule, summary, gain }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cascade::{AtExit, Costs};
+    use super::*;
+
+    /// Tokens on a scale from hard to easy; a lower exit is sure of fewer of them.
+    fn tokens(n: usize) -> Vec<Token> {
+        let token = |i: usize| {
+            let ease = i as f32 / n as f32;
+            let at = |least: f32| {
+                let is_sure = ease > least;
+                let is_right = is_sure && i % 200 != 7;
+                AtExit { confidence: if is_sure { 0.995 } else { 0.3 }, gate: ease, is_right }
+            };
+            Token { exits: vec![at(0.9), at(0.5), at(0.4)], screen: (1.0, true) }
+        };
+        (0..n).map(token).collect()
+    }
+
+    fn cascade(screen: f64) -> Cascade {
+        let costs = Costs { layer: 1.0, output: 8.0, screen, heads: vec![0.1; 3], skipped: 0.02 };
+        Cascade { layers: vec![4, 9, 17], n_layer: 20, costs }
+    }
+
+    #[test]
+    fn thresholds_go_from_strict_to_lax() {
+        let thresholds = thresholds();
+        assert_eq!((thresholds.len(), thresholds[0], thresholds[STEPS - 1]), (STEPS, 0.9999, 0.0));
+        assert!(thresholds.is_sorted_by(|a, b| a > b));
+    }
+
+    #[test]
+    fn exits_that_pay_are_taken_and_gates_spare_checks_that_fail() {
+        let tokens = tokens(2000);
+        let choices = sets(&cascade(2.0), &tokens, &[0.9, 0.99]);
+        assert_eq!(choices.len(), 8);
+        let best = &choices[0];
+        assert!(best.exits.contains(&1), "{:?}", best.exits);
+        let level = &best.levels[1];
+        assert!(level.gain > 1.4 && level.summary.error <= 0.01, "{level:?}");
+        let rule = level.rule.as_ref().unwrap();
+        let used = rule.gates[best.exits.iter().position(|exit| *exit == 1).unwrap()];
+        assert!((0.3..=0.6).contains(&used), "the gate opens where the head is sure: {rule:?}");
+    }
+
+    #[test]
+    fn a_level_that_leaves_no_room_for_errors_switches_exits_off() {
+        let choice = set(&cascade(2.0), &tokens(2000), &[0, 1], &[0.999]);
+        let level = &choice.levels[0];
+        assert!(level.summary.error <= 0.001 && level.rule.is_some());
+        // Checks that cost more than what they spare are not made.
+        let dear = set(&cascade(40.0), &tokens(2000), &[0, 1], &[0.9]);
+        let rule = dear.levels[0].rule.as_ref().unwrap();
+        assert!(rule.gates.iter().all(|gate| gate.is_infinite()), "{rule:?}");
+    }
+}

@@ -1,0 +1,159 @@
+//! What exits say on tokens that they have not seen, exactly as stored: 8-bit maps, the screen's candidates, the model's own rows.
+//!
+//! For each token of each exit: whether its best candidate is the full model's choice, and the three metrics of how sure it is.
+//! Where exits go, how sure they must be and what that promises is all decided on these.
+
+use offramp::gguf::Error;
+use offramp::gguf::exits::Metric;
+use rayon::prelude::*;
+
+use super::data;
+use super::head::Head;
+use crate::calibrate::metric;
+use crate::collect::label::Label;
+use crate::collect::store::Reader;
+use crate::screen::evaluate::Evaluator;
+
+/// Tokens that are scored at once.
+const BATCH: u64 = 64;
+
+/// The metrics, in the order of [`Outcome::metrics`].
+pub const METRICS: [Metric; 3] = [Metric::TopProbability, Metric::Margin, Metric::NegativeEntropy];
+
+/// What an exit made of one token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outcome {
+    /// How sure it is, by each of [`METRICS`].
+    pub metrics: [f32; METRICS.len()],
+    /// Whether its best candidate is the full model's choice.
+    pub is_right: bool,
+    /// What its gate gives; 1 without a gate.
+    pub gate: f32,
+}
+
+impl Outcome {
+    /// From an exit's candidates, of which ties go to the lowest id, and the gate's output.
+    pub fn of(candidates: &[(u32, f32)], label: &Label, gate: f32) -> Outcome {
+        let best = candidates.iter().copied().reduce(|best, other| {
+            let is_better = other.1 > best.1 || (other.1 == best.1 && other.0 < best.0);
+            if is_better { other } else { best }
+        });
+        let highest = best.map_or(0.0, |(_, logit)| logit);
+        let mut probabilities: Vec<f32> = candidates.iter().map(|(_, logit)| (logit - highest).exp()).collect();
+        let sum: f32 = probabilities.iter().sum();
+        probabilities.iter_mut().for_each(|probability| *probability /= sum);
+        Outcome {
+            metrics: METRICS.map(|kind| metric::of(kind, &probabilities).unwrap_or(0.0)),
+            is_right: best.is_some_and(|(id, _)| id == label.argmax()),
+            gate,
+        }
+    }
+}
+
+/// Evaluates an exit on sequences with `count` candidates: for each sequence, for each of its tokens. `progress` is told
+/// the tokens done; `false` stops.
+///
+/// # Errors
+///
+/// What the disk says, and [`Error::Interrupted`].
+pub fn run(
+    head: &Head,
+    evaluator: &Evaluator<'_>,
+    count: usize,
+    reader: &Reader,
+    sequences: &[usize],
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> anyhow::Result<Vec<Vec<Outcome>>> {
+    let mut outcomes = Vec::with_capacity(sequences.len());
+    let mut done = 0;
+    for &sequence in sequences {
+        let tokens = reader.sequences()[sequence].clone();
+        let mut of_sequence = Vec::new();
+        for first in tokens.clone().step_by(BATCH as usize) {
+            let batch = first..tokens.end.min(first + BATCH);
+            if !progress(done) {
+                return Err(Error::Interrupted.into());
+            }
+            done += batch.end - batch.start;
+            let x = data::inputs(reader, head.layer, &head.norm, batch.clone())?;
+            let labels = reader.labels(batch)?;
+            of_sequence.extend(of_batch(head, evaluator, count, &x, &labels)?);
+        }
+        outcomes.push(of_sequence);
+    }
+    Ok(outcomes)
+}
+
+/// One batch of inputs, `[n_embd, n]`.
+fn of_batch(
+    head: &Head,
+    evaluator: &Evaluator<'_>,
+    count: usize,
+    x: &[f32],
+    labels: &[Label],
+) -> anyhow::Result<Vec<Outcome>> {
+    let n_embd = head.norm.len();
+    let z = head.apply(x);
+    let (scores, logits) = (evaluator.scores(&z), evaluator.logits(&z));
+    let n_vocab = scores.len() / labels.len().max(1);
+    let of_token = |i: usize| {
+        let scores = &scores[i * n_vocab..(i + 1) * n_vocab];
+        let logits = logits.get(i * n_vocab..(i + 1) * n_vocab).unwrap_or_default();
+        let (z, x) = (&z[i * n_embd..(i + 1) * n_embd], &x[i * n_embd..(i + 1) * n_embd]);
+        let candidates = evaluator.candidates(scores, logits, z, count)?;
+        Ok(Outcome::of(&candidates, &labels[i], head.gate_output(x)))
+    };
+    (0..labels.len()).into_par_iter().map(of_token).collect()
+}
+
+/// The share of tokens that may exit so that at most `error` of all tokens are wrong, by the surest first.
+pub fn marginal(outcomes: &[Outcome], metric: usize, error: f64) -> f64 {
+    let mut order: Vec<&Outcome> = outcomes.iter().collect();
+    order.sort_by(|a, b| b.metrics[metric].total_cmp(&a.metrics[metric]).then(a.is_right.cmp(&b.is_right)));
+    let allowed = error * outcomes.len() as f64;
+    let mut wrong = 0.0;
+    let mut most = 0;
+    for (i, outcome) in order.iter().enumerate() {
+        wrong += f64::from(u8::from(!outcome.is_right));
+        if wrong > allowed {
+            break;
+        }
+        most = i + 1;
+    }
+    most as f64 / outcomes.len().max(1) as f64
+}
+
+/// The share of tokens on which an exit agrees with the full model.
+pub fn agreement(outcomes: &[Outcome]) -> f64 {
+    outcomes.iter().filter(|outcome| outcome.is_right).count() as f64 / outcomes.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offramp::Token;
+
+    #[test]
+    fn ties_go_to_the_lowest_id_and_surer_means_more() {
+        let mut logits = vec![0.0; 64];
+        logits[9] = 3.0;
+        let label = Label::of(Token(0), &logits);
+        let of = |candidates: &[(u32, f32)]| Outcome::of(candidates, &label, 0.5);
+        assert!(of(&[(30, 2.0), (9, 2.0), (10, 1.0)]).is_right);
+        assert!(!of(&[(3, 2.0), (9, 2.0)]).is_right);
+        let (unsure, sure) = (of(&[(9, 1.0), (10, 0.9), (3, 0.0)]), of(&[(9, 9.0), (10, 0.9), (3, 0.0)]));
+        assert!(unsure.metrics.iter().zip(&sure.metrics).all(|(unsure, sure)| unsure < sure));
+        assert_eq!(unsure.gate, 0.5);
+    }
+
+    #[test]
+    fn tokens_exit_surest_first_until_too_many_are_wrong() {
+        let outcome = |sure: f32, is_right| Outcome { metrics: [sure; 3], is_right, gate: 1.0 };
+        let outcomes: Vec<Outcome> = (0..100).map(|i| outcome(i as f32, i % 10 != 0)).collect();
+        // The surest 9 are right, the tenth is wrong, and so on.
+        assert!((marginal(&outcomes, 0, 0.0) - 0.09).abs() < 1e-9);
+        assert!((marginal(&outcomes, 1, 0.02) - 0.29).abs() < 1e-9);
+        assert!((marginal(&outcomes, 2, 0.5) - 1.0).abs() < 1e-9);
+        assert!((agreement(&outcomes) - 0.9).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,134 @@
+//! Exits on a world whose answer is known: hidden states that show the final state under noise.
+
+mod world;
+
+use gguf_tools::add_heads::costs::Timing;
+use gguf_tools::add_heads::{self, HeadOptions, Made, Options};
+use gguf_tools::screen::output_matrix::OutputMatrix;
+use gguf_tools::train::data::Exit;
+use gguf_tools::train::fit::{self, Settings};
+use gguf_tools::train::network::Form;
+use offramp::gguf::exits::{ExitHeads, HeadType, KvPolicy};
+use offramp::gguf::{Error, File, exits};
+use world::{N_LAYER, World, world};
+
+fn options(form: Form, layers: Option<Vec<u32>>) -> Options {
+    Options {
+        screen_rank: Some(32),
+        shortlist: Some(64),
+        heads: Some(HeadOptions {
+            layers,
+            settings: Settings { form, epochs: 8.0, batch: 64, n_rows: 200, ..Settings::default() },
+            metric: None,
+            kv_maps: true,
+            timing: Timing { layer: 1.0, output: 2.0, caught_up: Some(0.5) },
+        }),
+        agreements: vec![0.9, 0.99],
+        delta: 0.05,
+        seed: 3,
+        date: "2026-01-31".into(),
+    }
+}
+
+fn make(world: &World, options: &Options) -> anyhow::Result<Made> {
+    let matrix = OutputMatrix::of(&world.model).unwrap();
+    add_heads::make(&matrix, world.base.clone(), &world.reader, options, &mut |_, _, _| true)
+}
+
+fn bytes(world: &World, made: &Made) -> Vec<u8> {
+    let mut writer = exits::sidecar(&world.model, &made.meta).unwrap();
+    made.write_tensors(&mut writer).unwrap();
+    writer.to_bytes().unwrap()
+}
+
+#[test]
+fn heads_learn_what_hidden_states_show_and_are_written_as_the_runtime_reads_them() {
+    let world = world();
+    let options = options(Form { rank: None, mlp: false }, None);
+    let made = make(&world, &options).unwrap();
+    // The upper layer shows the final state more clearly, and neither is a guess.
+    let [lower, upper] = made.quality.as_slice() else { panic!("two candidates") };
+    assert!(upper.agreement > lower.agreement + 0.05 && lower.agreement > 0.3, "{lower:?} {upper:?}");
+    assert!(upper.r2 > 0.9 && lower.r2 < upper.r2);
+    // Half of the tokens are easy: an exit that spares half of the blocks pays.
+    assert!(!made.heads.is_empty() && made.choice().unwrap().worth() > 1.1, "{:?}", made.choice());
+    assert!(made.levels[0].certified.is_some() && made.levels[0].gain > 1.0, "{:?}", made.levels);
+    assert!(made.levels[1].certified.is_none() && made.levels[1].threshold.is_infinite());
+
+    let sidecar = File::from_bytes(bytes(&world, &made), "heads.gguf").unwrap();
+    let heads = ExitHeads::open(&sidecar).unwrap();
+    assert_eq!(*heads.meta(), made.meta);
+    assert_eq!(heads.heads().len(), made.heads.len());
+    for (read, head) in heads.heads().iter().zip(&made.heads) {
+        assert_eq!((read.layer, read.kv.len()), (head.layer, (N_LAYER - head.layer - 1) as usize));
+        assert!(read.gate.is_some() && read.bias.is_some());
+    }
+    assert_eq!(heads.meta().calibration.as_ref().unwrap().kv_policy, KvPolicy::Predict);
+    // The same seed gives the same bytes.
+    assert_eq!(bytes(&world, &make(&world, &options).unwrap()), bytes(&world, &made));
+}
+
+#[test]
+fn training_finds_what_it_did_not_start_from() {
+    let world = world();
+    let (fit, held_out): (Vec<usize>, Vec<usize>) = ((0..180).collect(), (180..240).collect());
+    let mut exit = Exit::measure(&world.reader, 1, &fit, &held_out, &mut |_| true).unwrap();
+    exit.start.weight.fill(0.0);
+    exit.start.bias.fill(0.0);
+    let matrix = OutputMatrix::of(&world.model).unwrap();
+    let settings = Settings { epochs: 20.0, batch: 64, n_rows: 200, rate: 1e-2, ..Settings::default() };
+    let fitted = fit::fit(&world.reader, &matrix, &[exit], &fit, &held_out, &settings, &mut |_, _| true).unwrap();
+    let (first, last) = (fitted.looks.first().unwrap(), fitted.looks.last().unwrap());
+    assert!(last.divergence[0] < 0.3 * first.divergence[0] && last.agreement[0] > 0.6, "{:?}", fitted.looks);
+}
+
+#[test]
+fn every_form_of_head_can_be_trained_and_read() {
+    let world = world();
+    for (form, expected) in [
+        (Form { rank: Some(32), mlp: false }, HeadType::LowRank),
+        (Form { rank: None, mlp: true }, HeadType::AffineMlp),
+        (Form { rank: Some(32), mlp: true }, HeadType::LowRankMlp),
+    ] {
+        let mut options = options(form, Some(vec![1]));
+        options.heads.as_mut().unwrap().settings.epochs = 2.0;
+        let made = make(&world, &options).unwrap();
+        assert_eq!((made.meta.layers.as_slice(), made.head_type()), ([1].as_slice(), Some(expected)));
+        let sidecar = File::from_bytes(bytes(&world, &made), "heads.gguf").unwrap();
+        assert_eq!(ExitHeads::open(&sidecar).unwrap().meta().head_types, [expected]);
+    }
+}
+
+#[test]
+fn maps_find_keys_and_values_that_follow_from_the_hidden_state() {
+    let world = world();
+    let made = make(&world, &options(Form { rank: None, mlp: false }, Some(vec![0, 1]))).unwrap();
+    let [lower, upper] = made.kv_quality.as_slice() else { panic!("two exits") };
+    // They are linear in the upper hidden state, which the lower one shows under noise.
+    assert!(upper.iter().all(|quality| quality.k.0 > 0.95 && quality.v.0 > 0.95), "{upper:?}");
+    let mean = lower.iter().map(|quality| quality.k.0).sum::<f64>() / lower.len() as f64;
+    assert!((0.4..0.95).contains(&mean), "{lower:?}");
+    let mut without = options(Form { rank: None, mlp: false }, Some(vec![1]));
+    without.heads.as_mut().unwrap().kv_maps = false;
+    let made = make(&world, &without).unwrap();
+    assert!(made.heads[0].kv.is_empty() && made.kv_quality.is_empty());
+    assert_eq!(made.meta.calibration.unwrap().kv_policy, KvPolicy::CatchUp);
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused() {
+    let world = world();
+    let refusal = |options: &Options| make(&world, options).unwrap_err();
+    let affine = Form { rank: None, mlp: false };
+    let found = format!("{:#}", refusal(&options(affine, Some(vec![2]))));
+    assert!(found.contains("layer 2 was not collected") && found.contains("[0, 1]"), "{found}");
+    let found = format!("{:#}", refusal(&options(Form { rank: Some(64), mlp: false }, None)));
+    assert!(found.contains("rank 64"), "{found}");
+    let mut steps = 0;
+    let matrix = OutputMatrix::of(&world.model).unwrap();
+    let stopped = add_heads::make(&matrix, world.base.clone(), &world.reader, &options(affine, None), &mut |what, _, _| {
+        steps += usize::from(what == "training");
+        steps < 3
+    });
+    assert!(matches!(stopped.unwrap_err().downcast_ref(), Some(Error::Interrupted)));
+}

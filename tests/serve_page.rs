@@ -1,0 +1,55 @@
+//! The page at `/`, used in headless Chromium as a person would use it.
+#![cfg(feature = "serve")]
+
+mod serve_support;
+mod support;
+
+use std::process::Command;
+
+use serve_support::Server;
+use support::TempFolder;
+
+/// The first of these programs that there is.
+fn found(names: &[&str]) -> Option<String> {
+    let is_there =
+        |name: &&&str| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
+    names.iter().find(is_there).map(|name| (*name).to_owned())
+}
+
+#[test]
+fn the_page_is_safe_to_open() {
+    let server = Server::start("page-policy", &[]);
+    let page = server.get("/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
+    assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+    assert_eq!(page.header("x-frame-options"), Some("DENY"));
+}
+
+/// Asks, regenerates, stops, and looks whether the browser complains. Screenshots stay in `OFFRAMP_SCREENSHOTS`, if it is set.
+#[test]
+fn the_page_can_be_used() {
+    let Some(chromium) = found(&["chromium", "chromium-browser", "google-chrome"]) else {
+        eprintln!("skipped: there is no Chromium on this machine");
+        return;
+    };
+    let Some(node) = found(&["node"]) else {
+        eprintln!("skipped: there is no Node on this machine");
+        return;
+    };
+    let server = Server::start_slow("page", &[]);
+    let folder = TempFolder::new("page-screenshots");
+    let shots = std::env::var("OFFRAMP_SCREENSHOTS").unwrap_or_else(|_| folder.path().to_str().unwrap().to_owned());
+    let script = support::manifest_folder().join("tests/serve_support/page.mjs");
+    let mut command = Command::new(node);
+    command.arg("--experimental-websocket").arg(script).args([
+        &chromium,
+        &format!("http://{}/", server.address),
+        &shots,
+    ]);
+    let output = command.output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(printed.lines().last(), Some("all is well"));
+}

@@ -1,0 +1,91 @@
+// Drives the page in headless Chromium over the DevTools protocol, without any package.
+// node page.mjs CHROMIUM URL FOLDER: asks twice, stops a reply, asks again, and leaves screenshots in the folder.
+import { spawn } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+const [chromium, url, folder] = process.argv.slice(2);
+const browser = spawn(chromium, ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0",
+  `--user-data-dir=${join(folder, "profile")}`, "--window-size=1280,860", "about:blank"], { stdio: ["ignore", "ignore", "pipe"] });
+const end = (code, message) => { if (message) console.error(message); browser.kill("SIGKILL"); process.exit(code); };
+setTimeout(() => end(1, "the page took too long"), 150_000);
+
+const endpoint = await new Promise((found) => {
+  let text = "";
+  browser.stderr.on("data", (data) => {
+    text += data;
+    const match = text.match(/ws:\/\/([^/]+)\//);
+    if (match) found(match[1]);
+  });
+});
+const pages = await (await fetch(`http://${endpoint}/json/list`)).json();
+const socket = new WebSocket(pages.find((page) => page.type === "page").webSocketDebuggerUrl);
+await new Promise((open) => { socket.onopen = open; });
+
+let count = 0;
+const waiting = new Map();
+const complaints = [];
+socket.onmessage = ({ data }) => {
+  const message = JSON.parse(data);
+  if (message.id) waiting.get(message.id)(message);
+  if (message.method === "Runtime.exceptionThrown") complaints.push(message.params.exceptionDetails.exception?.description);
+  if (message.method === "Log.entryAdded" && message.params.entry.level === "error") complaints.push(message.params.entry.text);
+};
+const command = (method, params = {}) => new Promise((done) => {
+  waiting.set(++count, done);
+  socket.send(JSON.stringify({ id: count, method, params }));
+});
+const evaluate = async (expression) => {
+  const { result } = await command("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true });
+  if (result.exceptionDetails) end(1, `${expression}: ${result.exceptionDetails.exception?.description}`);
+  return result.result.value;
+};
+const until = async (expression) => {
+  while (!(await evaluate(expression))) await new Promise((next) => setTimeout(next, 30));
+};
+const screenshot = async (name) => {
+  const { result } = await command("Page.captureScreenshot", { format: "png" });
+  writeFileSync(join(folder, name), Buffer.from(result.data, "base64"));
+};
+const check = (name, condition) => { console.log(condition ? "ok" : "WRONG", name); if (!condition) end(1); };
+const ask = (text) => evaluate(`(() => { document.getElementById("prompt").value = ${JSON.stringify(text)}; send(); })()`);
+
+await command("Runtime.enable");
+await command("Log.enable");
+await command("Page.enable");
+await command("Page.navigate", { url });
+await until(`document.readyState === "complete" && typeof props !== "undefined" && props !== null`);
+await screenshot("1-empty.png");
+check("the model is named", (await evaluate(`document.getElementById("model").textContent`)).includes("blocks"));
+
+await evaluate(`document.getElementById("temperature").value = 0; document.getElementById("max").value = 32;`);
+await ask("Why is the sky blue? <b>&</b>");
+await until(`running === null && turns.length === 2`);
+await screenshot("2-reply.png");
+check("the message is shown as it is", (await evaluate(`document.querySelector(".mine p").textContent`)) === "Why is the sky blue? <b>&</b>");
+check("the reply is shown", (await evaluate(`document.querySelector(".reply .text").textContent === turns[1].content`)));
+check("its figures are shown", (await evaluate(`document.querySelector(".numbers").textContent`)).includes("tokens/s"));
+const first = await evaluate(`turns[1].content`);
+const coloured = await evaluate(`document.querySelectorAll(".text span[data-exit]").length`);
+console.log("coloured tokens:", coloured);
+check("bars belong to exits", (await evaluate(`document.querySelectorAll(".reply .bars").length`)) === (coloured > 0 ? 1 : 0));
+
+await evaluate(`document.querySelector(".again").click()`);
+await until(`running === null && turns.length === 2`);
+check("regenerated greedily it is the same", (await evaluate(`turns[1].content`)) === first);
+
+await evaluate(`document.getElementById("theme").click(); document.getElementById("max").value = 100000;`);
+await ask("Tell me a long story.");
+await until(`document.querySelectorAll(".reply:last-child .text span").length > 8`);
+await screenshot("3-streaming-other-theme.png");
+await evaluate(`document.getElementById("stop").click()`);
+await until(`running === null && turns.length === 4`);
+check("a stopped reply is kept", (await evaluate(`turns[3].content.length`)) > 0);
+
+await command("Emulation.setDeviceMetricsOverride", { width: 400, height: 800, deviceScaleFactor: 1, mobile: true });
+await screenshot("4-narrow.png");
+await evaluate(`document.getElementById("settings-toggle").click()`);
+await screenshot("5-narrow-settings.png");
+check("the page has nothing to complain of: " + complaints.join("; "), complaints.length === 0);
+console.log("all is well");
+end(0);
