@@ -42,18 +42,18 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
     };
     heads.check_base(&base, exits::BaseCheck::Infos, &mut |_, _| true)?;
     let agreements = agreements(args, &meta)?;
-    let sequence = candidates::of_file(&meta)?;
+    candidates::of_file(&meta, 0.0)?;
     ensure!(args.max_prompts > 0, "no prompts certify nothing: give --max-prompts 1 or more");
 
     let has_maps = heads.heads().iter().all(|head| !head.kv.is_empty());
     let Prepared { prompts, description, n_ctx, no_predict } = prepare(args)?;
     let kv_policy = kv_policy(args.kv, has_maps, no_predict)?;
     let highest = confirm::highest_certifiable(&agreements, args.delta, prompts.len())?;
-    let sequence = candidates::worth_walking(&sequence, highest.unwrap_or(1.0));
+    let sequence = candidates::of_file(&meta, highest.unwrap_or(0.0))?;
     if args.write.dry_run {
         return plan(args, prompts.len(), sequence.len(), out);
     }
-    let levels = candidates::as_levels(&meta, sequence, kv_policy)?;
+    let levels = candidates::as_levels(&meta, &sequence, kv_policy)?;
     let scratch = Scratch(beside(&args.write.output));
     rewritten(&file, &base, &levels)?.write(&scratch.0, WriteOptions::replacing(true), &mut |_, _| true)?;
     let mut params = ModelParams::default();
@@ -74,7 +74,7 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
         date: chrono::Local::now().format("%Y-%m-%d").to_string(),
         deadline: args.time_limit.map(|limit| start + limit),
     };
-    let confirmed = confirm::confirm(&model, &meta, sequence, &prompts, &options, &mut |done, total| {
+    let confirmed = confirm::confirm(&model, &meta, &sequence, &prompts, &options, &mut |done, total| {
         progress.step(done, total)
     })?;
     drop((progress, model));
