@@ -34,6 +34,7 @@ fn main() -> anyhow::Result<()> {
         heads: None,
         agreements: Vec::new(),
         delta: 0.05,
+        certify: false,
         seed: 0,
         date: String::new(),
     };
@@ -51,7 +52,7 @@ fn main() -> anyhow::Result<()> {
         let mut training = std::time::Duration::ZERO;
         let mut began = None;
         let candidates =
-            heads::train(&matrix, &evaluator, count, &reader, &split, &layers, None, &settings, &mut |what, done, total| {
+            heads::train(&matrix, &evaluator, count, &reader, &split, &whole.choose, &layers, None, &settings, &mut |what, done, total| {
                 if done == total {
                     eprintln!("{what}: {:.1} s", start.elapsed().as_secs_f64());
                 }

@@ -259,6 +259,11 @@ pub struct Heads {
     #[arg(long, value_enum, default_value_t = HeadShape::Linear)]
     pub head: HeadShape,
 
+    /// Certify nothing: write the thresholds that were chosen for each level, for `calibrate` to certify on free-running
+    /// decodes. Until then nothing exits
+    #[arg(long)]
+    pub uncertified: bool,
+
     /// Milliseconds of a layer, of the output matrix, and of a layer for one of several tokens that are caught up
     /// together, by which layers are chosen; measured where they are not given
     #[arg(long, value_name = "MS,MS,MS", value_delimiter = ',')]

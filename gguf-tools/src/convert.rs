@@ -221,6 +221,7 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
         heads,
         agreements: args.agreement_levels.clone(),
         delta: args.delta,
+        certify: !args.uncertified,
         seed,
         date: chrono::Local::now().format("%Y-%m-%d").to_string(),
     }

@@ -185,6 +185,19 @@ fn levels(made: &Made, out: &mut Output) -> anyhow::Result<()> {
                     level.gain
                 )
             }
+            None if level.threshold.is_finite() => {
+                let exits: Vec<String> =
+                    level.summary.exits.iter().map(|share| format!("  {:6.1} %", percent(*share))).collect();
+                format!(
+                    "{:<9}  {:<9.4}{}  {:6.1} %  {:10.3} %  not certified yet           {:.2}",
+                    level.agreement,
+                    level.threshold,
+                    exits.concat(),
+                    percent(level.summary.screen),
+                    percent(level.summary.error),
+                    level.gain
+                )
+            }
             None => format!(
                 "{:<9}  off: {} prompts cannot certify it, which takes {} or more",
                 level.agreement, made.n_prompts, level.least_prompts

@@ -51,6 +51,7 @@ fn what_is_made_is_certified_written_and_read_back() {
         heads: None,
         agreements: vec![0.9, 0.99],
         delta: 0.05,
+        certify: true,
         seed: 0,
         date: "2026-01-31".into(),
     };

@@ -25,6 +25,7 @@ fn options(form: Form, layers: Option<Vec<u32>>) -> Options {
         }),
         agreements: vec![0.9, 0.99],
         delta: 0.05,
+        certify: true,
         seed: 3,
         date: "2026-01-31".into(),
     }

@@ -7,7 +7,7 @@
 use crate::calibrate::bounds::{self, OutOfRange};
 use crate::calibrate::sequence::{Certified, certify};
 use crate::train::cascade::{Cascade, Rule, Summary, Token};
-use crate::train::choose::{Choice, thresholds};
+use crate::train::choose::{AtLevel, Choice, thresholds};
 
 /// One level of agreement.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,28 +42,48 @@ pub fn levels(
     let thresholds = thresholds();
     let mut levels = Vec::new();
     for at in &choice.levels {
-        // In single precision 1 - 0.99 is more than 0.01.
-        let level = 1.0 - (f64::from(at.agreement) * 1e6).round() / 1e6;
-        let gates = at.rule.as_ref().map_or_else(|| vec![0.0; choice.exits.len()], |rule| rule.gates.clone());
-        let rule = |threshold: f32| Rule { threshold, gates: gates.clone() };
+        let gates = gates(at, choice);
         let losses = |index: usize| -> Vec<f64> {
-            let rule = rule(thresholds[index]);
+            let rule = Rule { threshold: thresholds[index], gates: gates.clone() };
             prompts.iter().map(|prompt| cascade.summary(prompt, &rule).error).collect()
         };
-        let certified = certify(thresholds.len(), losses, level, delta)?;
+        let certified = certify(thresholds.len(), losses, allowed(at.agreement), delta)?;
         let threshold = certified.as_ref().map_or(f32::INFINITY, |certified| thresholds[certified.index]);
-        let summary = cascade.summary(prompts.iter().flatten(), &rule(threshold));
-        levels.push(Level {
-            agreement: at.agreement,
-            threshold,
-            gain: if certified.is_some() { cascade.plain() / summary.time.max(f64::MIN_POSITIVE) } else { 1.0 },
-            certified,
-            gates,
-            summary,
-            least_prompts: bounds::least_prompts(level, delta),
-        });
+        levels.push(Level { certified, ..level(cascade, at, prompts, Rule { threshold, gates }, delta) });
     }
     Ok(levels)
+}
+
+/// The levels as `choice` suggests them, with nothing certified.
+pub fn suggested(cascade: &Cascade, choice: &Choice, prompts: &[Vec<Token>], delta: f64) -> Vec<Level> {
+    let of_level = |at: &AtLevel| {
+        let threshold = at.rule.as_ref().map_or(f32::INFINITY, |rule| rule.threshold);
+        level(cascade, at, prompts, Rule { threshold, gates: gates(at, choice) }, delta)
+    };
+    choice.levels.iter().map(of_level).collect()
+}
+
+fn gates(at: &AtLevel, choice: &Choice) -> Vec<f32> {
+    at.rule.as_ref().map_or_else(|| vec![0.0; choice.exits.len()], |rule| rule.gates.clone())
+}
+
+/// The share of tokens that may differ. In single precision 1 - 0.99 is more than 0.01.
+fn allowed(agreement: f32) -> f64 {
+    1.0 - (f64::from(agreement) * 1e6).round() / 1e6
+}
+
+/// What a rule does with prompts.
+fn level(cascade: &Cascade, at: &AtLevel, prompts: &[Vec<Token>], rule: Rule, delta: f64) -> Level {
+    let summary = cascade.summary(prompts.iter().flatten(), &rule);
+    Level {
+        agreement: at.agreement,
+        threshold: rule.threshold,
+        gain: if rule.threshold.is_finite() { cascade.plain() / summary.time.max(f64::MIN_POSITIVE) } else { 1.0 },
+        certified: None,
+        gates: rule.gates,
+        summary,
+        least_prompts: bounds::least_prompts(allowed(at.agreement), delta),
+    }
 }
 
 #[cfg(test)]
@@ -100,5 +120,8 @@ mod tests {
         assert!(strict.summary.exits[0] > 0.4 && certified.risk > 0.009 && certified.bound <= 0.02, "{strict:?}");
         assert!((certified.risk - strict.summary.error).abs() < 1e-9);
         assert_eq!((levels[2].threshold, levels[2].gain, levels[2].least_prompts), (f32::INFINITY, 1.0, 2995));
+        let suggested = suggested(&cascade, &choice, &prompts, 0.05);
+        assert!(suggested.iter().all(|level| level.certified.is_none() && level.threshold.is_finite()));
+        assert!(suggested.iter().all(|level| level.summary.error <= allowed(level.agreement)), "{suggested:?}");
     }
 }

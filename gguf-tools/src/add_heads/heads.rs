@@ -17,7 +17,7 @@ use crate::train::gate;
 use crate::train::head::Head;
 
 /// The tokens that a gate learns from, at most.
-const GATE_TOKENS: u64 = 8192;
+const GATE_TOKENS: u64 = 6000;
 /// The share of wrong tokens at which a gate learns what its head is sure of.
 const GATE_ERROR: f64 = 0.01;
 /// The share of wrong tokens at which metrics are compared.
@@ -66,7 +66,8 @@ pub fn candidate_layers(n_layer: u32) -> Vec<u32> {
     if n_layer < 2 { Vec::new() } else { layers }
 }
 
-/// Trains heads after each of `layers`, and chooses the metric where none is given.
+/// Trains heads after each of `layers`, judges them on the sequences `choosing`, and chooses the metric where none is
+/// given.
 ///
 /// # Errors
 ///
@@ -78,6 +79,7 @@ pub fn train(
     count: usize,
     reader: &Reader,
     split: &Split,
+    choosing: &[usize],
     layers: &[u32],
     metric: Option<Metric>,
     settings: &Settings,
@@ -96,7 +98,7 @@ pub fn train(
         heads.push(Head::new(exit.layer, exit.norm.clone(), trained)?);
     }
     teach_gates(&mut heads, &exits, evaluator, count, reader, &split.held_out, progress)?;
-    let outcomes = outcomes(&heads, evaluator, count, reader, &split.choose, "judging", progress)?;
+    let outcomes = outcomes(&heads, evaluator, count, reader, choosing, "judging", progress)?;
     let quality: Vec<Quality> =
         exits.iter().zip(&outcomes).map(|(exit, outcomes)| Quality::of(exit, &outcomes.concat())).collect();
     let chosen = match metric {

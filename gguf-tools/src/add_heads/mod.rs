@@ -34,6 +34,9 @@ use costs::Timing;
 use heads::{Candidates, Quality};
 use split::Split;
 
+/// The tokens that confidences, layers and gates are chosen by, at most.
+const CHOOSING_TOKENS: u64 = 10_000;
+
 /// What to make.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -47,6 +50,9 @@ pub struct Options {
     pub agreements: Vec<f32>,
     /// The probability with which a certified level may be broken.
     pub delta: f64,
+    /// Whether to certify. Otherwise the thresholds are those that the choosing tokens suggest, and there is no record
+    /// of a calibration, without which nothing exits.
+    pub certify: bool,
     /// The seed of everything random.
     pub seed: u64,
     /// The day, as `2026-01-31`.
@@ -135,7 +141,8 @@ pub fn make(
         let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
         Ok(found.into_iter().next().unwrap_or_default())
     };
-    let (choosing, certifying) = (screened("mapping", &split.choose)?, screened("certifying", &split.certify)?);
+    let chooses = split::first(reader, &split.choose, CHOOSING_TOKENS);
+    let (choosing, certifying) = (screened("mapping", &chooses)?, screened("certifying", &split.certify)?);
     let of_tokens: Vec<(f32, bool)> = choosing.concat().iter().map(|token| (token.slack, token.is_found)).collect();
     let screen_map = isotonic::fit(&of_tokens);
     clock.lap("screen");
@@ -146,7 +153,7 @@ pub fn make(
         let layers = layers(wanted, reader)?;
         let settings = Settings { seed: options.seed, ..wanted.settings.clone() };
         let candidates = heads::train(
-            matrix, &evaluator, size.count, reader, &split, &layers, wanted.metric, &settings, progress,
+            matrix, &evaluator, size.count, reader, &split, &chooses, &layers, wanted.metric, &settings, progress,
         )?;
         trained = Some((wanted, candidates));
         clock.lap("heads");
@@ -182,7 +189,12 @@ pub fn make(
         (quality, looks, metric) = (candidates.quality, candidates.looks, candidates.metric);
     }
     let prompts = tokens_of(&outcomes, &confidence, metric, &certifying, &screen_map);
-    let levels = certify::levels(&cascade.of(&choice.exits), &choice, &prompts, options.delta)?;
+    let chosen_cascade = cascade.of(&choice.exits);
+    let levels = if options.certify {
+        certify::levels(&chosen_cascade, &choice, &prompts, options.delta)?
+    } else {
+        certify::suggested(&chosen_cascade, &choice, &prompts, options.delta)
+    };
     clock.lap("certificate");
     // Tables of no exit have no rows.
     let with_exits = if chosen_heads.is_empty() { &[][..] } else { &levels[..] };
@@ -203,7 +215,10 @@ pub fn make(
         agreements: options.agreements.clone(),
         thresholds: with_exits.iter().map(|level| vec![level.threshold; chosen_heads.len()]).collect(),
         gate_thresholds: with_exits.iter().map(|level| level.gates.clone()).collect(),
-        calibration: Some(calibration(reader, &split.certify, &levels, &chosen_heads, options)?),
+        calibration: match options.certify {
+            true => Some(calibration(reader, &split.certify, &levels, &chosen_heads, options)?),
+            false => None,
+        },
     };
     Ok(Made {
         meta,

@@ -15,6 +15,10 @@ use crate::collect::store::Reader;
 /// The most bytes that the output matrix may take unpacked.
 const MAX_UNPACKED: usize = 1 << 30;
 
+/// How far below the best score, in nats, a candidate's score may lie for its logit to be computed exactly. What lies
+/// further down would have to be underestimated by more than this to matter.
+const NEAR: f32 = 12.0;
+
 /// Tokens that are scored at once.
 const BATCH: u64 = 64;
 
@@ -75,32 +79,18 @@ impl<'a> Evaluator<'a> {
         basis::product_of_rows(&inner, &self.output, self.rank)
     }
 
-    /// The exact logits of all tokens for hidden states `[n_embd, n]`, before any cap: `[n_vocab, n]`. Nothing where the
-    /// matrix is not unpacked.
-    pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
-        if self.unpacked.is_empty() {
-            return Vec::new();
-        }
-        basis::product_of_rows(hidden, &self.unpacked, self.matrix.n_embd())
-    }
-
-    /// The `count` tokens that score best (of equals the lowest ids) by ascending id, with their exact logits, capped
-    /// where the model caps them. `logits` are those of all tokens, or nothing.
+    /// The `count` tokens that score best (of equals the lowest ids) by ascending id, with their logits, capped where the
+    /// model caps them. Exact where a candidate scores within [`NEAR`] of the best; the others weigh next to nothing,
+    /// and their screened scores stand for their logits.
     ///
     /// # Errors
     ///
     /// Rows that cannot be read.
-    pub fn candidates(
-        &self,
-        scores: &[f32],
-        logits: &[f32],
-        hidden: &[f32],
-        count: usize,
-    ) -> anyhow::Result<Vec<(u32, f32)>> {
+    pub fn candidates(&self, scores: &[f32], hidden: &[f32], count: usize) -> anyhow::Result<Vec<(u32, f32)>> {
         let count = count.clamp(1, scores.len().max(1));
         let last = nth_largest(scores, count);
-        let n_above = scores.iter().filter(|score| **score > last).count();
-        let mut n_ties = count - n_above;
+        let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut n_ties = count - scores.iter().filter(|score| **score > last).count();
         let mut candidates = Vec::with_capacity(count);
         for (id, score) in scores.iter().enumerate().filter(|(_, score)| **score >= last) {
             if *score == last {
@@ -109,14 +99,19 @@ impl<'a> Evaluator<'a> {
                 }
                 n_ties -= 1;
             }
-            let logit = match logits.get(id) {
-                Some(logit) => *logit,
-                None => dot(&self.matrix.row(id)?, hidden),
-            };
+            let logit = if *score >= highest - NEAR { self.logit(id, hidden)? } else { *score };
             let cap = |logit: f32| self.matrix.softcap().map_or(logit, |cap| cap * (logit / cap).tanh());
             candidates.push((u32::try_from(id)?, cap(logit)));
         }
         Ok(candidates)
+    }
+
+    fn logit(&self, id: usize, hidden: &[f32]) -> anyhow::Result<f32> {
+        let n_embd = self.matrix.n_embd();
+        match self.unpacked.get(id * n_embd..(id + 1) * n_embd) {
+            Some(row) => Ok(dot(row, hidden)),
+            None => Ok(dot(&self.matrix.row(id)?, hidden)),
+        }
     }
 
     /// Evaluates sequences: for each of `counts` (numbers of candidates, ascending), for each sequence, what was found

@@ -94,13 +94,12 @@ fn of_batch(
 ) -> anyhow::Result<Vec<Outcome>> {
     let n_embd = head.norm.len();
     let z = head.apply(x);
-    let (scores, logits) = (evaluator.scores(&z), evaluator.logits(&z));
+    let scores = evaluator.scores(&z);
     let n_vocab = scores.len() / labels.len().max(1);
     let of_token = |i: usize| {
         let scores = &scores[i * n_vocab..(i + 1) * n_vocab];
-        let logits = logits.get(i * n_vocab..(i + 1) * n_vocab).unwrap_or_default();
         let (z, x) = (&z[i * n_embd..(i + 1) * n_embd], &x[i * n_embd..(i + 1) * n_embd]);
-        let candidates = evaluator.candidates(scores, logits, z, count)?;
+        let candidates = evaluator.candidates(scores, z, count)?;
         Ok(Outcome::of(&candidates, &labels[i], head.gate_output(x)))
     };
     (0..labels.len()).into_par_iter().map(of_token).collect()
