@@ -32,8 +32,8 @@ const FORMAT: &str = "offramp chat 1";
 /// # Errors
 /// When a file cannot be written.
 pub fn save(conversation: &mut Conversation, path: &Path) -> Result<(), Failure> {
-    let messages = conversation.messages().iter();
-    let messages = messages.map(|message| Turn { role: message.role.clone(), content: message.content.clone() });
+    let messages = conversation.messages().into_iter();
+    let messages = messages.map(|message| Turn { role: message.role, content: message.content });
     let info = conversation.session().model().info();
     let saved = Saved {
         format: FORMAT.to_owned(),
