@@ -3,6 +3,7 @@
 mod screen;
 
 use std::ops::ControlFlow;
+use std::sync::OnceLock;
 
 use offramp::{
     Exits, GenerateParams, Kv, Model, Policy, Sampler, SamplerParams, Session, SessionParams, StopReason, Token,
@@ -122,6 +123,17 @@ struct Tiny {
     _files: Files,
 }
 
+/// One model for all cases of a test: what they share is immutable.
+fn llama() -> &'static Model {
+    static TINY: OnceLock<Tiny> = OnceLock::new();
+    &TINY.get_or_init(|| tiny(Arch::Llama)).model
+}
+
+fn qwen2() -> &'static Model {
+    static TINY: OnceLock<Tiny> = OnceLock::new();
+    &TINY.get_or_init(|| tiny(Arch::Qwen2)).model
+}
+
 fn tiny(arch: Arch) -> Tiny {
     let files = Files::new(&TinyModel::new(arch).weights(WeightType::Q4_0));
     // Some tokens leave and some do not, at each of the exits and at the screen.
@@ -146,34 +158,33 @@ fn check(model: &Model, exits: Exits, operations: &[Operation]) -> Result<(), Te
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn catching_up_leaves_a_plain_cache(operations in operations()) {
-        check(&tiny(Arch::Llama).model, Exits::Calibrated, &operations)?;
+        check(llama(), Exits::Calibrated, &operations)?;
     }
 
     #[test]
     fn verifying_leaves_a_plain_cache(operations in operations()) {
-        check(&tiny(Arch::Qwen2).model, Exits::Exact, &operations)?;
+        check(qwen2(), Exits::Exact, &operations)?;
     }
 }
 
 /// A thousand tokens: every cell is written, none twice.
 #[test]
 fn a_long_text_keeps_a_plain_cache() {
-    let tiny = tiny(Arch::Llama);
     for exits in [Exits::Calibrated, Exits::Exact] {
         let mut long = params(exits);
         long.n_ctx = 1280;
-        let mut session = Session::new(&tiny.model, &long).unwrap();
+        let mut session = Session::new(llama(), &long).unwrap();
         session.set_prompt(&text(30, 1), &mut |_| {}).unwrap();
         generate(&mut session, 1000, usize::MAX);
         let mut tokens = session.tokens().to_vec();
         assert_eq!(tokens.len(), 1030);
         tokens.push(Token(77));
         long.exits = Exits::Off;
-        let mut plain = Session::new(&tiny.model, &long).unwrap();
+        let mut plain = Session::new(llama(), &long).unwrap();
         let [found, expected] = [&mut session, &mut plain].map(|session| {
             session.set_prompt(&tokens, &mut |_| {}).unwrap();
             session.gate().logits(0).unwrap().to_vec()

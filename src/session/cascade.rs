@@ -6,22 +6,22 @@
 //! pend along through the blocks above, in one batch, with the output matrix for itself alone. The policy says which
 //! checks are made. It refuses K/V policies that the heads or the model do not support.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::ExitPoint;
+use super::checks::{Bar, Checks, LayerExit, Watch};
 use super::exits::{Kv, Policy};
 use super::model::Model;
 use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Outcome, Tap};
-use crate::gguf::exits::{ConfidenceMap, KvPolicy};
+use crate::gguf::exits::KvPolicy;
 use crate::heads::kv::KvWriter;
 use crate::heads::{Candidates, ExitHead, Heads, Screen, Thresholds};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
-use crate::policy::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Reached, Seen};
+use crate::policy::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Seen};
 
 /// The exits of one session.
 #[derive(Debug)]
@@ -30,45 +30,6 @@ pub(super) struct Cascade {
     max_pending: usize,
     n_layer: u32,
     policy: CascadePolicy,
-}
-
-/// What can be evaluated inside a decode.
-#[derive(Debug)]
-struct Checks {
-    screen: Screen,
-    /// `None` where the screen lets no token go by itself.
-    norm: Option<Bar>,
-    exits: Vec<LayerExit>,
-}
-
-#[derive(Debug)]
-struct LayerExit {
-    head: ExitHead,
-    bar: Bar,
-    /// What the head's cheap gate must answer.
-    gate: f32,
-    /// Writes the K/V of what is skipped here; `None` where tokens pend for them.
-    kv: Option<KvWriter>,
-}
-
-/// What a token must reach to leave.
-#[derive(Debug)]
-struct Bar {
-    confidence: ConfidenceMap,
-    threshold: f32,
-    /// The least value of the metric that reaches the threshold.
-    enough: f32,
-}
-
-impl Bar {
-    fn new(confidence: ConfidenceMap, threshold: f32) -> Self {
-        let enough = confidence.least_at(threshold);
-        Self { confidence, threshold, enough }
-    }
-
-    fn is_reached(&self, metric: f32) -> bool {
-        self.confidence.agreement_at(metric) >= self.threshold
-    }
 }
 
 impl Cascade {
@@ -96,9 +57,9 @@ impl Cascade {
         let screen = Screen::new(heads, n_threads, pool)?;
         let mut exits = Vec::new();
         for (i, weights) in heads.exits()?.iter().enumerate() {
-            let head = ExitHead::new(weights, meta.metric, &screen)?;
             let threshold = thresholds.exits[i];
-            if threshold.is_finite() && head.layer() >= params.min_exit_layer {
+            if threshold.is_finite() && meta.layers[i] >= params.min_exit_layer {
+                let head = ExitHead::new(weights, meta.metric, &screen)?;
                 let bar = Bar::new(meta.confidence[i].clone(), threshold);
                 exits.push(LayerExit { head, bar, gate: thresholds.gates[i], kv: None });
             }
@@ -303,124 +264,5 @@ fn writer(heads: &Heads, layer: u32, propagate: bool, gate: &mut Gate) -> Result
             found: format!("an exit after block {layer} without K/V maps"),
             fix: "run with --kv catch-up",
         }),
-    }
-}
-
-/// Makes the planned checks during one decode, and times them.
-struct Watch<'a> {
-    checks: &'a mut Checks,
-    plan: &'a Plan,
-    n_layer: u32,
-    candidates: Candidates,
-    /// Planned exits that have come by.
-    next: usize,
-    trial_failed: bool,
-    /// Since when the decode has been computing.
-    running: Instant,
-    batch: Option<CaughtUp>,
-    at_norm: bool,
-    left: Option<ExitPoint>,
-    seen: Seen,
-    error: Option<Error>,
-}
-
-impl<'a> Watch<'a> {
-    fn new(checks: &'a mut Checks, plan: &'a Plan, n_layer: u32, candidates: Candidates) -> Self {
-        Self {
-            checks,
-            plan,
-            n_layer,
-            candidates,
-            next: 0,
-            trial_failed: false,
-            running: Instant::now(),
-            batch: None,
-            at_norm: false,
-            left: None,
-            seen: Seen::default(),
-            error: None,
-        }
-    }
-
-    fn see(&mut self, tap: Tap, hidden: &[f32]) -> ControlFlow<()> {
-        let seconds = self.running.elapsed().as_secs_f64();
-        match (self.batch, tap) {
-            (Some(batch), _) => self.seen.caught_up = Some((batch, seconds)),
-            (None, Tap::Layer(layer)) => {
-                self.seen.n_layers = layer + 1;
-                self.seen.layers += seconds;
-            }
-            (None, Tap::ResultNorm) => {
-                self.seen.n_layers = self.n_layer;
-                self.seen.layers += seconds;
-            }
-        }
-        let leaves = match tap {
-            Tap::Layer(layer) => self.check_exit(layer, hidden),
-            Tap::ResultNorm => self.check_norm(hidden),
-        };
-        self.running = Instant::now();
-        match leaves {
-            Ok(false) => ControlFlow::Continue(()),
-            Ok(true) => {
-                self.left = Some(match tap {
-                    Tap::Layer(layer) => ExitPoint::Layer(layer),
-                    Tap::ResultNorm => ExitPoint::Screen,
-                });
-                ControlFlow::Break(())
-            }
-            Err(error) => {
-                self.error.get_or_insert(error);
-                ControlFlow::Break(())
-            }
-        }
-    }
-
-    /// True if the token leaves after this block.
-    fn check_exit(&mut self, layer: u32, hidden: &[f32]) -> Result<bool> {
-        let Some(&planned) = self.plan.exits.get(self.next) else { return Ok(false) };
-        let exit = &mut self.checks.exits[planned.exit];
-        if exit.head.layer() != layer {
-            return Ok(false);
-        }
-        self.next += 1;
-        if planned.on_trial && self.trial_failed {
-            return Ok(false);
-        }
-        let start = Instant::now();
-        let bar = &exit.bar;
-        let leaves = exit.head.guess(hidden)? >= exit.gate
-            && exit.head.evaluate(&mut self.checks.screen, self.candidates, &|metric| bar.is_reached(metric))?;
-        self.trial_failed |= planned.on_trial && !leaves;
-        self.seen.exits.push(Reached { exit: planned.exit, seconds: start.elapsed().as_secs_f64(), left: leaves });
-        Ok(leaves)
-    }
-
-    /// True if the token leaves before the output matrix.
-    fn check_norm(&mut self, hidden: &[f32]) -> Result<bool> {
-        self.at_norm = true;
-        let Some(bar) = self.checks.norm.as_ref().filter(|_| self.plan.norm != AtNorm::Plain) else { return Ok(false) };
-        let start = Instant::now();
-        let slack = self.checks.screen.evaluate(hidden, self.candidates, bar.enough)?;
-        let confident = slack.is_some_and(|slack| bar.is_reached(slack));
-        self.seen.screen = Some((start.elapsed().as_secs_f64(), confident));
-        Ok(confident && self.plan.norm == AtNorm::Screen)
-    }
-
-    /// From here on, the decode is the batch that catches up.
-    fn catch_up(&mut self, batch: CaughtUp) {
-        self.batch = Some(batch);
-        self.running = Instant::now();
-    }
-
-    /// A decode has ended.
-    fn complete(&mut self, outcome: Outcome) {
-        if outcome == Outcome::Complete && self.at_norm {
-            self.seen.matrix = Some(self.running.elapsed().as_secs_f64());
-        }
-    }
-
-    fn into_seen(self) -> Result<Seen> {
-        self.error.map_or(Ok(self.seen), Err)
     }
 }

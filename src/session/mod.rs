@@ -6,6 +6,7 @@
 //! context; it never cuts them.
 
 mod cascade;
+mod checks;
 mod exact;
 mod exits;
 mod generation;
