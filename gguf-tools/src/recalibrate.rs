@@ -45,7 +45,7 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
     candidates::of_file(&meta, 0.0)?;
     ensure!(args.max_prompts > 0, "no prompts certify nothing: give --max-prompts 1 or more");
 
-    let has_maps = heads.heads().iter().all(|head| !head.kv.is_empty());
+    let has_maps = !heads.heads().is_empty() && heads.heads().iter().all(|head| !head.kv.is_empty());
     let Prepared { prompts, description, n_ctx, no_predict } = prepare(args)?;
     let kv_policy = kv_policy(args.kv, has_maps, no_predict)?;
     let highest = confirm::highest_certifiable(&agreements, args.delta, prompts.len())?;

@@ -19,6 +19,9 @@ use crate::llama::threads::ThreadPool;
 const ROWS: usize = 16;
 /// Of the shortlist, what is rescored first; at most so many candidates.
 const FEW: (usize, usize) = (8, 256);
+/// A slack among few candidates is trusted from this many times their worst misjudgement on. The largest of 256 normal
+/// errors is about 2.8 deviations; twice that leaves less than one in 10,000 to the 2,000 next tokens together.
+const SAFETY: f32 = 2.0;
 
 /// What all sessions of a model share of a screen.
 #[derive(Debug)]
@@ -67,8 +70,8 @@ pub(crate) struct Screen {
     few: Option<Rescoring>,
     all: Rescoring,
     candidates: Vec<(Token, f32)>,
-    /// The slack from which on no miss was seen when the screen was made: below it, few candidates settle nothing.
-    settled: f32,
+    /// By how much the screen misjudged the worst of the candidates that were rescored last, upwards.
+    misjudged: f32,
     /// What the softmax of the candidates can at most grow by if the whole shortlist is rescored.
     unseen: f32,
     weights: Arc<ScreenWeights>,
@@ -116,7 +119,8 @@ impl Rescoring {
         Ok(Self { n, rows, row_data, ids, logits, capped, graph, staging })
     }
 
-    /// Computes the logits of `chosen`, which are `n`, into `candidates`; returns the best before a soft cap.
+    /// Computes the logits of `chosen`, which are `n`, into `candidates`; returns the best before a soft cap, and by how much
+    /// the worst misjudged one exceeds its score.
     fn run(
         &mut self,
         chosen: &[(u32, f32)],
@@ -124,7 +128,7 @@ impl Rescoring {
         work: &mut Tensors,
         matrix: (&[u8], usize),
         candidates: &mut Vec<(Token, f32)>,
-    ) -> Result<f32> {
+    ) -> Result<(f32, f32)> {
         if let Some(ids) = self.ids {
             for (to, &(id, _)) in work.bytes_mut(ids).chunks_exact_mut(4).zip(chosen) {
                 to.copy_from_slice(&id.to_ne_bytes());
@@ -139,11 +143,13 @@ impl Rescoring {
         }
         cpu.compute(work, &mut self.graph)?;
         // The screen approximates the matrix's product, which a soft cap comes after.
-        let best = work.values(self.logits).iter().take(chosen.len()).copied().fold(f32::NEG_INFINITY, f32::max);
+        let exact = work.values(self.logits).iter().take(chosen.len()).copied();
+        let misjudged = exact.clone().zip(chosen).map(|(logit, &(_, score))| logit - score).fold(0.0, f32::max);
+        let best = exact.fold(f32::NEG_INFINITY, f32::max);
         let logits = work.values(self.capped.unwrap_or(self.logits));
         candidates.clear();
         candidates.extend(chosen.iter().zip(logits).map(|(&(id, _), &logit)| (Token(id as i32), logit)));
-        Ok(best)
+        Ok((best, misjudged))
     }
 }
 
@@ -185,7 +191,7 @@ impl Screen {
             few,
             all,
             candidates: Vec::with_capacity(weights.shortlist),
-            settled: heads.meta().screen.confidence.surest_from(),
+            misjudged: f32::INFINITY,
             unseen: f32::INFINITY,
             weights,
             heads: Arc::clone(heads),
@@ -194,8 +200,8 @@ impl Screen {
 
     /// Screens the hidden state `[n_embd]` after the final norm. The slack: by how much the best candidate's exact logit
     /// exceeds the score of the last candidate, which is what a token outside of the candidates would have to be
-    /// misjudged by. With [`Candidates::Enough`], a slack of `enough` among the first candidates settles it, if it is also
-    /// one that missed nothing when the screen was made: more candidates only make it larger. `None` for hidden states that are no numbers.
+    /// misjudged by. With [`Candidates::Enough`], a slack of `enough` among the first candidates settles it, if the screen did
+    /// not misjudge these nearly as much: more candidates only make it larger. `None` for hidden states that are no numbers.
     ///
     /// # Errors
     /// [`Error::Heads`].
@@ -227,9 +233,10 @@ impl Screen {
         if self.few.is_some() { self.rescore(true) } else { Ok(None) }
     }
 
-    /// True if a slack among few candidates is large enough for the best of them to be the best of all.
+    /// True if a slack among few candidates is large enough for the best of them to be the best of all: any other would
+    /// have to be misjudged far worse than the worst of those that were rescored.
     pub(super) fn is_settled(&self, slack: f32) -> bool {
-        slack >= self.settled
+        slack >= SAFETY * self.misjudged
     }
 
     /// Rescores the whole shortlist.
@@ -246,7 +253,8 @@ impl Screen {
         }
         let last = chosen.iter().map(|&(_, score)| score).fold(f32::INFINITY, f32::min);
         let matrix = (self.heads.output_rows()?, self.weights.output.row_bytes());
-        let best = rescoring.run(chosen, &mut self.cpu, &mut self.work, matrix, &mut self.candidates)?;
+        let (best, misjudged) = rescoring.run(chosen, &mut self.cpu, &mut self.work, matrix, &mut self.candidates)?;
+        self.misjudged = misjudged;
         // None of those that were left out scores above the last; each weighs at most so much beside the best.
         let n_unseen = self.weights.shortlist - rescoring.n;
         self.unseen = n_unseen as f32 * (last - best).exp();
