@@ -285,7 +285,7 @@ impl Context {
     fn finish(&mut self, status: i32, log: LlamaLog, n_tokens: usize, places: Places<'_>) -> Result<()> {
         match status {
             0 => {
-                self.awaits_rotation = false;
+                self.await_rotation(false);
                 Ok(())
             }
             _ => {
@@ -342,7 +342,7 @@ impl Context {
             }
             sys::llama_memory_seq_add(memory, 0, end, -1, -n);
         }
-        self.awaits_rotation = true;
+        self.await_rotation(true);
         true
     }
 
@@ -356,9 +356,23 @@ impl Context {
         self.awaits_rotation
     }
 
+    /// llama.cpp rotates K in a graph of its own before the decode that follows a shift, and forgets that it had begun where
+    /// it is given up half way: the first layers would be rotated twice. Such a decode cannot be cancelled.
+    fn await_rotation(&mut self, awaits: bool) {
+        if awaits == self.awaits_rotation {
+            return;
+        }
+        self.awaits_rotation = awaits;
+        let callback: sys::ggml_abort_callback = if awaits { None } else { Some(on_abort) };
+        // SAFETY: a live context, and the flag that the `Arc` in this context keeps alive.
+        unsafe {
+            sys::llama_set_abort_callback(self.raw.as_ptr(), callback, Arc::as_ptr(&self.cancelled).cast_mut().cast());
+        }
+    }
+
     /// Empties the cache.
     pub(crate) fn clear(&mut self) {
-        self.awaits_rotation = false;
+        self.await_rotation(false);
         // SAFETY: a live context's memory. The cells' data need not be cleared: an empty cell is never read.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.raw.as_ptr()), false) };
     }
