@@ -42,7 +42,9 @@ fn main() -> anyhow::Result<()> {
     eprintln!("the screen is made");
     let mut evaluator = Evaluator::new(matrix, &made.screen)?;
     evaluator.unpack()?;
-    println!("setting                              layer  divergence  agrees   0.5 %     1 %     2 %     5 %  metric           time");
+    println!(
+        "setting                              layer  divergence  agrees   0.5 %     1 %     2 %     5 %  metric           time"
+    );
     for setting in wanted {
         let (tokens, settings) = parse(setting)?;
         let split = Split { fit: split::first(&reader, &whole.fit, tokens), ..whole.clone() };
@@ -51,8 +53,17 @@ fn main() -> anyhow::Result<()> {
         let count = options.shortlist.unwrap_or(2048);
         let mut training = std::time::Duration::ZERO;
         let mut began = None;
-        let candidates =
-            heads::train(&matrix, &evaluator, count, &reader, &split, &whole.choose, &layers, None, &settings, &mut |what, done, total| {
+        let candidates = heads::train(
+            &matrix,
+            &evaluator,
+            count,
+            &reader,
+            &split,
+            &whole.choose,
+            &layers,
+            None,
+            &settings,
+            &mut |what, done, total| {
                 if done == total {
                     eprintln!("{what}: {:.1} s", start.elapsed().as_secs_f64());
                 }
@@ -63,7 +74,8 @@ fn main() -> anyhow::Result<()> {
                     }
                 }
                 true
-            })?;
+            },
+        )?;
         let metric = heads_metric(&candidates);
         for (i, quality) in candidates.quality.iter().enumerate() {
             let best = candidates.looks.iter().map(|look| look.divergence[i]).fold(f64::INFINITY, f64::min);

@@ -100,7 +100,10 @@ pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
     let reader = Reader::open(&args.tokens)?;
     if args.write.dry_run {
         let (tokens, output) = (reader.n_tokens(), args.write.output.display());
-        out.line(format!("heads would be trained on {tokens} tokens of {} and written to {output}", args.tokens.display()))?;
+        out.line(format!(
+            "heads would be trained on {tokens} tokens of {} and written to {output}",
+            args.tokens.display()
+        ))?;
         return Ok(ExitCode::SUCCESS);
     }
     let base = model.base()?;
@@ -162,12 +165,7 @@ impl Target {
     }
 }
 
-fn make(
-    matrix: &OutputMatrix<'_>,
-    base: Base,
-    reader: &Reader,
-    options: &add_heads::Options,
-) -> anyhow::Result<Made> {
+fn make(matrix: &OutputMatrix<'_>, base: Base, reader: &Reader, options: &add_heads::Options) -> anyhow::Result<Made> {
     let mut progress = Progress::counting("fitting", "");
     add_heads::make(matrix, base, reader, options, &mut |what, done, total| {
         progress.next(what);

@@ -4,13 +4,13 @@
 //! 1 where something failed or differs, 2 for wrong usage, 130 when interrupted. No input is ever changed.
 
 mod args;
-mod recalibrate;
 mod compare;
 mod convert;
 mod hash;
 mod heads;
 mod inspect;
 mod output;
+mod recalibrate;
 mod show;
 mod summary;
 mod verify;

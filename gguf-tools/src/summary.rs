@@ -120,8 +120,10 @@ fn layers_of(made: &Made, set: &Choice) -> String {
 
 fn kv_maps(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     for (head, qualities) in made.heads.iter().zip(&made.kv_quality) {
-        let cells: Vec<String> =
-            qualities.iter().map(|quality| format!("{}: {:.3}/{:.3}", quality.layer, quality.k.0, quality.v.0)).collect();
+        let cells: Vec<String> = qualities
+            .iter()
+            .map(|quality| format!("{}: {:.3}/{:.3}", quality.layer, quality.k.0, quality.v.0))
+            .collect();
         let n = qualities.len().max(1) as f64;
         let mean = |of: fn(&gguf_tools::train::kv::Quality) -> f64| qualities.iter().map(of).sum::<f64>() / n;
         out.line(format!(
@@ -215,14 +217,18 @@ fn json_of(made: &Made, output: &str, bytes: u64) -> Json {
     });
     let exits = made.quality.iter().map(|quality| {
         let of_metric = |(metric, exits): (&offramp::gguf::exits::Metric, &[f64; 4])| {
-            (metric.name().to_string(), ERRORS.iter().zip(exits).map(|(e, share)| json!({ "error": e, "share": share })).collect())
+            (
+                metric.name().to_string(),
+                ERRORS.iter().zip(exits).map(|(e, share)| json!({ "error": e, "share": share })).collect(),
+            )
         };
         let metrics: serde_json::Map<String, Json> = METRICS.iter().zip(&quality.exits).map(of_metric).collect();
         json!({ "layer": quality.layer, "r2": quality.r2, "agreement": quality.agreement, "exits": metrics })
     });
-    let looks = made.looks.iter().map(|look| {
-        json!({ "tokens": look.n_tokens, "divergence": look.divergence, "agreement": look.agreement })
-    });
+    let looks = made
+        .looks
+        .iter()
+        .map(|look| json!({ "tokens": look.n_tokens, "divergence": look.divergence, "agreement": look.agreement }));
     let sets = made.sets.1.iter().map(|set| {
         let layers: Vec<u32> = set.exits.iter().filter_map(|i| made.sets.0.layers.get(*i)).copied().collect();
         let gains: Vec<f64> = set.levels.iter().map(|level| level.gain).collect();

@@ -107,9 +107,11 @@ fn the_width_of_a_batch_changes_nothing_where_kernels_do_not_round_by_it() {
     assert!(names(&wide).contains(&"k-2.f16".to_string()));
     let without = collect("without", "--kv-maps off");
     assert!(!names(&without).iter().any(|name| name.starts_with("k-") || name.starts_with("v-")));
-    assert!(folder.refusal("collect model.gguf -o narrow --sequences 4 --resume --answer 8 --layers 1 --seed 2").contains(
-        "batch_width 3, not 4"
-    ));
+    assert!(
+        folder
+            .refusal("collect model.gguf -o narrow --sequences 4 --resume --answer 8 --layers 1 --seed 2")
+            .contains("batch_width 3, not 4")
+    );
     for bad in [0, 65] {
         assert!(folder.refusal(&format!("collect model.gguf -o t --sequences {bad}")).contains("between 1 and 64"));
     }

@@ -127,9 +127,10 @@ fn what_cannot_be_trained_is_refused() {
     assert!(found.contains("rank 64"), "{found}");
     let mut steps = 0;
     let matrix = OutputMatrix::of(&world.model).unwrap();
-    let stopped = add_heads::make(&matrix, world.base.clone(), &world.reader, &options(affine, None), &mut |what, _, _| {
-        steps += usize::from(what == "training");
-        steps < 3
-    });
+    let stopped =
+        add_heads::make(&matrix, world.base.clone(), &world.reader, &options(affine, None), &mut |what, _, _| {
+            steps += usize::from(what == "training");
+            steps < 3
+        });
     assert!(matches!(stopped.unwrap_err().downcast_ref(), Some(Error::Interrupted)));
 }

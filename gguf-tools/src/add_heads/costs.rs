@@ -63,10 +63,8 @@ impl Timing {
         let gate = session.gate();
         let lower = n_layer / 2;
         let stop = |gate: &mut Gate, n: usize, tap: Option<Tap>| (0..n).try_for_each(|_| stop_at(gate, tap));
-        let mut parts: Vec<Box<Part<'_>>> = vec![
-            Box::new(|gate| stop(gate, 1, None)),
-            Box::new(|gate| stop(gate, 1, Some(Tap::ResultNorm))),
-        ];
+        let mut parts: Vec<Box<Part<'_>>> =
+            vec![Box::new(|gate| stop(gate, 1, None)), Box::new(|gate| stop(gate, 1, Some(Tap::ResultNorm)))];
         if can_resume && n_layer > 2 {
             parts.push(Box::new(|gate| stop(gate, N_PENDING, Some(Tap::Layer(lower)))));
             parts.push(Box::new(|gate| {
@@ -96,7 +94,8 @@ impl Timing {
     pub fn costs(&self, matrix: &OutputMatrix<'_>, screen: &Screen, count: usize, heads: &[Head]) -> Costs {
         let per_byte = self.output / matrix.bytes().max(1) as f64;
         let factor = screen.bytes() as f64 * per_byte * FACTOR_SLOWNESS;
-        let maps = heads.iter().filter(|head| !head.kv.is_empty()).map(|head| head.kv_bytes() as f64 / head.kv.len() as f64);
+        let maps =
+            heads.iter().filter(|head| !head.kv.is_empty()).map(|head| head.kv_bytes() as f64 / head.kv.len() as f64);
         let predicted = maps.fold(0.0f64, f64::max) * per_byte;
         let skipped = if predicted > 0.0 { predicted } else { self.caught_up.unwrap_or(self.layer) };
         Costs {

@@ -125,12 +125,7 @@ fn best_metric(outcomes: &[Vec<Vec<Outcome>>]) -> usize {
     (0..METRICS.len()).reduce(|best, other| if exits(other) > exits(best) { other } else { best }).unwrap_or(0)
 }
 
-fn measure(
-    reader: &Reader,
-    split: &Split,
-    layers: &[u32],
-    progress: &mut Progress<'_>,
-) -> anyhow::Result<Vec<Exit>> {
+fn measure(reader: &Reader, split: &Split, layers: &[u32], progress: &mut Progress<'_>) -> anyhow::Result<Vec<Exit>> {
     let of_layer = split::count(reader, &split.fit) + split::count(reader, &split.held_out);
     let mut exits = Vec::new();
     for (i, layer) in layers.iter().enumerate() {

@@ -153,7 +153,16 @@ pub fn make(
         let layers = layers(wanted, reader)?;
         let settings = Settings { seed: options.seed, ..wanted.settings.clone() };
         let candidates = heads::train(
-            matrix, &evaluator, size.count, reader, &split, &chooses, &layers, wanted.metric, &settings, progress,
+            matrix,
+            &evaluator,
+            size.count,
+            reader,
+            &split,
+            &chooses,
+            &layers,
+            wanted.metric,
+            &settings,
+            progress,
         )?;
         trained = Some((wanted, candidates));
         clock.lap("heads");
@@ -162,7 +171,9 @@ pub fn make(
     let tokens = tokens.concat();
     let sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
         // Layers that the user gave are all taken.
-        Some(_) => vec![choose::set(&cascade, &tokens, &(0..cascade.layers.len()).collect::<Vec<_>>(), &options.agreements)],
+        Some(_) => {
+            vec![choose::set(&cascade, &tokens, &(0..cascade.layers.len()).collect::<Vec<_>>(), &options.agreements)]
+        }
         None => choose::sets(&cascade, &tokens, &options.agreements),
     };
     let choice = sets.first().context("no set of layers could be simulated")?.clone();
@@ -242,7 +253,9 @@ pub fn make(
 fn layers(wanted: &HeadOptions, reader: &Reader) -> anyhow::Result<Vec<u32>> {
     let layers = wanted.layers.clone().unwrap_or_else(|| reader.manifest().layers.clone());
     if layers.is_empty() {
-        bail!("no hidden states of layers were collected: collect with --layers, or make a screen alone with --layers off");
+        bail!(
+            "no hidden states of layers were collected: collect with --layers, or make a screen alone with --layers off"
+        );
     }
     ensure!(layers.is_sorted_by(|a, b| a < b), "layers {layers:?}: give them in ascending order");
     Ok(layers)

@@ -55,7 +55,11 @@ pub fn make(
     };
     let mut candidates = measure(&ranks, &few)?;
     if let [only] = candidates[..] {
-        return Ok(Chosen { screen: Screen::new(matrix, &subspace, only.rank, options.seed)?, choice: only, candidates });
+        return Ok(Chosen {
+            screen: Screen::new(matrix, &subspace, only.rank, options.seed)?,
+            choice: only,
+            candidates,
+        });
     }
     let mut finalists = Vec::new();
     let mut left = candidates.clone();

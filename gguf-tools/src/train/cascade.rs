@@ -187,11 +187,10 @@ pub(super) mod tests {
         let cascade = cascade();
         let rule = Rule { threshold: 0.9, gates: vec![0.5, 0.5] };
         let fate = |token: Token| cascade.fate(&token, &rule);
-        assert_eq!(fate(token((0.95, 0.6), (0.0, 0.0), 1.0)), Fate {
-            end: End::Exit(0),
-            is_wrong: false,
-            time: 4.0 + 2.5 + 8.0 * 0.1
-        });
+        assert_eq!(
+            fate(token((0.95, 0.6), (0.0, 0.0), 1.0)),
+            Fate { end: End::Exit(0), is_wrong: false, time: 4.0 + 2.5 + 8.0 * 0.1 }
+        );
         assert_eq!(fate(token((0.2, 0.6), (0.95, 0.9), 1.0)).time, 8.0 + 5.0 + 4.0 * 0.1);
         // A closed gate spares the check, even of a head that would be sure.
         assert_eq!(fate(token((0.95, 0.4), (0.95, 0.4), 1.0)), Fate { end: End::Screen, is_wrong: false, time: 14.0 });

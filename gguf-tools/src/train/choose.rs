@@ -63,7 +63,9 @@ pub fn sets(cascade: &Cascade, tokens: &[Token], agreements: &[f32]) -> Vec<Choi
         set(cascade, tokens, &exits, agreements)
     };
     let mut choices: Vec<Choice> = masks.into_par_iter().map(simulate).collect();
-    choices.sort_by(|a, b| b.worth().total_cmp(&a.worth()).then(a.exits.len().cmp(&b.exits.len())).then(a.exits.cmp(&b.exits)));
+    choices.sort_by(|a, b| {
+        b.worth().total_cmp(&a.worth()).then(a.exits.len().cmp(&b.exits.len())).then(a.exits.cmp(&b.exits))
+    });
     choices
 }
 
@@ -82,7 +84,8 @@ fn settings(tokens: &[Token], n_exits: usize) -> Vec<Vec<f32>> {
         let mut outputs: Vec<f32> = tokens.iter().filter_map(|token| token.exits.get(i)).map(|at| at.gate).collect();
         outputs.sort_by(|a, b| b.total_cmp(a));
         let at = |share: f64| outputs.get((share * outputs.len() as f64) as usize).copied();
-        let mut settings: Vec<f32> = [f32::INFINITY].into_iter().chain(PASSED.into_iter().filter_map(at)).chain([0.0]).collect();
+        let mut settings: Vec<f32> =
+            [f32::INFINITY].into_iter().chain(PASSED.into_iter().filter_map(at)).chain([0.0]).collect();
         settings.dedup();
         settings
     };

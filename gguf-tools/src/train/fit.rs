@@ -315,8 +315,11 @@ impl Batch {
 
     /// The outputs of all exits, one after another.
     fn outputs(&self, networks: &[Network]) -> anyhow::Result<Tensor> {
-        let outputs: Vec<Tensor> =
-            networks.iter().zip(&self.inputs).map(|(network, inputs)| network.forward(inputs)).collect::<anyhow::Result<_>>()?;
+        let outputs: Vec<Tensor> = networks
+            .iter()
+            .zip(&self.inputs)
+            .map(|(network, inputs)| network.forward(inputs))
+            .collect::<anyhow::Result<_>>()?;
         Ok(Tensor::cat(&outputs, 0)?)
     }
 }

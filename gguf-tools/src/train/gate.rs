@@ -76,7 +76,8 @@ mod tests {
         let mut draw = |n: usize| -> Vec<f32> { (0..n * n_embd).map(|_| rng.random::<f32>() - 0.5).collect() };
         let (x, unseen) = (draw(3000), draw(1000));
         let is_sure = |row: &[f32]| row[2] - row[5] > 0.1;
-        let whitening = Whitening::new(&[0.0; 8], (Mat::<f64>::identity(8, 8) * faer::Scale(1.0 / 12.0)).as_ref()).unwrap();
+        let whitening =
+            Whitening::new(&[0.0; 8], (Mat::<f64>::identity(8, 8) * faer::Scale(1.0 / 12.0)).as_ref()).unwrap();
         let labels: Vec<bool> = x.chunks(n_embd).map(is_sure).collect();
         let gate = fit(&x, &labels, &whitening).unwrap().unwrap();
         let right = unseen.chunks(n_embd).filter(|row| (gate.output(row) > 0.5) == is_sure(row)).count();

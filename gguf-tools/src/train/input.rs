@@ -129,8 +129,9 @@ mod tests {
         let mixing: Vec<f32> = (0..n * n).map(|_| rng.random::<f32>() - 0.5).collect();
         let source: Vec<f32> = (0..n * n_rows).map(|_| rng.random::<f32>()).collect();
         let rows = product_of_rows(&source, &mixing, n);
-        let mean: Vec<f64> =
-            (0..n).map(|j| rows.iter().skip(j).step_by(n).map(|x| f64::from(*x)).sum::<f64>() / n_rows as f64).collect();
+        let mean: Vec<f64> = (0..n)
+            .map(|j| rows.iter().skip(j).step_by(n).map(|x| f64::from(*x)).sum::<f64>() / n_rows as f64)
+            .collect();
         let covariance = Mat::from_fn(n, n, |i, j| {
             let row = |row: &[f32]| (f64::from(row[i]) - mean[i]) * (f64::from(row[j]) - mean[j]);
             rows.chunks_exact(n).map(row).sum::<f64>() / n_rows as f64

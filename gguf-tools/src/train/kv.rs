@@ -54,9 +54,10 @@ pub fn fit(
             let mut y = vec![0.0; (tokens.end - tokens.start) as usize * n_out];
             let mut first = 0;
             for block in &blocks {
-                for (width, values) in
-                    [(block.k, reader.k(block.layer, tokens.clone())?), (block.v, reader.v(block.layer, tokens.clone())?)]
-                {
+                for (width, values) in [
+                    (block.k, reader.k(block.layer, tokens.clone())?),
+                    (block.v, reader.v(block.layer, tokens.clone())?),
+                ] {
                     for (row, values) in y.chunks_exact_mut(n_out).zip(values.chunks_exact(width)) {
                         row[first..first + width].copy_from_slice(values);
                     }
@@ -81,17 +82,15 @@ pub fn fit(
         penalties[part.clone()].fill(penalty);
         (1.0 - error / total(&variances).max(f64::MIN_POSITIVE), penalty)
     };
-    let quality = blocks.iter().map(|block| Quality { layer: block.layer, k: judge(block.k), v: judge(block.v) }).collect();
+    let quality =
+        blocks.iter().map(|block| Quality { layer: block.layer, k: judge(block.k), v: judge(block.v) }).collect();
     // Chosen on the held-out tokens, fitted to all.
     let map = Ridge::new(&fitted.merged(&held_out))?.solve_each(&penalties);
     let mut first = 0;
     let mut part = |width: usize| {
         let place = first..first + width;
         first += width;
-        Affine {
-            weight: map.weight[place.start * n_embd..place.end * n_embd].to_vec(),
-            bias: map.bias[place].to_vec(),
-        }
+        Affine { weight: map.weight[place.start * n_embd..place.end * n_embd].to_vec(), bias: map.bias[place].to_vec() }
     };
     head.kv = blocks
         .iter()
@@ -117,7 +116,8 @@ fn blocks(reader: &Reader, layer: u32, n_layer: u32) -> anyhow::Result<Vec<Block
     let mut blocks = Vec::new();
     for skipped in layer + 1..n_layer {
         let widths = widths.iter().find(|widths| widths.layer == skipped);
-        let widths = widths.with_context(|| format!("K and V of block {skipped} were not collected: use --kv-maps off"))?;
+        let widths =
+            widths.with_context(|| format!("K and V of block {skipped} were not collected: use --kv-maps off"))?;
         ensure!(widths.k > 0 && widths.v > 0, "block {skipped} stores no K and V: use --kv-maps off");
         blocks.push(Block { layer: skipped, k: widths.k as usize, v: widths.v as usize });
     }

@@ -125,7 +125,8 @@ pub fn score(
     match rows {
         RowValues::Host(rows) => {
             let n_embd = z.dim(D::Minus1)?;
-            let (scored, gradient) = on_host(&z.flatten_all()?.to_vec1()?, n_embd, rows, targets, softcap, wants_gradient);
+            let (scored, gradient) =
+                on_host(&z.flatten_all()?.to_vec1()?, n_embd, rows, targets, softcap, wants_gradient);
             let gradient = gradient.map(|gradient| Tensor::from_vec(gradient, z.shape(), z.device())).transpose()?;
             Ok(Scored { gradient, ..scored })
         }
@@ -301,7 +302,10 @@ mod tests {
             let scored = score(&zs, form, &targets, cap, true).unwrap();
             let found = scored.divergence;
             let expected = divergences(&z, &matrix, &labels, cap.map(f64::from));
-            assert!(found.iter().zip(&expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-4), "{found:?} {expected:?}");
+            assert!(
+                found.iter().zip(&expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-4),
+                "{found:?} {expected:?}"
+            );
             let gradient: Vec<f32> = scored.gradient.unwrap().flatten_all().unwrap().to_vec1().unwrap();
             for i in [0, 7, 20, 47] {
                 let moved = |by: f32| {

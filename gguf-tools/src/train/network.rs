@@ -230,8 +230,8 @@ fn truncated(matrix: &[f32], n: usize, rank: usize) -> anyhow::Result<(Vec<f32>,
 
 #[cfg(test)]
 mod tests {
-    use crate::screen::basis::product_of_rows;
     use super::*;
+    use crate::screen::basis::product_of_rows;
     use faer::Mat;
     use rand::SeedableRng;
 
@@ -263,9 +263,8 @@ mod tests {
     fn what_is_written_is_what_was_trained_in_every_form() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let mixing = draw(&mut rng, N * N);
-        let covariance = Mat::from_fn(N, N, |i, j| {
-            (0..N).map(|k| f64::from(mixing[i * N + k] * mixing[j * N + k])).sum::<f64>()
-        });
+        let covariance =
+            Mat::from_fn(N, N, |i, j| (0..N).map(|k| f64::from(mixing[i * N + k] * mixing[j * N + k])).sum::<f64>());
         let whitening = Whitening::new(&[0.3; N], covariance.as_ref()).unwrap();
         let start = Affine { weight: draw(&mut rng, N * N), bias: draw(&mut rng, N) };
         let deviations: Vec<f32> = (0..N).map(|i| 0.5 + i as f32).collect();
@@ -282,11 +281,15 @@ mod tests {
                 white: Tensor::from_vec(whitening.apply(&x), (5, N), &device).unwrap(),
                 plain: Some(Tensor::from_vec(x.clone(), (5, N), &device).unwrap()),
             };
-            let outputs = || -> Vec<f32> { network.forward(&inputs).unwrap().flatten_all().unwrap().to_vec1().unwrap() };
+            let outputs =
+                || -> Vec<f32> { network.forward(&inputs).unwrap().flatten_all().unwrap().to_vec1().unwrap() };
             if form.rank.is_none() {
                 let mut expected = product_of_rows(&x, &start.weight, N);
                 expected.iter_mut().enumerate().for_each(|(i, z)| *z += start.bias[i % N]);
-                assert!(outputs().iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3), "{form:?} starts elsewhere");
+                assert!(
+                    outputs().iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3),
+                    "{form:?} starts elsewhere"
+                );
             }
             let before = network.snapshot().unwrap();
             for variable in network.variables() {

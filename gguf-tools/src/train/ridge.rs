@@ -55,9 +55,13 @@ impl Moments {
     pub fn add(&mut self, x: &[f32], y: &[f32]) -> anyhow::Result<()> {
         let (n_in, n_out) = (self.x.len(), self.y.len());
         let n = x.len() / n_in.max(1);
-        ensure!(x.len() == n * n_in && y.len() == n * n_out, "{} inputs and {} outputs of {n} tokens", x.len(), y.len());
-        let (rows, outputs) =
-            (MatRef::from_row_major_slice(x, n, n_in), MatRef::from_row_major_slice(y, n, n_out));
+        ensure!(
+            x.len() == n * n_in && y.len() == n * n_out,
+            "{} inputs and {} outputs of {n} tokens",
+            x.len(),
+            y.len()
+        );
+        let (rows, outputs) = (MatRef::from_row_major_slice(x, n, n_in), MatRef::from_row_major_slice(y, n, n_out));
         add_product(&mut self.xx, rows, rows);
         add_product(&mut self.xy, rows, outputs);
         for (sums, values) in [(&mut self.x, x), (&mut self.y, y)] {
@@ -228,8 +232,8 @@ impl Ridge {
 
 #[cfg(test)]
 mod tests {
-    use crate::screen::basis::product_of_rows;
     use super::*;
+    use crate::screen::basis::product_of_rows;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 

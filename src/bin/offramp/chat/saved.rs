@@ -32,13 +32,13 @@ const FORMAT: &str = "offramp chat 1";
 /// # Errors
 /// When a file cannot be written.
 pub fn save(conversation: &mut Conversation, path: &Path) -> Result<(), Failure> {
-    let messages = conversation.messages().iter();
-    let messages = messages.map(|message| Turn { role: message.role.clone(), content: message.content.clone() });
+    let messages = conversation.messages().into_iter();
+    let messages = messages.map(|message| Turn { role: message.role, content: message.content }).collect();
     let info = conversation.session().model().info();
     let saved = Saved {
         format: FORMAT.to_owned(),
         model: info.name.clone().unwrap_or_else(|| info.description.clone()),
-        messages: messages.collect(),
+        messages,
     };
     let text = serde_json::to_vec_pretty(&saved).map_err(Failure::failed)?;
     if !conversation.session().tokens().is_empty() {
