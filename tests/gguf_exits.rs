@@ -258,6 +258,13 @@ fn a_confidence_map_interpolates_and_never_leaves_its_ends() {
     for (metric, agreement) in [(-1.0, 0.2), (0.0, 0.2), (0.25, 0.4), (0.5, 0.6), (0.75, 0.8), (1.0, 1.0), (9.0, 1.0)] {
         assert!((map.agreement_at(metric) - agreement).abs() < 1e-6, "{metric}");
     }
+    for (agreement, metric) in [(0.4, 0.25), (0.6, 0.5), (1.0, 1.0)] {
+        assert!((map.least_at(agreement) - metric).abs() < 1e-6, "{agreement}");
+    }
+    assert_eq!((map.least_at(0.1), map.least_at(1.1)), (f32::NEG_INFINITY, f32::INFINITY));
+    let flat_end = exits::ConfidenceMap { metric: vec![1.0, 2.0, 3.0], agreement: vec![0.5, 0.9, 0.9] };
+    assert_eq!((map.surest_from(), flat_end.surest_from()), (1.0, 2.0));
+    assert_eq!(exits::ConfidenceMap::default().surest_from(), f32::INFINITY);
     assert_eq!(map.agreement_at(f32::NAN), 0.0);
     assert_eq!(exits::ConfidenceMap::default().agreement_at(1.0), 0.0);
 }

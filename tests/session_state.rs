@@ -184,6 +184,24 @@ fn tokens_that_wait_for_their_upper_blocks_and_drafts_are_settled_before_saving(
 }
 
 #[test]
+fn a_session_that_has_just_forgotten_its_older_half_is_saved_with_its_keys_in_place() {
+    let tiny = Tiny::new(Arch::Llama, 3);
+    let new = || tiny.session(|params| (params.n_ctx, params.context_shift) = (256, true));
+    let mut session = new();
+    session.set_prompt(&text(256), &mut |_| {}).unwrap();
+    // Room is made for the second token and its decode is cancelled: the keys still have their old places.
+    generate(&mut session, 1);
+    session.cancel_handle().cancel();
+    assert!(generate(&mut session, 5).is_empty());
+    session.cancel_handle().reset();
+    session.save(tiny.file()).unwrap();
+    let mut loaded = new();
+    loaded.load(tiny.file()).unwrap();
+    assert!(loaded.tokens().len() < 200);
+    assert_eq!(generate(&mut loaded, 12), generate(&mut session, 12));
+}
+
+#[test]
 fn models_with_a_recurrent_state_are_refused() {
     for arch in Arch::ALL.into_iter().filter(|arch| !plain().any(|plain| plain == *arch)) {
         let tiny = Tiny::new(arch, 3);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use offramp::Kv;
 
 /// Look into GGUF files, and move exit heads in and out of them.
 ///
@@ -380,6 +381,11 @@ pub struct Calibrate {
     /// Probability with which a certified level may turn out to be broken
     #[arg(long, value_name = "P", default_value_t = 0.05)]
     pub delta: f64,
+
+    /// Where the K/V of skipped layers come from, to be certified and stored: auto (predicted where the heads have maps,
+    /// caught up otherwise), predict, catch-up or propagate
+    #[arg(long, value_name = "POLICY", default_value_t = Kv::Auto)]
+    pub kv: Kv,
 
     /// Seed of the prompts that the model writes
     #[arg(long, value_name = "S", default_value_t = 0)]

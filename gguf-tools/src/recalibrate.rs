@@ -15,7 +15,7 @@ use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::{self, Options};
 use offramp::gguf::exits::{self, ExitHeads, ExitMeta, Form, KvPolicy};
 use offramp::gguf::{Error, File, WriteOptions, Writer};
-use offramp::{Model, ModelParams, SessionParams, Token};
+use offramp::{Kv, Model, ModelParams, Policy, SessionParams, Token};
 use serde_json::json;
 
 use crate::args::Calibrate;
@@ -42,17 +42,18 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
     };
     heads.check_base(&base, exits::BaseCheck::Infos, &mut |_, _| true)?;
     let agreements = agreements(args, &meta)?;
-    let sequence = candidates::of_file(&meta)?;
+    candidates::of_file(&meta, 0.0)?;
     ensure!(args.max_prompts > 0, "no prompts certify nothing: give --max-prompts 1 or more");
 
-    let kv_policy = KvPolicy::CatchUp;
-    let (prompts, description, n_ctx) = prompts(args)?;
+    let has_maps = !heads.heads().is_empty() && heads.heads().iter().all(|head| !head.kv.is_empty());
+    let Prepared { prompts, description, n_ctx, no_predict } = prepare(args)?;
+    let kv_policy = kv_policy(args.kv, has_maps, no_predict)?;
     let highest = confirm::highest_certifiable(&agreements, args.delta, prompts.len())?;
-    let sequence = candidates::worth_walking(&sequence, highest.unwrap_or(1.0));
+    let sequence = candidates::of_file(&meta, highest.unwrap_or(0.0))?;
     if args.write.dry_run {
         return plan(args, prompts.len(), sequence.len(), out);
     }
-    let levels = candidates::as_levels(&meta, sequence, kv_policy)?;
+    let levels = candidates::as_levels(&meta, &sequence, kv_policy)?;
     let scratch = Scratch(beside(&args.write.output));
     rewritten(&file, &base, &levels)?.write(&scratch.0, WriteOptions::replacing(true), &mut |_, _| true)?;
     let mut params = ModelParams::default();
@@ -61,6 +62,8 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::counting("certifying", "prompts");
     let mut session = SessionParams::default();
     (session.n_ctx, session.n_threads) = (n_ctx, args.threads);
+    // Every check is made whatever it costs here: what is certified must not depend on this machine's speed.
+    (session.kv, session.policy) = (kv_of(kv_policy), Policy::Always);
     let options = confirm::Options {
         agreements,
         delta: args.delta,
@@ -72,15 +75,26 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
         deadline: args.time_limit.map(|limit| start + limit),
     };
     let confirmed =
-        confirm::confirm(&model, &meta, sequence, &prompts, &options, &mut |done, total| progress.step(done, total))?;
+        confirm::confirm(&model, &meta, &sequence, &prompts, &options, &mut |done, total| progress.step(done, total))?;
     drop((progress, model));
     let bytes = write(&file, &base, form, &confirmed.meta, args)?;
     summary(&confirmed, prompts.len(), args, bytes, out)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The prompts, what they are, and the length of a context for them and their answers. Full model: nothing exits.
-fn prompts(args: &Calibrate) -> anyhow::Result<(Vec<Vec<Token>>, String, u32)> {
+/// What is known of prompts and model before anything exits.
+struct Prepared {
+    prompts: Vec<Vec<Token>>,
+    /// What the prompts are, in words.
+    description: String,
+    /// The length of a context for them and their answers.
+    n_ctx: u32,
+    /// Why K and V cannot be predicted on this model.
+    no_predict: Option<String>,
+}
+
+/// The prompts, with the full model alone in memory.
+fn prepare(args: &Calibrate) -> anyhow::Result<Prepared> {
     let model = Model::load(model_path(args), &ModelParams::default())?;
     let source = if args.itself { Source::of_model(&model)? } else { Source::of_corpus(&model, &args.prompts)? };
     let options = Options {
@@ -96,7 +110,29 @@ fn prompts(args: &Calibrate) -> anyhow::Result<(Vec<Vec<Token>>, String, u32)> {
     let mut step = |done, total| progress.step(done, total);
     let (prompts, n_ctx) = collect::prompts(&model, &source, args.max_prompts, first, &options, &mut step)?;
     ensure!(!prompts.is_empty(), "no prompt leaves room for an answer of {} tokens in {n_ctx}", args.answer);
-    Ok((prompts, source.description(), n_ctx))
+    let no_predict = model.gate_support()?.no_predict.clone();
+    Ok(Prepared { prompts, description: source.description(), n_ctx, no_predict })
+}
+
+/// The K/V policy to certify and to store.
+fn kv_policy(wanted: Kv, has_maps: bool, no_predict: Option<String>) -> anyhow::Result<KvPolicy> {
+    Ok(match (wanted, no_predict) {
+        (Kv::Predict, None) if has_maps => KvPolicy::Predict,
+        (Kv::Predict, None) => bail!("the heads have no K/V maps: certify them with --kv catch-up"),
+        (Kv::Predict | Kv::Propagate, Some(reason)) => bail!("K and V cannot be predicted on this model: {reason}"),
+        (Kv::Propagate, None) => KvPolicy::Propagate,
+        (Kv::Auto, None) if has_maps => KvPolicy::Predict,
+        _ => KvPolicy::CatchUp,
+    })
+}
+
+/// The session's setting for a policy.
+fn kv_of(policy: KvPolicy) -> Kv {
+    match policy {
+        KvPolicy::Predict => Kv::Predict,
+        KvPolicy::Propagate => Kv::Propagate,
+        _ => Kv::CatchUp,
+    }
 }
 
 fn model_path(args: &Calibrate) -> &Path {

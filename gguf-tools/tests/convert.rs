@@ -30,7 +30,7 @@ impl Folder {
 
     fn run(&self, arguments: &str) -> Output {
         let program = env!("CARGO_BIN_EXE_gguf-tools");
-        Command::new(program).args(arguments.split(' ')).current_dir(self.0.path()).output().unwrap()
+        Command::new(program).args(arguments.split_whitespace()).current_dir(self.0.path()).output().unwrap()
     }
 
     /// What a verb prints that must succeed.
@@ -130,7 +130,7 @@ fn a_file_is_certified_anew_on_other_prompts() {
         serde_json::from_str(&text).unwrap()
     };
     let found = calibrated("merged.gguf --self --max-prompts 40 --agreement-levels 0.5,0.999", "own.gguf");
-    assert_eq!((found["prompts"].as_u64(), found["kv_policy"].as_str()), (Some(40), Some("catch_up")));
+    assert_eq!((found["prompts"].as_u64(), found["kv_policy"].as_str()), (Some(40), Some("predict")));
     let levels = found["levels"].as_array().unwrap();
     assert_eq!((&levels[0]["is_certified"], &levels[1]["is_certified"]), (&true.into(), &false.into()));
     assert_eq!(levels[1]["least_prompts"], 2995);
@@ -153,8 +153,8 @@ fn a_file_is_certified_anew_on_other_prompts() {
     // Prompts of a file, for heads beside their model; the same prompts give the same file.
     let prompts: String = (0..40).map(|i| format!("{{\"prompt\": \"Tell me about number {i}\"}}\n")).collect();
     std::fs::write(folder.path("mine.jsonl"), prompts).unwrap();
-    let arguments = "heads.gguf --model model.gguf --prompts mine.jsonl --agreement-levels 0.5";
-    calibrated(arguments, "mine.gguf");
+    let arguments = "heads.gguf --model model.gguf --prompts mine.jsonl --agreement-levels 0.5 --kv catch-up";
+    assert_eq!(calibrated(arguments, "mine.gguf")["kv_policy"], "catch_up");
     calibrated(arguments, "again.gguf");
     let bytes = |name: &str| std::fs::read(folder.path(name)).unwrap();
     assert!(bytes("mine.gguf") == bytes("again.gguf"));
@@ -195,7 +195,7 @@ fn a_base_model_and_a_corpus_give_tokens_too() {
 #[test]
 fn a_model_gets_a_screen_and_the_same_one_again() {
     let folder = Folder::new();
-    let arguments = "--tokens 500 --answer 8 --screen-rank 64 --shortlist 64 --agreement-levels 0.5,0.9";
+    let arguments = "--tokens 500 --answer 8 --layers off --screen-rank 64 --shortlist 64 --agreement-levels 0.5,0.9";
     let text = folder.text(&format!("add-heads model.gguf -o merged.gguf {arguments}"));
     assert!(text.contains("screen: rank 64, 64 candidates"), "{text}");
     assert!(!folder.path("merged.gguf.tokens").exists(), "the tokens were of use for this file alone");
@@ -247,13 +247,13 @@ fn what_cannot_work_is_refused_before_the_work() {
 
     folder.text("collect model.gguf -o few --tokens 40 --answer 8");
     refused("collect model.gguf -o few --tokens 40 --answer 8", "go on with --resume");
-    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8", "at least 20 are needed");
+    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off", "at least 20 are needed");
     refused("collect model.gguf -o few --tokens 40 --answer 8 --seed 9 --resume", "seed 0, not 9");
     folder.model("other.gguf", Arch::Qwen3);
-    refused("add-heads other.gguf -o out.gguf --resume few --tokens 40", "the tokens were collected from");
-    refused("add-heads other.gguf -o out.gguf --resume few --tokens 400 --answer 8", "was collected with");
+    refused("add-heads other.gguf -o out.gguf --resume few --tokens 40 --layers off", "the tokens were collected from");
+    refused("add-heads other.gguf -o out.gguf --resume few --tokens 400 --answer 8 --layers off", "was collected with");
     std::fs::write(folder.path("few/labels.bin"), "short").unwrap();
-    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8", "labels.bin holds 5 bytes");
+    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off", "labels.bin holds 5 bytes");
     assert!(!folder.path("out.gguf").exists() && !folder.path("t").exists());
 
     let plan = folder.text("add-heads model.gguf -o out.gguf --dry-run --tokens 2k");

@@ -120,8 +120,8 @@ pub struct offramp_session_params {
     pub max_pending: u32,
     /// No token leaves before this block.
     pub min_exit_layer: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Not 0: where the context is full, forget the older half of the text and go on, instead of ending the reply.
+    pub context_shift: i32,
 }
 
 /// How tokens are picked. Fill it with offramp_sampler_default_params.
@@ -282,7 +282,7 @@ impl Default for offramp_session_params {
             agreement: params.agreement,
             max_pending: params.max_pending,
             min_exit_layer: params.min_exit_layer,
-            reserved: 0,
+            context_shift: params.context_shift.into(),
         }
     }
 }

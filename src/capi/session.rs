@@ -143,6 +143,7 @@ impl offramp_session_params {
             },
             max_pending: self.max_pending,
             min_exit_layer: self.min_exit_layer,
+            context_shift: self.context_shift != 0,
             ..SessionParams::default()
         })
     }

@@ -352,6 +352,11 @@ impl Gate {
         self.context.cache_types()
     }
 
+    /// True after a shift, until the next decode: a state would hold K of other positions than it says.
+    pub(crate) fn awaits_rotation(&self) -> bool {
+        self.context.awaits_rotation()
+    }
+
     /// The state of one token in a small context of its own, with this one's model and kind of cache.
     ///
     /// # Errors

@@ -170,9 +170,8 @@ impl ExitHead {
     ) -> Result<bool> {
         self.work.set_values(self.input, &self.normed);
         screen.score_graph(&mut self.work, &mut self.graph)?;
-        if screen.rescore_few()?.is_some() {
-            let range = confidence::range(self.metric, screen.candidates(), screen.unseen());
-            if let Some((least, most)) = range {
+        if screen.rescore_few()?.is_some_and(|slack| screen.is_settled(slack)) {
+            if let Some((least, most)) = confidence::range(self.metric, screen.candidates(), screen.unseen()) {
                 // Doubtful already: more candidates take further from the best one's share.
                 if !sure(most) {
                     return Ok(false);

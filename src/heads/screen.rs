@@ -67,6 +67,8 @@ pub(crate) struct Screen {
     few: Option<Rescoring>,
     all: Rescoring,
     candidates: Vec<(Token, f32)>,
+    /// The slack from which on no miss was seen when the screen was made: below it, few candidates settle nothing.
+    settled: f32,
     /// What the softmax of the candidates can at most grow by if the whole shortlist is rescored.
     unseen: f32,
     weights: Arc<ScreenWeights>,
@@ -183,6 +185,7 @@ impl Screen {
             few,
             all,
             candidates: Vec::with_capacity(weights.shortlist),
+            settled: heads.meta().screen.confidence.surest_from(),
             unseen: f32::INFINITY,
             weights,
             heads: Arc::clone(heads),
@@ -191,8 +194,8 @@ impl Screen {
 
     /// Screens the hidden state `[n_embd]` after the final norm. The slack: by how much the best candidate's exact logit
     /// exceeds the score of the last candidate, which is what a token outside of the candidates would have to be
-    /// misjudged by. With [`Candidates::Enough`], a slack of `enough` among the first candidates settles it: more of them
-    /// only make it larger. `None` for hidden states that are no numbers.
+    /// misjudged by. With [`Candidates::Enough`], a slack of `enough` among the first candidates settles it, if it is also
+    /// one that missed nothing when the screen was made: more candidates only make it larger. `None` for hidden states that are no numbers.
     ///
     /// # Errors
     /// [`Error::Heads`].
@@ -204,7 +207,7 @@ impl Screen {
         self.cpu.compute(&mut self.work, &mut self.score)?;
         if candidates == Candidates::Enough {
             let slack = self.rescore_few()?;
-            if slack.is_some_and(|slack| slack >= enough) {
+            if slack.is_some_and(|slack| slack >= enough && self.is_settled(slack)) {
                 return Ok(slack);
             }
         }
@@ -222,6 +225,11 @@ impl Screen {
     /// Rescores the first candidates alone. `None` where that saves nothing, or for scores that are no numbers.
     pub(super) fn rescore_few(&mut self) -> Result<Option<f32>> {
         if self.few.is_some() { self.rescore(true) } else { Ok(None) }
+    }
+
+    /// True if a slack among few candidates is large enough for the best of them to be the best of all.
+    pub(super) fn is_settled(&self, slack: f32) -> bool {
+        slack >= self.settled
     }
 
     /// Rescores the whole shortlist.

@@ -53,6 +53,8 @@ pub(crate) struct Context {
     n_batch: usize,
     n_ubatch: usize,
     n_outputs: usize,
+    /// True while K in the cache is still rotated for the positions before a shift; the next decode rotates it.
+    awaits_rotation: bool,
     params: ContextParams,
 }
 
@@ -128,6 +130,7 @@ impl Context {
             n_batch: n_batch as usize,
             n_ubatch: n_ubatch as usize,
             n_outputs: 0,
+            awaits_rotation: false,
             params: params.clone(),
         })
     }
@@ -281,7 +284,10 @@ impl Context {
 
     fn finish(&mut self, status: i32, log: LlamaLog, n_tokens: usize, places: Places<'_>) -> Result<()> {
         match status {
-            0 => Ok(()),
+            0 => {
+                self.awaits_rotation = false;
+                Ok(())
+            }
             _ => {
                 self.n_outputs = 0;
                 // The abort callback ends a decode with status 2 (`llama_context::decode`).
@@ -336,6 +342,7 @@ impl Context {
             }
             sys::llama_memory_seq_add(memory, 0, end, -1, -n);
         }
+        self.awaits_rotation = true;
         true
     }
 
@@ -344,8 +351,14 @@ impl Context {
         sys::llama_seq_id::try_from(sequence).ok().filter(|_| sequence < self.n_sequences)
     }
 
+    /// True if a state would hold K of other positions than it says: after a shift, until the next decode.
+    pub(crate) fn awaits_rotation(&self) -> bool {
+        self.awaits_rotation
+    }
+
     /// Empties the cache.
     pub(crate) fn clear(&mut self) {
+        self.awaits_rotation = false;
         // SAFETY: a live context's memory. The cells' data need not be cleared: an empty cell is never read.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.raw.as_ptr()), false) };
     }

@@ -94,7 +94,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for models with a recurrent state, [`Error::Gguf`] with the system's reason for a file that
-    /// cannot be written, [`Error::Decode`] and [`Error::Cancelled`] from the catch-up, [`Error::State`].
+    /// cannot be written, [`Error::Decode`] and [`Error::Cancelled`] where something must be decoded first, [`Error::State`].
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let wrong = |source| Error::State { path: path.to_owned(), source };
@@ -104,6 +104,10 @@ impl Session {
         if self.gate.n_pending() > 0 {
             // The catch-up leaves other logits than those after the last token.
             self.next = Next::Unknown;
+        }
+        if self.gate.awaits_rotation() {
+            self.roll_back(self.gate.position().saturating_sub(1));
+            self.decode_missing(&mut |_| {})?;
         }
         let state = if self.gate.position() == 0 {
             Vec::new()

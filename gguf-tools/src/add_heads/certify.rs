@@ -14,8 +14,10 @@ use crate::train::choose::{AtLevel, Choice, thresholds};
 pub struct Level {
     /// The wanted share of tokens that equal the full model's.
     pub agreement: f32,
-    /// The confidence that an emitted token must reach; infinite where the level could not be certified.
+    /// The confidence that a token must reach to be emitted by an exit; infinite where the level could not be certified.
     pub threshold: f32,
+    /// The confidence that it must reach to be emitted by the screen; likewise.
+    pub screen: f32,
     /// What each exit's gate must give; infinite where the exit is not used at this level.
     pub gates: Vec<f32>,
     /// What was measured at the threshold.
@@ -43,13 +45,15 @@ pub fn levels(
     let mut levels = Vec::new();
     for at in &choice.levels {
         let gates = gates(at, choice);
+        let screen = screen(at);
         let losses = |index: usize| -> Vec<f64> {
-            let rule = Rule { threshold: thresholds[index], gates: gates.clone() };
+            let rule = Rule { threshold: thresholds[index], screen, gates: gates.clone() };
             prompts.iter().map(|prompt| cascade.summary(prompt, &rule).error).collect()
         };
         let certified = certify(thresholds.len(), losses, allowed(at.agreement), delta)?;
         let threshold = certified.as_ref().map_or(f32::INFINITY, |certified| thresholds[certified.index]);
-        levels.push(Level { certified, ..level(cascade, at, prompts, Rule { threshold, gates }, delta) });
+        let screen = if certified.is_some() { screen } else { f32::INFINITY };
+        levels.push(Level { certified, ..level(cascade, at, prompts, Rule { threshold, screen, gates }, delta) });
     }
     Ok(levels)
 }
@@ -58,13 +62,17 @@ pub fn levels(
 pub fn suggested(cascade: &Cascade, choice: &Choice, prompts: &[Vec<Token>], delta: f64) -> Vec<Level> {
     let of_level = |at: &AtLevel| {
         let threshold = at.rule.as_ref().map_or(f32::INFINITY, |rule| rule.threshold);
-        level(cascade, at, prompts, Rule { threshold, gates: gates(at, choice) }, delta)
+        level(cascade, at, prompts, Rule { threshold, screen: screen(at), gates: gates(at, choice) }, delta)
     };
     choice.levels.iter().map(of_level).collect()
 }
 
 fn gates(at: &AtLevel, choice: &Choice) -> Vec<f32> {
     at.rule.as_ref().map_or_else(|| vec![0.0; choice.exits.len()], |rule| rule.gates.clone())
+}
+
+fn screen(at: &AtLevel) -> f32 {
+    at.rule.as_ref().map_or(f32::INFINITY, |rule| rule.screen)
 }
 
 /// The share of tokens that may differ. In single precision 1 - 0.99 is more than 0.01.
@@ -78,7 +86,12 @@ fn level(cascade: &Cascade, at: &AtLevel, prompts: &[Vec<Token>], rule: Rule, de
     Level {
         agreement: at.agreement,
         threshold: rule.threshold,
-        gain: if rule.threshold.is_finite() { cascade.plain() / summary.time.max(f64::MIN_POSITIVE) } else { 1.0 },
+        screen: rule.screen,
+        gain: if rule.threshold.is_finite() || rule.screen.is_finite() {
+            cascade.plain() / summary.time.max(f64::MIN_POSITIVE)
+        } else {
+            1.0
+        },
         certified: None,
         gates: rule.gates,
         summary,

@@ -219,7 +219,7 @@ pub fn make(
             rank: u32::try_from(screen.rank)?,
             shortlist: u32::try_from(size.count)?,
             confidence: screen_map,
-            thresholds: levels.iter().map(|level| level.threshold).collect(),
+            thresholds: levels.iter().map(|level| level.screen).collect(),
         },
         metric,
         confidence,

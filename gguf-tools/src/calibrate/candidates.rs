@@ -1,11 +1,12 @@
 //! The thresholds that a confirmation walks: fixed by what a file already says, before any prompt is decoded.
 //!
 //! A file's levels hold thresholds for several agreements, found on other prompts; from the strictest to the laxest they
-//! are the sequence. Levels that are off, or equal to another, add nothing. It refuses files whose exits were never given
-//! a threshold.
+//! are the sequence. Levels that are off, or equal to another, add nothing. Where the prompts can certify more than the
+//! strictest level that is there, thresholds that leave half, a quarter, … of its room for error come before it. It
+//! refuses files whose exits were never given a threshold.
 
 use anyhow::{bail, ensure};
-use offramp::gguf::exits::{ExitMeta, KvPolicy};
+use offramp::gguf::exits::{ConfidenceMap, ExitMeta, KvPolicy};
 
 /// The thresholds of all exits of a file, used together.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,34 +44,56 @@ impl Candidate {
         (&self.exits, &self.gates, self.screen) == (&other.exits, &other.gates, other.screen)
     }
 
-    fn exits_somewhere(&self) -> bool {
-        self.screen.is_finite() || self.exits.iter().any(|threshold| threshold.is_finite())
+    /// Whether a token can be so sure that it leaves.
+    fn exits_somewhere(&self, meta: &ExitMeta) -> bool {
+        let reaches = |threshold: &f32, map: &ConfidenceMap| map.agreement.last().is_some_and(|most| most >= threshold);
+        let exits = self.exits.iter().zip(&meta.confidence);
+        exits.chain([(&self.screen, &meta.screen.confidence)]).any(|(threshold, map)| reaches(threshold, map))
+    }
+
+    /// Whether it leaves clearly less room for error than `agreement`; rounding aside.
+    fn is_made_for_more_than(&self, agreement: f32) -> bool {
+        1.0 - self.agreement < 0.99 * (1.0 - agreement)
+    }
+
+    /// With half as much room for error.
+    fn stricter(&self) -> Candidate {
+        // An infinite threshold stays one.
+        let half = |share: f32| if share.is_finite() { 1.0 - (1.0 - share) / 2.0 } else { share };
+        Candidate {
+            agreement: half(self.agreement),
+            exits: self.exits.iter().copied().map(half).collect(),
+            gates: self.gates.clone(),
+            screen: half(self.screen),
+        }
     }
 }
 
-/// The sequence of a file, strictest first.
+/// The sequence of a file, strictest first, where `highest` is the highest agreement that the prompts can certify: from the
+/// thresholds of the next higher agreement on, since stricter ones would be passed and help no level.
 ///
 /// # Errors
 ///
 /// A file in which nothing ever exits.
-pub fn of_file(meta: &ExitMeta) -> anyhow::Result<Vec<Candidate>> {
+pub fn of_file(meta: &ExitMeta, highest: f32) -> anyhow::Result<Vec<Candidate>> {
     let mut candidates: Vec<Candidate> = Vec::new();
     for candidate in (0..meta.agreements.len()).rev().map(|level| Candidate::of_level(meta, level)) {
-        if candidate.exits_somewhere() && !candidates.iter().any(|other| other.is_like(&candidate)) {
+        if candidate.exits_somewhere(meta) && !candidates.iter().any(|other| other.is_like(&candidate)) {
             candidates.push(candidate);
         }
+    }
+    while let Some(strictest) = candidates.first().filter(|strictest| !strictest.is_made_for_more_than(highest)) {
+        let stricter = strictest.stricter();
+        if stricter.is_like(strictest) || !stricter.exits_somewhere(meta) {
+            break;
+        }
+        candidates.insert(0, stricter);
     }
     if candidates.is_empty() {
         bail!("no level of the file lets a token exit, so that there is nothing to certify: make its heads anew");
     }
-    Ok(candidates)
-}
-
-/// The part of a sequence that is worth walking where `highest` is the highest agreement that the prompts can certify: from
-/// the thresholds of the next higher agreement on. Stricter ones would be passed, and would help no level.
-pub fn worth_walking(candidates: &[Candidate], highest: f32) -> &[Candidate] {
-    let first = candidates.iter().rposition(|candidate| candidate.agreement > highest).unwrap_or(0);
-    &candidates[first..]
+    let first = candidates.iter().rposition(|candidate| candidate.is_made_for_more_than(highest)).unwrap_or(0);
+    Ok(candidates.split_off(first))
 }
 
 /// The keys of a file whose levels are `candidates`, for decodes at each of them: the agreement of one candidate is
@@ -120,12 +143,24 @@ mod tests {
         meta.thresholds = vec![vec![0.7], vec![0.8], vec![0.8], vec![f32::INFINITY]];
         meta.gate_thresholds = vec![vec![0.1]; 4];
         meta.screen.thresholds = vec![0.5, 0.6, 0.6, f32::INFINITY];
-        let candidates = of_file(&meta).unwrap();
-        let found: Vec<_> = candidates.iter().map(|candidate| (candidate.exits[0], candidate.screen)).collect();
-        assert_eq!(found, [(0.8, 0.6), (0.7, 0.5)]);
+        let rounded = |share: f32| (share * 1e4).round() / 1e4;
+        let thresholds = |highest: f32| -> Vec<(f32, f32)> {
+            let candidates = of_file(&meta, highest).unwrap();
+            candidates.iter().map(|candidate| (rounded(candidate.exits[0]), rounded(candidate.screen))).collect()
+        };
+        assert_eq!(thresholds(0.9), [(0.8, 0.6), (0.7, 0.5)]);
+        assert_eq!(thresholds(0.5), [(0.7, 0.5)]);
+        // The strictest level that is there was made for 0.98: twice as strict is 0.99.
+        assert_eq!(thresholds(0.98), [(0.9, 0.8), (0.8, 0.6), (0.7, 0.5)]);
+        assert_eq!(thresholds(0.99)[0], (0.95, 0.9));
+        // Nothing is ever surer than its map's last point.
+        meta.confidence[0].agreement = vec![0.0, 0.85];
+        meta.screen.confidence.agreement = vec![0.0, 0.55];
+        let found: Vec<f32> = of_file(&meta, 0.99).unwrap().iter().map(|candidate| candidate.exits[0]).collect();
+        assert_eq!(found, [0.8, 0.7]);
         meta.thresholds = vec![vec![f32::INFINITY]; 4];
         meta.screen.thresholds = vec![f32::INFINITY; 4];
-        assert!(of_file(&meta).unwrap_err().to_string().contains("nothing to certify"));
+        assert!(of_file(&meta, 0.9).unwrap_err().to_string().contains("nothing to certify"));
     }
 
     #[test]
@@ -143,8 +178,6 @@ mod tests {
             let level = levels.level(agreement(index, 3)).unwrap();
             assert!(Candidate::of_level(&levels, level).is_like(candidate));
         }
-        let walked = |highest: f32| worth_walking(&candidates, highest).len();
-        assert_eq!([walked(0.999), walked(0.99), walked(0.98), walked(0.95), walked(0.9)], [3, 3, 3, 3, 2]);
         assert_eq!(levels.calibration.unwrap().kv_policy, KvPolicy::Predict);
     }
 }

@@ -277,7 +277,7 @@ pub(super) mod tests {
     #[test]
     fn certified_levels_get_their_thresholds_and_the_others_are_off() {
         let meta = meta();
-        let sequence = candidates::of_file(&meta).unwrap();
+        let sequence = candidates::of_file(&meta, 0.95).unwrap();
         let certified = Certified { index: 0, risk: 0.01, bound: 0.02, reference_bound: 0.03, p_value: 0.04 };
         let level = |agreement, certified: Option<Certified>| Level {
             agreement,
@@ -299,7 +299,7 @@ pub(super) mod tests {
         };
         let steps = [(sequence[0].clone(), step)];
         let meta = certified_meta(&meta, &sequence, &levels, &steps, 100, &options).unwrap();
-        assert_eq!(meta.thresholds, [[0.9], [f32::INFINITY]]);
+        assert_eq!(meta.thresholds, [[0.9], [f32::INFINITY]], "the strictest of the sequence is the file's own 0.99");
         assert_eq!(meta.gate_thresholds, [[0.2], [f32::INFINITY]]);
         assert_eq!(meta.screen.thresholds, [0.8, f32::INFINITY]);
         let calibration = meta.calibration.unwrap();

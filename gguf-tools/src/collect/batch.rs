@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gate::{Seen, Sequences, Tap};
+use offramp::gate::{Sequences, Tap};
 use offramp::{SessionParams, Token};
 
 use super::slot::{Advance, Finished, Recipe, Slot, Turn, kept};

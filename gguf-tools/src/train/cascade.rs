@@ -2,7 +2,8 @@
 //!
 //! A token passes the exits from the lowest to the highest. Where an exit's gate lets it, the head is evaluated; if its
 //! confidence reaches the threshold, its token is emitted. What reaches the end is screened, and what the screen is not
-//! sure of takes the whole output matrix. One threshold serves all, because confidences are probabilities of agreement.
+//! sure of takes the whole output matrix. One threshold serves all exits, because confidences are probabilities of
+//! agreement; the screen has one of its own, because it errs a hundred times less often.
 //!
 //! Pure arithmetic on times and outcomes. It counts what each exit says of a token on its own: that an exited token's
 //! keys and values are predicted, and change what follows, only a free-running decode can tell.
@@ -45,8 +46,10 @@ pub struct AtExit {
 /// How a cascade decides.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
-    /// The confidence that an emitted token must reach, by an exit or by the screen.
+    /// The confidence that a token must reach to be emitted by an exit.
     pub threshold: f32,
+    /// The confidence that it must reach to be emitted by the screen.
+    pub screen: f32,
     /// For each exit, what its gate must give; infinite where the exit is not used.
     pub gates: Vec<f32>,
 }
@@ -115,7 +118,7 @@ impl Cascade {
         }
         let (confidence, is_found) = token.screen;
         let time = f64::from(self.n_layer) * costs.layer + checks + costs.screen;
-        if confidence >= rule.threshold {
+        if confidence >= rule.screen {
             Fate { end: End::Screen, is_wrong: !is_found, time }
         } else {
             Fate { end: End::Output, is_wrong: false, time: time + costs.output }
@@ -185,7 +188,7 @@ pub(super) mod tests {
     #[test]
     fn a_token_pays_for_the_blocks_it_runs_and_the_checks_on_its_way() {
         let cascade = cascade();
-        let rule = Rule { threshold: 0.9, gates: vec![0.5, 0.5] };
+        let rule = Rule { threshold: 0.9, screen: 0.9, gates: vec![0.5, 0.5] };
         let fate = |token: Token| cascade.fate(&token, &rule);
         assert_eq!(
             fate(token((0.95, 0.6), (0.0, 0.0), 1.0)),
@@ -204,12 +207,12 @@ pub(super) mod tests {
         let mut wrong = token((0.95, 1.0), (0.0, 0.0), 1.0);
         wrong.exits[0].is_right = false;
         let tokens = [wrong, token((0.1, 1.0), (0.99, 1.0), 1.0), token((0.1, 0.0), (0.1, 0.0), 1.0)];
-        let summary = cascade.summary(&tokens, &Rule { threshold: 0.9, gates: vec![0.5, 0.5] });
+        let summary = cascade.summary(&tokens, &Rule { threshold: 0.9, screen: 0.9, gates: vec![0.5, 0.5] });
         let third = 1.0 / 3.0;
         assert_eq!((summary.exits, summary.screen, summary.error), (vec![third, third], third, third));
         let one = cascade.of(&[1]);
         assert_eq!((one.layers.as_slice(), tokens[1].of(&[1]).exits.len()), ([7].as_slice(), 1));
-        let off = one.summary(&[tokens[1].of(&[1])], &Rule { threshold: 0.9, gates: vec![f32::INFINITY] });
+        let off = one.summary(&[tokens[1].of(&[1])], &Rule { threshold: 0.9, screen: 0.9, gates: vec![f32::INFINITY] });
         assert_eq!((off.exits, off.screen), (vec![0.0], 1.0));
     }
 }

@@ -13,6 +13,9 @@ use super::cascade::{Cascade, Rule, Summary, Token};
 pub const MAX_EXITS: usize = 4;
 /// The thresholds that are tried at every level, strictest first: what is allowed to be missing from certainty.
 pub const STEPS: usize = 41;
+/// The share of a level's errors that the screen may make: it saves the output matrix of every token, exits save blocks of
+/// some.
+const SCREEN_SHARE: f64 = 0.1;
 /// Rounds of setting each gate in turn.
 const ROUNDS: usize = 2;
 /// The settings of a gate that are tried, as shares of tokens that it lets pass.
@@ -104,21 +107,22 @@ fn level(cascade: &Cascade, tokens: &[Token], settings: &[Vec<f32>], agreement: 
             *best = Some((rule, summary));
         }
     };
+    let screen = screen_threshold(tokens, allowed);
     let mut gates = vec![0.0; n_exits];
     for _ in 0..ROUNDS {
         // Errors never fall as the threshold does: the laxest one that keeps the level is found by halving.
         let thresholds = thresholds();
         let keeps = |threshold: &f32| {
-            cascade.summary(tokens, &Rule { threshold: *threshold, gates: gates.clone() }).error <= allowed
+            cascade.summary(tokens, &Rule { threshold: *threshold, screen, gates: gates.clone() }).error <= allowed
         };
         let n_kept = thresholds.partition_point(keeps);
         let Some(threshold) = n_kept.checked_sub(1).and_then(|i| thresholds.get(i).copied()) else { break };
-        consider(Rule { threshold, gates: gates.clone() }, &mut best);
+        consider(Rule { threshold, screen, gates: gates.clone() }, &mut best);
         for (exit, settings) in settings.iter().enumerate() {
             for setting in settings {
                 let mut tried = gates.clone();
                 tried[exit] = *setting;
-                consider(Rule { threshold, gates: tried }, &mut best);
+                consider(Rule { threshold, screen, gates: tried }, &mut best);
             }
             if let Some((rule, _)) = &best {
                 gates.clone_from(&rule.gates);
@@ -131,6 +135,16 @@ fn level(cascade: &Cascade, tokens: &[Token], settings: &[Vec<f32>], agreement: 
     };
     let gain = cascade.plain() / summary.time.max(f64::MIN_POSITIVE);
     AtLevel { agreement, rule, summary, gain }
+}
+
+/// The laxest confidence at which the screen by itself misses at most its share of the `allowed` errors.
+fn screen_threshold(tokens: &[Token], allowed: f64) -> f32 {
+    let most = SCREEN_SHARE * allowed * tokens.len() as f64;
+    let misses = |threshold: f32| tokens.iter().filter(|token| token.screen.0 >= threshold && !token.screen.1).count();
+    // Misses never grow as the threshold does.
+    let thresholds = thresholds();
+    let n_kept = thresholds.partition_point(|threshold| misses(*threshold) as f64 <= most);
+    n_kept.checked_sub(1).and_then(|i| thresholds.get(i).copied()).unwrap_or(f32::INFINITY)
 }
 
 #[cfg(test)]

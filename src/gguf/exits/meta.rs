@@ -312,6 +312,12 @@ impl ConfidenceMap {
         }
     }
 
+    /// The least value of the metric from which on the map is as sure as it ever is; infinite for an empty map.
+    pub fn surest_from(&self) -> f32 {
+        let most = self.agreement.last().copied().unwrap_or(f32::NAN);
+        self.metric.get(self.agreement.partition_point(|&agreement| agreement < most)).copied().unwrap_or(f32::INFINITY)
+    }
+
     fn check(&self) -> Result<()> {
         let key = "exit.confidence";
         ensure(self.metric.iter().all(|x| x.is_finite()), key, "finite points", &self.metric)?;

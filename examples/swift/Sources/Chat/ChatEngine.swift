@@ -21,11 +21,13 @@ final class ChatEngine {
     func open(path: String, contextLength: UInt32 = 4096, temperature: Float = 0.8) async {
         state = .loading
         do {
-            (session, sampler) = try await Task.detached {
+            let opened = try await Task.detached {
                 let model = try Model(path: path)
                 let session = try Session(model: model, contextLength: contextLength)
                 return (session, try Sampler(model: model, temperature: temperature))
             }.value
+            session = opened.0
+            sampler = opened.1
             state = .ready
         } catch {
             state = .failed("\(error)")

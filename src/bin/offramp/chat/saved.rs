@@ -33,12 +33,12 @@ const FORMAT: &str = "offramp chat 1";
 /// When a file cannot be written.
 pub fn save(conversation: &mut Conversation, path: &Path) -> Result<(), Failure> {
     let messages = conversation.messages().into_iter();
-    let messages = messages.map(|message| Turn { role: message.role, content: message.content }).collect();
+    let messages = messages.map(|message| Turn { role: message.role, content: message.content });
     let info = conversation.session().model().info();
     let saved = Saved {
         format: FORMAT.to_owned(),
         model: info.name.clone().unwrap_or_else(|| info.description.clone()),
-        messages,
+        messages: messages.collect(),
     };
     let text = serde_json::to_vec_pretty(&saved).map_err(Failure::failed)?;
     if !conversation.session().tokens().is_empty() {
