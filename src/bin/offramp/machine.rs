@@ -49,6 +49,11 @@ fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
 
+/// How many threads of all programs want to run, over the last minute; 0 where the system does not tell.
+pub fn load() -> f64 {
+    sysinfo::System::load_average().one
+}
+
 /// Physical cores, and threads that they run at once.
 pub fn cores() -> (usize, usize) {
     (num_cpus::get_physical(), num_cpus::get())
