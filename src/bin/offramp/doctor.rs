@@ -69,7 +69,13 @@ fn examine() -> Report {
     let devices = devices.map(|device| format!("{} ({}, {})", device.name, device.description, device.kind)).collect();
     let params = model_args::default_session_params();
     let models = models(&params, memory_available, best);
-    let problems = problems(&cpu_features, memory_available, &models);
+    let mut problems = problems(&cpu_features, memory_available, &models);
+    let load = machine::load();
+    if load > hardware_threads as f64 {
+        problems.push(format!(
+            "other programs keep the processors busy (load {load:.1} on {hardware_threads}): what is measured is what they leave"
+        ));
+    }
     Report {
         cpu_features,
         cores,

@@ -36,13 +36,22 @@ pub fn available_memory() -> Option<u64> {
 /// Bytes that are free where `folder` is or will be, if the system tells.
 pub fn free_disk(folder: &Path) -> Option<u64> {
     let there = folder.ancestors().find(|folder| folder.is_dir())?;
-    #[cfg(unix)]
-    return rustix::fs::statvfs(there).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
-    #[cfg(not(unix))]
-    {
-        let _ = there;
-        None
-    }
+    free_bytes(there)
+}
+
+#[cfg(unix)]
+fn free_bytes(folder: &Path) -> Option<u64> {
+    rustix::fs::statvfs(folder).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> Option<u64> {
+    None
+}
+
+/// How many threads of all programs want to run, over the last minute; 0 where the system does not tell.
+pub fn load() -> f64 {
+    sysinfo::System::load_average().one
 }
 
 /// Physical cores, and threads that they run at once.

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use hf_hub::Cache;
@@ -155,7 +155,7 @@ fn expected_digest(file: &Remote, blob: &Path) -> Option<String> {
     told.filter(is_digest).or_else(|| named.filter(is_digest)).map(|text| text.to_ascii_lowercase())
 }
 
-fn digest(path: &PathBuf) -> io::Result<String> {
+fn digest(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

@@ -91,8 +91,10 @@ pub fn exits(made: &Generation, session: &Session, marks: Marks) -> String {
     for (token, exit) in made.tokens.iter().zip(&made.exits) {
         bytes.extend(vocab.piece(*token, false));
         // A token may end inside of a code point: then its text comes with the next one.
-        let Ok(whole) = std::str::from_utf8(&bytes) else { continue };
-        text.push_str(&marks.mark(whole, *exit));
+        if std::str::from_utf8(&bytes).is_err_and(|error| error.error_len().is_none()) {
+            continue;
+        }
+        text.push_str(&marks.mark(&String::from_utf8_lossy(&bytes), *exit));
         bytes.clear();
     }
     text.push('\n');

@@ -72,7 +72,11 @@ fn read_line(editor: &mut Reedline, mark: &str) -> Result<Option<String>, Failur
     let mut pressed = false;
     loop {
         match editor.read_line(&Mark(mark)) {
-            Ok(Signal::Success(line)) => return Ok(Some(line)),
+            Ok(Signal::Success(line)) => {
+                // Now, not at the end: a chat may end by a signal. A history that cannot be written is no reason to stop.
+                let _ = editor.sync_history();
+                return Ok(Some(line));
+            }
             Ok(Signal::CtrlC) if pressed => return Err(Failure::Interrupted),
             Ok(Signal::CtrlC) => {
                 pressed = true;

@@ -39,6 +39,9 @@ impl fmt::Display for Modes {
     }
 }
 
+/// The largest seed, and more than any other count can be.
+const MOST: i64 = 0xFFFF_FFFE;
+
 /// Sets one setting.
 ///
 /// # Errors
@@ -47,9 +50,9 @@ pub fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), Failu
     let number =
         || value.parse::<f32>().map_err(|_| Failure::usage(format!("{name} is {value:?}, but must be a number")));
     let count = |least: i64| {
-        let count = value.parse::<i64>().ok().filter(|count| (least..=1_000_000).contains(count));
+        let count = value.parse::<i64>().ok().filter(|count| (least..=MOST).contains(count));
         count.ok_or_else(|| {
-            Failure::usage(format!("{name} is {value:?}, but must be an integer from {least} to 1000000"))
+            Failure::usage(format!("{name} is {value:?}, but must be an integer from {least} to {MOST}"))
         })
     };
     let small = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
