@@ -247,13 +247,19 @@ fn what_cannot_work_is_refused_before_the_work() {
 
     folder.text("collect model.gguf -o few --tokens 40 --answer 8");
     refused("collect model.gguf -o few --tokens 40 --answer 8", "go on with --resume");
-    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off", "at least 20 are needed");
+    refused(
+        "add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off",
+        "at least 20 are needed",
+    );
     refused("collect model.gguf -o few --tokens 40 --answer 8 --seed 9 --resume", "seed 0, not 9");
     folder.model("other.gguf", Arch::Qwen3);
     refused("add-heads other.gguf -o out.gguf --resume few --tokens 40 --layers off", "the tokens were collected from");
     refused("add-heads other.gguf -o out.gguf --resume few --tokens 400 --answer 8 --layers off", "was collected with");
     std::fs::write(folder.path("few/labels.bin"), "short").unwrap();
-    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off", "labels.bin holds 5 bytes");
+    refused(
+        "add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off",
+        "labels.bin holds 5 bytes",
+    );
     assert!(!folder.path("out.gguf").exists() && !folder.path("t").exists());
 
     let plan = folder.text("add-heads model.gguf -o out.gguf --dry-run --tokens 2k");
