@@ -139,9 +139,8 @@ fn kv_maps(made: &Made, out: &mut Output) -> anyhow::Result<()> {
 }
 
 fn screen(made: &Made, out: &mut Output) -> anyhow::Result<()> {
-    let (chosen, calibration) = (&made.chosen, made.meta.calibration.as_ref());
-    let (n_tokens, near_ties) =
-        calibration.map_or((0, 0.0), |calibration| (calibration.n_tokens, f64::from(calibration.near_ties)));
+    let (chosen, n_tokens) = (&made.chosen, made.n_tokens);
+    let near_ties = made.meta.calibration.as_ref().map(|calibration| f64::from(calibration.near_ties));
     out.line(format!(
         "screen: rank {}, {} candidates, {:.1} % of the output matrix's bytes, with the rescored rows (1/{:.1})",
         chosen.rank,
@@ -157,10 +156,10 @@ fn screen(made: &Made, out: &mut Output) -> anyhow::Result<()> {
         percent(chosen.fallback)
     ))?;
     out.line(format!(
-        "prompts that it changes anywhere: {} (at most {:.1} % of all); near-ties: {:.2} % of the tokens",
+        "prompts that it changes anywhere: {} (at most {:.1} % of all){}",
         made.n_changed,
         percent(made.changed_bound),
-        percent(near_ties)
+        near_ties.map_or_else(String::new, |share| format!("; near-ties: {:.2} % of the tokens", percent(share)))
     ))
 }
 
@@ -246,7 +245,7 @@ fn json_of(made: &Made, output: &str, bytes: u64) -> Json {
         "exits": exits.collect::<Vec<_>>(), "training": looks.collect::<Vec<_>>(),
         "sets": sets.collect::<Vec<_>>(), "kv_maps": kv.collect::<Vec<_>>(),
         "prompts": made.n_prompts,
-        "tokens": calibration.map(|calibration| calibration.n_tokens),
+        "tokens": made.n_tokens,
         "near_ties": calibration.map(|calibration| calibration.near_ties),
         "changed_prompts": made.n_changed,
         "candidates": candidates.collect::<Vec<_>>(),

@@ -102,6 +102,8 @@ pub struct Made {
     pub levels: Vec<Level>,
     /// Prompts that certify.
     pub n_prompts: usize,
+    /// Their tokens.
+    pub n_tokens: u64,
     /// How many of them the screen alone would have changed.
     pub n_changed: usize,
     /// The exact upper bound on the share of prompts that the screen alone changes.
@@ -169,14 +171,16 @@ pub fn make(
     }
     let (cascade, tokens) = simulated(&base, matrix, &screen, size.count, trained.as_ref(), &screen_map, &choosing);
     let tokens = tokens.concat();
-    let sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
+    let mut sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
         // Layers that the user gave are all taken.
         Some(_) => {
             vec![choose::set(&cascade, &tokens, &(0..cascade.layers.len()).collect::<Vec<_>>(), &options.agreements)]
         }
         None => choose::sets(&cascade, &tokens, &options.agreements),
     };
-    let choice = sets.first().context("no set of layers could be simulated")?.clone();
+    let best = sets.first_mut().context("no set of layers could be simulated")?;
+    *best = choose::refined(&cascade, &tokens, best);
+    let choice = best.clone();
     clock.lap("layers");
 
     let (mut chosen_heads, mut kv_quality, mut confidence) = (Vec::new(), Vec::new(), Vec::new());
@@ -243,6 +247,7 @@ pub fn make(
         sets: (cascade, sets),
         levels,
         n_prompts: certifying.len(),
+        n_tokens: split::count(reader, &split.certify),
         n_changed,
         changed_bound: bounds::binomial_upper_bound(n_changed, certifying.len(), options.delta),
         times: clock.laps,

@@ -1,9 +1,11 @@
 //! Which layers get exits, and how their gates are set: by the measured costs and the outcomes of tokens that nothing
 //! was trained on.
 //!
-//! Every set of up to [`MAX_EXITS`] candidate layers is simulated at every level of agreement: the laxest threshold whose errors
-//! stay within the level, then each gate at the setting that is fastest, until none changes. A set's worth is the product of its
-//! gains over all levels; the best set is taken. An exit that does not pay at some level is switched off there.
+//! Every set of up to [`MAX_EXITS`] candidate layers is simulated at every level of agreement: the laxest threshold whose
+//! errors stay within the level with all gates open, then each gate at the setting that is fastest. A set's worth is the product of its
+//! gains over all levels; the best set is taken, and its thresholds and gates are searched together ([`refined`]): a closed
+//! gate leaves room for a laxer threshold, and a strict threshold for a wider gate. An exit that does not pay at some
+//! level is switched off there.
 
 use rayon::prelude::*;
 
@@ -18,6 +20,8 @@ pub const STEPS: usize = 41;
 const SCREEN_SHARE: f64 = 0.1;
 /// Rounds of setting each gate in turn.
 const ROUNDS: usize = 2;
+/// Of the thresholds, one in so many is tried with gates of its own.
+const STRIDE: usize = 2;
 /// The settings of a gate that are tried, as shares of tokens that it lets pass.
 const PASSED: [f64; 9] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9];
 
@@ -77,8 +81,20 @@ pub fn set(cascade: &Cascade, tokens: &[Token], exits: &[usize], agreements: &[f
     let cascade = cascade.of(exits);
     let tokens: Vec<Token> = tokens.iter().map(|token| token.of(exits)).collect();
     let settings = settings(&tokens, exits.len());
-    let levels = agreements.iter().map(|agreement| level(&cascade, &tokens, &settings, *agreement)).collect();
-    Choice { exits: exits.to_vec(), levels }
+    let levels = agreements.iter().map(|agreement| Search::new(&cascade, &tokens, &settings, *agreement).quick());
+    Choice { exits: exits.to_vec(), levels: levels.collect() }
+}
+
+/// Searches thresholds and gates of one set together, level by level. Never worse than what `choice` has.
+pub fn refined(cascade: &Cascade, tokens: &[Token], choice: &Choice) -> Choice {
+    let cascade = cascade.of(&choice.exits);
+    let tokens: Vec<Token> = tokens.iter().map(|token| token.of(&choice.exits)).collect();
+    let settings = settings(&tokens, choice.exits.len());
+    let better = |level: &AtLevel| {
+        let found = Search::new(&cascade, &tokens, &settings, level.agreement).thorough();
+        if found.gain > level.gain { found } else { level.clone() }
+    };
+    Choice { exits: choice.exits.clone(), levels: choice.levels.par_iter().map(better).collect() }
 }
 
 /// For each exit, the settings of its gate that are worth trying: open, some in between, off.
@@ -95,46 +111,98 @@ fn settings(tokens: &[Token], n_exits: usize) -> Vec<Vec<f32>> {
     (0..n_exits).map(of_exit).collect()
 }
 
-fn level(cascade: &Cascade, tokens: &[Token], settings: &[Vec<f32>], agreement: f32) -> AtLevel {
-    // In single precision 1 - 0.99 is more than 0.01.
-    let allowed = 1.0 - (f64::from(agreement) * 1e6).round() / 1e6;
-    let n_exits = settings.len();
-    let mut best: Option<(Rule, Summary)> = None;
-    let consider = |rule: Rule, best: &mut Option<(Rule, Summary)>| {
-        let summary = cascade.summary(tokens, &rule);
-        let is_better = best.as_ref().is_none_or(|(_, old)| summary.time < old.time);
-        if summary.error <= allowed && is_better {
-            *best = Some((rule, summary));
-        }
-    };
-    let screen = screen_threshold(tokens, allowed);
-    let mut gates = vec![0.0; n_exits];
-    for _ in 0..ROUNDS {
-        // Errors never fall as the threshold does: the laxest one that keeps the level is found by halving.
+/// The fastest rule of one set at one level.
+struct Search<'a> {
+    cascade: &'a Cascade,
+    tokens: &'a [Token],
+    settings: &'a [Vec<f32>],
+    agreement: f32,
+    /// The share of tokens that may differ.
+    allowed: f64,
+    screen: f32,
+    best: Option<(Rule, Summary)>,
+}
+
+impl<'a> Search<'a> {
+    fn new(cascade: &'a Cascade, tokens: &'a [Token], settings: &'a [Vec<f32>], agreement: f32) -> Search<'a> {
+        // In single precision 1 - 0.99 is more than 0.01.
+        let allowed = 1.0 - (f64::from(agreement) * 1e6).round() / 1e6;
+        let screen = screen_threshold(tokens, allowed);
+        Search { cascade, tokens, settings, agreement, allowed, screen, best: None }
+    }
+
+    /// The laxest threshold that keeps the level with all gates open, then the gates.
+    fn quick(mut self) -> AtLevel {
+        // Errors hardly ever fall as the threshold does: the laxest one that keeps the level is found by halving.
         let thresholds = thresholds();
-        let keeps = |threshold: &f32| {
-            cascade.summary(tokens, &Rule { threshold: *threshold, screen, gates: gates.clone() }).error <= allowed
-        };
+        let open = vec![0.0; self.settings.len()];
+        let keeps = |threshold: &f32| self.summary(*threshold, &open).error <= self.allowed;
         let n_kept = thresholds.partition_point(keeps);
-        let Some(threshold) = n_kept.checked_sub(1).and_then(|i| thresholds.get(i).copied()) else { break };
-        consider(Rule { threshold, screen, gates: gates.clone() }, &mut best);
-        for (exit, settings) in settings.iter().enumerate() {
-            for setting in settings {
-                let mut tried = gates.clone();
-                tried[exit] = *setting;
-                consider(Rule { threshold, screen, gates: tried }, &mut best);
+        let start = if let Some(threshold) = n_kept.checked_sub(1).and_then(|i| thresholds.get(i)) {
+            self.consider(*threshold, &open);
+            (*threshold, open)
+        } else {
+            (0.0, vec![f32::INFINITY; self.settings.len()])
+        };
+        self.set_gates(start.0, start.1);
+        self.found()
+    }
+
+    /// Every other threshold with gates of its own, opened from all closed as far as they pay and the level allows.
+    fn thorough(mut self) -> AtLevel {
+        for threshold in thresholds().into_iter().rev().step_by(STRIDE) {
+            self.set_gates(threshold, vec![f32::INFINITY; self.settings.len()]);
+        }
+        self.found()
+    }
+
+    fn summary(&self, threshold: f32, gates: &[f32]) -> Summary {
+        self.cascade.summary(self.tokens, &Rule { threshold, screen: self.screen, gates: gates.to_vec() })
+    }
+
+    /// The time of a rule that keeps the level; infinite for others.
+    fn consider(&mut self, threshold: f32, gates: &[f32]) -> f64 {
+        let summary = self.summary(threshold, gates);
+        if summary.error > self.allowed {
+            return f64::INFINITY;
+        }
+        let time = summary.time;
+        if self.best.as_ref().is_none_or(|(_, best)| time < best.time) {
+            self.best = Some((Rule { threshold, screen: self.screen, gates: gates.to_vec() }, summary));
+        }
+        time
+    }
+
+    /// Sets each gate in turn to what is fastest beside the others.
+    fn set_gates(&mut self, threshold: f32, mut gates: Vec<f32>) {
+        let settings = self.settings;
+        for _ in 0..ROUNDS {
+            for (exit, settings) in settings.iter().enumerate() {
+                let mut best = (f64::INFINITY, gates[exit]);
+                for setting in settings {
+                    gates[exit] = *setting;
+                    let time = self.consider(threshold, &gates);
+                    if time < best.0 {
+                        best = (time, *setting);
+                    }
+                }
+                gates[exit] = best.1;
             }
-            if let Some((rule, _)) = &best {
-                gates.clone_from(&rule.gates);
-            }
+        }
+        if gates.is_empty() {
+            self.consider(threshold, &gates);
         }
     }
-    let (rule, summary) = match best {
-        Some((rule, summary)) => (Some(rule), summary),
-        None => (None, Summary { time: cascade.plain(), exits: vec![0.0; n_exits], ..Summary::default() }),
-    };
-    let gain = cascade.plain() / summary.time.max(f64::MIN_POSITIVE);
-    AtLevel { agreement, rule, summary, gain }
+
+    fn found(self) -> AtLevel {
+        let plain = self.cascade.plain();
+        let (rule, summary) = match self.best {
+            Some((rule, summary)) => (Some(rule), summary),
+            None => (None, Summary { time: plain, exits: vec![0.0; self.settings.len()], ..Summary::default() }),
+        };
+        let gain = plain / summary.time.max(f64::MIN_POSITIVE);
+        AtLevel { agreement: self.agreement, rule, summary, gain }
+    }
 }
 
 /// The laxest confidence at which the screen by itself misses at most its share of the `allowed` errors.
@@ -198,8 +266,29 @@ mod tests {
         let level = &choice.levels[0];
         assert!(level.summary.error <= 0.001 && level.rule.is_some());
         // Checks that cost more than what they spare are not made.
-        let dear = set(&cascade(40.0), &tokens(2000), &[0, 1], &[0.9]);
+        let mut dear = cascade(2.0);
+        dear.costs.heads = vec![40.0; 3];
+        let dear = set(&dear, &tokens(2000), &[0, 1], &[0.9]);
         let rule = dear.levels[0].rule.as_ref().unwrap();
         assert!(rule.gates.iter().all(|gate| gate.is_infinite()), "{rule:?}");
+    }
+
+    #[test]
+    fn thresholds_and_gates_are_searched_together() {
+        // The gate sees a little less than the confidence does: alone it lets too many errors pass.
+        let token = |i: usize| {
+            let (ease, luck) = (i as f32 / 4000.0, (i * 7 % 10) as f32 / 10.0);
+            let is_right = ease > 0.6 && luck > 0.15;
+            let at = AtExit { confidence: if is_right { 0.99 } else { 0.2 }, gate: ease, is_right };
+            Token { exits: vec![at], screen: (1.0, true) }
+        };
+        let tokens: Vec<Token> = (0..4000).map(token).collect();
+        let costs = Costs { layer: 1.0, output: 8.0, screen: 5.0, heads: vec![0.1], skipped: 0.0 };
+        let cascade = Cascade { layers: vec![9], n_layer: 20, costs };
+        let quick = set(&cascade, &tokens, &[0], &[0.99]);
+        let refined = refined(&cascade, &tokens, &quick);
+        let level = &refined.levels[0];
+        assert!(level.gain >= quick.levels[0].gain && level.summary.error <= 0.01);
+        assert!(level.summary.exits[0] > 0.3 && level.rule.as_ref().unwrap().threshold > 0.2, "{level:?}");
     }
 }
