@@ -8,6 +8,7 @@ const [chromium, url, folder] = process.argv.slice(2);
 const browser = spawn(chromium, ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0",
   `--user-data-dir=${join(folder, "profile")}`, "--window-size=1280,860", "about:blank"], { stdio: ["ignore", "ignore", "pipe"] });
 const end = (code, message) => { if (message) console.error(message); browser.kill("SIGKILL"); process.exit(code); };
+for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"]) process.on(signal, () => end(1, signal));
 setTimeout(() => end(1, "the page took too long"), 150_000);
 
 const endpoint = await new Promise((found) => {
