@@ -132,7 +132,8 @@ fn wrong_use_is_refused_and_changes_nothing() {
     assert!(matches!(tiny.model.sequences(&few, 5), Err(Error::InvalidValue { name: "sequences", .. })));
     assert!(matches!(tiny.model.sequences(&params(), 0), Err(Error::InvalidValue { .. })));
     let mut sequences = tiny.model.sequences(&params(), 2).unwrap();
-    let mut step = |tokens: &[Option<Token>], taps: &[Tap], kv: &[u32]| sequences.step(tokens, taps, kv, &mut |_, _| {});
+    let mut step =
+        |tokens: &[Option<Token>], taps: &[Tap], kv: &[u32]| sequences.step(tokens, taps, kv, &mut |_, _| {});
     assert!(matches!(step(&[None], &[], &[]), Err(Error::InvalidValue { name: "tokens of a step", .. })));
     for (taps, kv) in [(&[Tap::Layer(99)][..], &[][..]), (&[Tap::ResultNorm, Tap::Layer(0)], &[]), (&[], &[1, 1])] {
         assert!(matches!(step(&[None, None], taps, kv), Err(Error::InvalidValue { .. })), "{taps:?} {kv:?}");

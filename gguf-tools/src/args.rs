@@ -338,7 +338,9 @@ fn layers(text: &str) -> Result<Layers, String> {
         _ => {
             let layers: Option<Vec<u32>> = text.split(',').map(|layer| layer.trim().parse().ok()).collect();
             let layers = layers.filter(|layers| layers.is_sorted_by(|a, b| a < b));
-            layers.map(Layers::These).ok_or_else(|| "expected auto, off, or ascending layers such as 9,17,23".to_string())
+            layers
+                .map(Layers::These)
+                .ok_or_else(|| "expected auto, off, or ascending layers such as 9,17,23".to_string())
         }
     }
 }

@@ -74,9 +74,8 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
         date: chrono::Local::now().format("%Y-%m-%d").to_string(),
         deadline: args.time_limit.map(|limit| start + limit),
     };
-    let confirmed = confirm::confirm(&model, &meta, &sequence, &prompts, &options, &mut |done, total| {
-        progress.step(done, total)
-    })?;
+    let confirmed =
+        confirm::confirm(&model, &meta, &sequence, &prompts, &options, &mut |done, total| progress.step(done, total))?;
     drop((progress, model));
     let bytes = write(&file, &base, form, &confirmed.meta, args)?;
     summary(&confirmed, prompts.len(), args, bytes, out)?;
@@ -144,7 +143,8 @@ fn model_path(args: &Calibrate) -> &Path {
 fn agreements(args: &Calibrate, meta: &ExitMeta) -> anyhow::Result<Vec<f32>> {
     let levels = if args.agreement_levels.is_empty() { &meta.agreements } else { &args.agreement_levels };
     // A level of 1 cannot be certified by any number of prompts.
-    let levels: Vec<f32> = levels.iter().copied().filter(|level| *level < 1.0 || !args.agreement_levels.is_empty()).collect();
+    let levels: Vec<f32> =
+        levels.iter().copied().filter(|level| *level < 1.0 || !args.agreement_levels.is_empty()).collect();
     let ascending = levels.is_sorted_by(|a, b| a < b) && levels.iter().all(|level| *level > 0.0 && *level < 1.0);
     ensure!(ascending && !levels.is_empty(), "agreement levels {levels:?}: give ascending shares between 0 and 1");
     ensure!(args.delta > 0.0 && args.delta < 1.0, "delta {}: give a probability between 0 and 1", args.delta);
@@ -236,10 +236,9 @@ fn summary(found: &Confirmed, n_prompts: usize, args: &Calibrate, bytes: u64, ou
                 "{:<9}  off: {n_prompts} prompts cannot certify it, which takes {} without any loss",
                 level.agreement, level.least_prompts
             ),
-            None => format!(
-                "{:<9}  off: not even the strictest thresholds passed on {n_prompts} prompts",
-                level.agreement
-            ),
+            None => {
+                format!("{:<9}  off: not even the strictest thresholds passed on {n_prompts} prompts", level.agreement)
+            }
         })?;
     }
     let cut = if found.is_cut_short { "; the time was over before the laxest thresholds were tried" } else { "" };

@@ -107,9 +107,11 @@ fn the_width_of_a_batch_changes_nothing_where_kernels_do_not_round_by_it() {
     assert!(names(&wide).contains(&"k-2.f16".to_string()));
     let without = collect("without", "--kv-maps off");
     assert!(!names(&without).iter().any(|name| name.starts_with("k-") || name.starts_with("v-")));
-    assert!(folder.refusal("collect model.gguf -o narrow --sequences 4 --resume --answer 8 --layers 1 --seed 2").contains(
-        "batch_width 3, not 4"
-    ));
+    assert!(
+        folder
+            .refusal("collect model.gguf -o narrow --sequences 4 --resume --answer 8 --layers 1 --seed 2")
+            .contains("batch_width 3, not 4")
+    );
     for bad in [0, 65] {
         assert!(folder.refusal(&format!("collect model.gguf -o t --sequences {bad}")).contains("between 1 and 64"));
     }
@@ -245,13 +247,19 @@ fn what_cannot_work_is_refused_before_the_work() {
 
     folder.text("collect model.gguf -o few --tokens 40 --answer 8");
     refused("collect model.gguf -o few --tokens 40 --answer 8", "go on with --resume");
-    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off", "at least 20 are needed");
+    refused(
+        "add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off",
+        "at least 20 are needed",
+    );
     refused("collect model.gguf -o few --tokens 40 --answer 8 --seed 9 --resume", "seed 0, not 9");
     folder.model("other.gguf", Arch::Qwen3);
     refused("add-heads other.gguf -o out.gguf --resume few --tokens 40 --layers off", "the tokens were collected from");
     refused("add-heads other.gguf -o out.gguf --resume few --tokens 400 --answer 8 --layers off", "was collected with");
     std::fs::write(folder.path("few/labels.bin"), "short").unwrap();
-    refused("add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off", "labels.bin holds 5 bytes");
+    refused(
+        "add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off",
+        "labels.bin holds 5 bytes",
+    );
     assert!(!folder.path("out.gguf").exists() && !folder.path("t").exists());
 
     let plan = folder.text("add-heads model.gguf -o out.gguf --dry-run --tokens 2k");

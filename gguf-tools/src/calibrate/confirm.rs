@@ -203,7 +203,10 @@ fn certified_meta(
     };
     // The record has one count of tokens; the laxest threshold that certified anything is where most levels come from.
     let last = levels.iter().filter_map(|level| level.certified.as_ref()).map(|certified| certified.index).max();
-    let step = last.or(steps.len().checked_sub(1)).and_then(|index| steps.get(index)).map_or_else(Step::default, |step| step.1);
+    let step = last
+        .or(steps.len().checked_sub(1))
+        .and_then(|index| steps.get(index))
+        .map_or_else(Step::default, |step| step.1);
     meta.calibration = Some(Calibration {
         prompts: options.prompts.clone(),
         n_prompts: u32::try_from(n_prompts)?,
@@ -309,6 +312,9 @@ pub(super) mod tests {
     fn levels_are_exact_shares() {
         assert_eq!((disagreement(0.99), disagreement(0.999)), (1.0 - 0.99, 1.0 - 0.999));
         let highest = |n| highest_certifiable(&[0.9, 0.95, 0.98, 0.99, 0.995], 0.05, n).unwrap();
-        assert_eq!([highest(10), highest(100), highest(512), highest(1000)], [None, Some(0.95), Some(0.99), Some(0.995)]);
+        assert_eq!(
+            [highest(10), highest(100), highest(512), highest(1000)],
+            [None, Some(0.95), Some(0.99), Some(0.995)]
+        );
     }
 }

@@ -49,7 +49,12 @@ impl<'a> Judge<'a> {
     /// # Errors
     ///
     /// As [`Rescorer::new`].
-    pub fn new(model: &'a Model, params: SessionParams, n_tokens: usize, n_prompts: usize) -> anyhow::Result<Judge<'a>> {
+    pub fn new(
+        model: &'a Model,
+        params: SessionParams,
+        n_tokens: usize,
+        n_prompts: usize,
+    ) -> anyhow::Result<Judge<'a>> {
         let near_tie = model.gate_support()?.width_difference;
         let rescorer = Rescorer::new(model, &params)?;
         Ok(Judge { model, params, n_tokens, near_tie, session: None, rescorer, judged: vec![None; n_prompts] })
