@@ -3,7 +3,7 @@
 //! Needs a JDK and pip; the Kotlin compiler comes inside the `kotlin-jupyter-kernel` package (80 MB), kept under target.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use offramp_fixtures::{Arch, TinyModel};
 

@@ -71,8 +71,8 @@ impl Cascade {
                 exits.clear();
             }
         }
-        let bar = Bar::new(meta.screen.confidence.clone(), thresholds.screen);
-        let norm = Some(bar).filter(|bar| bar.threshold.is_finite());
+        let bar = || Bar::new(meta.screen.confidence.clone(), thresholds.screen);
+        let norm = thresholds.screen.is_finite().then(bar);
         if exits.is_empty() && norm.is_none() {
             return Ok(None);
         }

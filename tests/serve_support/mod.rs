@@ -20,7 +20,7 @@ pub struct Server {
     stderr: BufReader<ChildStderr>,
     pub address: SocketAddr,
     /// What must live as long as the server: its files.
-    _files: Box<dyn std::any::Any>,
+    _files: Box<dyn std::any::Any + Send + Sync>,
 }
 
 impl Server {
