@@ -38,7 +38,7 @@ impl Server {
         Self::start_on(&model, folder, &[&["-c", "512", "-t", "1"], more].concat())
     }
 
-    pub fn start_on(model: &str, files: impl std::any::Any, more: &[&str]) -> Self {
+    pub fn start_on(model: &str, files: impl std::any::Any + Send + Sync, more: &[&str]) -> Self {
         let mut child = offramp(&[&["serve", "-m", model, "--port", "0"], more].concat()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
