@@ -52,7 +52,8 @@ fn the_arm_library_holds_a_session_too() {
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     let folder = support::TempFolder::new("aarch64");
     let turns = folder.file("turns", "What is the capital of France?\n");
-    let said = emulated("chat").arg(default_model()).args(["--greedy", "6"]).stdin(std::fs::File::open(turns).unwrap());
-    let said = Finished::of(said.output().unwrap()).success();
+    let mut chat = emulated("chat");
+    chat.arg(default_model()).args(["--greedy", "6"]).stdin(std::fs::File::open(turns).unwrap());
+    let said = Finished::of(chat.output().unwrap()).success();
     assert!(said.contains("Paris") || said.contains("capital"), "{said}");
 }
