@@ -1,6 +1,7 @@
 //! What this machine has: memory, disk, cores, and how fast it reads its memory.
 
 use std::hint::black_box;
+#[cfg(feature = "hf")]
 use std::path::Path;
 use std::time::Instant;
 
@@ -34,17 +35,18 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// Bytes that are free where `folder` is or will be, if the system tells.
+#[cfg(feature = "hf")]
 pub fn free_disk(folder: &Path) -> Option<u64> {
     let there = folder.ancestors().find(|folder| folder.is_dir())?;
     free_bytes(there)
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, feature = "hf"))]
 fn free_bytes(folder: &Path) -> Option<u64> {
     rustix::fs::statvfs(folder).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-#[cfg(not(unix))]
+#[cfg(all(not(unix), feature = "hf"))]
 fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
@@ -104,7 +106,7 @@ mod tests {
         assert!(total >= free && free > 0);
         assert!(cores().0 >= 1 && cores().1 >= 1);
         assert!(bandwidth(1).is_none_or(|bytes| bytes > 1e6));
-        #[cfg(unix)]
+        #[cfg(all(unix, feature = "hf"))]
         assert!(free_disk(Path::new("/no/such/folder")).is_some());
     }
 }
