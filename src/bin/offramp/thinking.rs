@@ -22,6 +22,8 @@ pub struct Thinking {
 enum State {
     /// Nothing but blanks and what may become the tag.
     Start,
+    /// After the opening tag: line ends before the thought are not part of it.
+    Opened,
     Thought,
     /// After the closing tag: blanks before the answer are not part of it.
     Gap,
@@ -44,13 +46,20 @@ impl Thinking {
                 State::Start => {
                     let begun = self.held.trim_start();
                     if let Some(rest) = begun.strip_prefix(OPEN) {
-                        self.held = rest.trim_start_matches(['\r', '\n']).to_owned();
-                        self.state = State::Thought;
+                        self.held = rest.to_owned();
+                        self.state = State::Opened;
                     } else if OPEN.starts_with(begun) {
                         return parts;
                     } else {
                         self.state = State::Answer;
                     }
+                }
+                State::Opened => {
+                    self.held = self.held.trim_start_matches(['\r', '\n']).to_owned();
+                    if self.held.is_empty() {
+                        return parts;
+                    }
+                    self.state = State::Thought;
                 }
                 State::Thought => {
                     let (end, next) = match self.held.find(CLOSE) {

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Builder;
@@ -67,7 +68,8 @@ pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::default());
     let app = Arc::new(App::new(access, Arc::clone(&metrics), limit));
     let serving = runtime.spawn(listen::serve(listener, http::router(Arc::clone(&app)), limit, stopped.clone()));
-    runtime.spawn(stop_when_told(Arc::clone(&stop)));
+    let told = Arc::new(AtomicBool::new(false));
+    runtime.spawn(stop_when_told(Arc::clone(&stop), Arc::clone(&told)));
 
     app.set_ready(load(arguments, metrics)?);
     let ready = app.ready().map_err(|_| Failure::failed("the model is not there"))?;
@@ -88,7 +90,9 @@ pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     // What still runs is dropped, and so cancelled.
     runtime.shutdown_background();
     ready.engine.join();
-    if interrupt::is_requested() { Err(Failure::Interrupted) } else { Ok(()) }
+    // A SIGTERM may reach the interrupt's handler as well; it is no interrupt.
+    let is_told = told.load(Ordering::Relaxed);
+    if interrupt::is_requested() && !is_told { Err(Failure::Interrupted) } else { Ok(()) }
 }
 
 fn load(arguments: &ServeArgs, metrics: Arc<Metrics>) -> Result<Ready, Failure> {
@@ -105,15 +109,16 @@ fn name_of(path: &Path) -> String {
 }
 
 /// Stops the server at SIGTERM, as service managers send it.
-async fn stop_when_told(stop: Arc<watch::Sender<bool>>) {
+async fn stop_when_told(stop: Arc<watch::Sender<bool>>, told: Arc<AtomicBool>) {
     #[cfg(unix)]
     if let Ok(mut signal) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         && signal.recv().await.is_some()
     {
+        told.store(true, Ordering::Relaxed);
         stop.send_replace(true);
     }
     #[cfg(not(unix))]
-    drop(stop);
+    drop((stop, told));
 }
 
 /// What a client is told of an error of the library.
