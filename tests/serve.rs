@@ -303,7 +303,7 @@ fn sixteen_clients_at_once_get_what_one_gets() {
     concurrent_clients(&server, 16, Duration::from_secs(10), 40);
 }
 
-/// The long run, on a tiny model or on the one that `OFFRAMP_SOAK_MODEL` names:
+/// The long run, on a tiny model or on the one that `OFFRAMP_SOAK_MODEL` names, for as many seconds as `OFFRAMP_SOAK_SECONDS` says:
 /// `cargo test --release --test serve -- --ignored --nocapture`.
 #[test]
 #[ignore = "takes five minutes"]
@@ -316,5 +316,6 @@ fn sixteen_clients_for_five_minutes_get_what_one_gets() {
         ),
         Err(_) => Server::start("serve-soak", &["--parallel", "4"]),
     };
-    concurrent_clients(&server, 16, Duration::from_secs(300), 40);
+    let seconds = std::env::var("OFFRAMP_SOAK_SECONDS").map_or(300, |seconds| seconds.parse().unwrap());
+    concurrent_clients(&server, 16, Duration::from_secs(seconds), 40);
 }

@@ -22,7 +22,7 @@ pub struct Thinking {
 enum State {
     /// Nothing but blanks and what may become the tag.
     Start,
-    /// After the opening tag: line ends before the thought are not part of it.
+    /// After the opening tag: line breaks before the thought are not part of it.
     Opened,
     Thought,
     /// After the closing tag: blanks before the answer are not part of it.
@@ -33,7 +33,7 @@ enum State {
 impl Thinking {
     /// Of a reply to `prompt`: some templates open the tag there.
     pub fn new(prompt: &str) -> Self {
-        let state = if prompt.trim_end().ends_with(OPEN) { State::Thought } else { State::Start };
+        let state = if prompt.trim_end().ends_with(OPEN) { State::Opened } else { State::Start };
         Self { state, held: String::new() }
     }
 

@@ -6,7 +6,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Builder;
@@ -39,11 +38,13 @@ use engine::{Engine, Size};
 use failure::ApiError;
 use metrics::Metrics;
 
+/// How long the word of SIGTERM may come after that of Ctrl-C.
+const LATER: Duration = Duration::from_millis(100);
 /// Threads that render templates and tokenize.
 const BLOCKING_THREADS: usize = 8;
 
 /// # Errors
-/// When the address is taken or the model does not load, and [`Failure::Interrupted`] after Ctrl-C.
+/// When the address is taken or the model does not load, and [`Failure::Interrupted`] after Ctrl-C; SIGTERM is a good end.
 pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let access = arguments.access()?;
     arguments.model.check_modes()?;
@@ -68,8 +69,7 @@ pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::default());
     let app = Arc::new(App::new(access, Arc::clone(&metrics), limit));
     let serving = runtime.spawn(listen::serve(listener, http::router(Arc::clone(&app)), limit, stopped.clone()));
-    let told = Arc::new(AtomicBool::new(false));
-    runtime.spawn(stop_when_told(Arc::clone(&stop), Arc::clone(&told)));
+    let terminated = runtime.spawn(stop_when_terminated(Arc::clone(&stop)));
 
     app.set_ready(load(arguments, metrics)?);
     let ready = app.ready().map_err(|_| Failure::failed("the model is not there"))?;
@@ -87,12 +87,12 @@ pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     ready.engine.close();
     // A panic there has been told already.
     let _ = runtime.block_on(serving);
+    // Where Ctrl-C is caught together with SIGTERM, the latter's own word may come a little later.
+    let terminated = runtime.block_on(async { tokio::time::timeout(LATER, terminated).await });
     // What still runs is dropped, and so cancelled.
     runtime.shutdown_background();
     ready.engine.join();
-    // A SIGTERM may reach the interrupt's handler as well; it is no interrupt.
-    let is_told = told.load(Ordering::Relaxed);
-    if interrupt::is_requested() && !is_told { Err(Failure::Interrupted) } else { Ok(()) }
+    if matches!(terminated, Ok(Ok(true))) { Ok(()) } else { Err(Failure::Interrupted) }
 }
 
 fn load(arguments: &ServeArgs, metrics: Arc<Metrics>) -> Result<Ready, Failure> {
@@ -108,17 +108,18 @@ fn name_of(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Stops the server at SIGTERM, as service managers send it.
-async fn stop_when_told(stop: Arc<watch::Sender<bool>>, told: Arc<AtomicBool>) {
+/// Stops the server at SIGTERM, as service managers send it, and says so.
+async fn stop_when_terminated(stop: Arc<watch::Sender<bool>>) -> bool {
     #[cfg(unix)]
     if let Ok(mut signal) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         && signal.recv().await.is_some()
     {
-        told.store(true, Ordering::Relaxed);
         stop.send_replace(true);
+        return true;
     }
     #[cfg(not(unix))]
-    drop((stop, told));
+    drop(stop);
+    false
 }
 
 /// What a client is told of an error of the library.
