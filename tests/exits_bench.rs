@@ -73,6 +73,9 @@ fn exits_after_blocks_are_measured_with_each_kv_policy() {
         "calibrated,exact",
         "--kv",
         "catch-up,propagate",
+        // The last drafts of a look-up are never compared: the text ends before.
+        "--lookup",
+        "off",
         "--policy",
         "always",
         "--json",

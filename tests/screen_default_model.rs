@@ -39,5 +39,6 @@ fn candidates_are_sampled_as_from_the_full_matrix() {
     let (off, screened) = (sampled(&model, Exits::Off), sampled(&model, Exits::Calibrated));
     assert_eq!(off.tokens, screened.tokens);
     let n = screened.exits.iter().filter(|exit| **exit == Some(ExitPoint::Screen)).count();
-    assert!(n >= 40, "{:?}", screened.exits);
+    // The first token comes with the prompt.
+    assert!(n > 20 && n + 1 == screened.exits.len(), "{:?}", screened.exits);
 }

@@ -170,15 +170,15 @@ impl ExitHead {
     ) -> Result<bool> {
         self.work.set_values(self.input, &self.normed);
         screen.score_graph(&mut self.work, &mut self.graph)?;
-        if screen.rescore_few()?.is_some_and(|slack| screen.is_settled(slack)) {
-            if let Some((least, most)) = confidence::range(self.metric, screen.candidates(), screen.unseen()) {
-                // Doubtful already: more candidates take further from the best one's share.
-                if !sure(most) {
-                    return Ok(false);
-                }
-                if candidates == Candidates::Enough && sure(least) {
-                    return Ok(true);
-                }
+        let settled = screen.rescore_few()?.is_some_and(|slack| screen.is_settled(slack));
+        let range = confidence::range(self.metric, screen.candidates(), screen.unseen()).filter(|_| settled);
+        if let Some((least, most)) = range {
+            // Doubtful already: more candidates take further from the best one's share.
+            if !sure(most) {
+                return Ok(false);
+            }
+            if candidates == Candidates::Enough && sure(least) {
+                return Ok(true);
             }
         }
         if screen.rescore_all()?.is_none() {

@@ -65,11 +65,12 @@ impl Cascade {
             }
         }
         let writes = !exits.is_empty() && write_kv(model, heads, params, &mut exits, gate)?;
-        if !exits.is_empty() && !writes {
-            if let Some(reason) = &model.gate_support()?.no_resume {
-                tracing::info!("no exits after blocks: {reason}");
-                exits.clear();
-            }
+        if !exits.is_empty()
+            && !writes
+            && let Some(reason) = &model.gate_support()?.no_resume
+        {
+            tracing::info!("no exits after blocks: {reason}");
+            exits.clear();
         }
         let bar = || Bar::new(meta.screen.confidence.clone(), thresholds.screen);
         let norm = thresholds.screen.is_finite().then(bar);

@@ -63,6 +63,7 @@ pub(super) struct Slot {
 }
 
 /// What became of a slot.
+#[allow(clippy::large_enum_variant)] // It is taken apart where it is made, and lies nowhere.
 pub(super) enum Turn {
     Running(Slot),
     Over(Finished),

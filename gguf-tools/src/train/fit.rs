@@ -341,6 +341,7 @@ fn watched(reader: &Reader, exits: &[Exit], held_out: &[usize]) -> anyhow::Resul
     Ok(pool)
 }
 
+#[allow(clippy::too_many_arguments)] // What an epoch has at hand; a struct of it would be made and taken apart once.
 fn look(
     networks: &[Network],
     watched: &Pool,

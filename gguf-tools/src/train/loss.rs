@@ -7,7 +7,7 @@
 //!
 //! `q` is needed twice, for the loss and for its gradient `Wᵀ (∂KL/∂logits)`, and both are written out here: that spares
 //! the automatic differentiation of a dozen passes over `[n_rows, n_tokens]` values. The head's own weights are left to
-//! it. On the processor the passes are one, and the two products are faer's, which use AVX-512 where candle's do not.
+//! it. On the processor the passes are one, and the two products are faer's, which work on all cores.
 
 use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
