@@ -129,6 +129,7 @@ mod tests {
     fn a_thought_at_the_beginning_is_told_apart() {
         assert_eq!(split("", &["\n<thi", "nk>\na b</th", "ink>\n\nyes"]), both("a b", "yes"));
         assert_eq!(split("…<think>\n", &["a</think>yes"]), both("a", "yes"));
+        assert_eq!(split("", &["<think>", "\n", "a</think>", "\n", "yes"]), both("a", "yes"));
     }
 
     #[test]
