@@ -4,23 +4,10 @@ mod common;
 
 use std::ops::ControlFlow;
 
+use common::tiny::tiny;
 use offramp::gate::{Gate, Outcome, Tap};
-use offramp::{Error, Logits, Model, ModelParams, Session, SessionParams, Token};
-use offramp_fixtures::{Arch, Memory, TinyModel, WeightType};
-
-/// Holds a model file for as long as it is used.
-struct Tiny {
-    model: Model,
-    _folder: tempfile::TempDir,
-}
-
-fn tiny(arch: Arch, weights: WeightType) -> Tiny {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tiny.gguf");
-    TinyModel::new(arch).seed(7).weights(weights).write_to(&path).unwrap();
-    let model = Model::load(&path, &ModelParams::default()).unwrap_or_else(|error| panic!("{arch:?}: {error}"));
-    Tiny { model, _folder: folder }
-}
+use offramp::{Error, Logits, Model, Session, SessionParams, Token};
+use offramp_fixtures::{Arch, Memory, WeightType};
 
 fn gated(model: &Model) -> Session {
     let mut params = SessionParams::default();

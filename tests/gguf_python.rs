@@ -1,6 +1,7 @@
 //! Our files under the eyes of the Python package `gguf`: what we write it reads, tensor by tensor, and what
 //! we decode it decodes alike. Needs `python3` and, the first time, the package index.
 
+mod python;
 #[path = "gguf/random.rs"]
 #[allow(dead_code)]
 mod random;
@@ -11,21 +12,11 @@ use std::process::Command;
 use offramp::gguf::exits::{self, HeadType};
 use offramp::gguf::{File, TensorType, WriteOptions, Writer, quants};
 
-/// The interpreter of an environment with the package, or `None` where the machine has no Python.
+/// The interpreter of an environment with the package, or `None` where the machine has no Python. The version is pinned:
+/// tests compare with its reader, its dumps and its decoders.
 fn python() -> Option<PathBuf> {
     static PYTHON: std::sync::OnceLock<Option<PathBuf>> = std::sync::OnceLock::new();
-    let make = || {
-        if Command::new("python3").arg("--version").output().is_err() {
-            eprintln!("skipped: there is no python3 on this machine");
-            return None;
-        }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gguf/venv.sh");
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gguf-venv");
-        let output = Command::new(script).arg(folder).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Some(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()))
-    };
-    PYTHON.get_or_init(make).clone()
+    PYTHON.get_or_init(|| python::with("gguf==0.19.0")).clone()
 }
 
 /// Runs one of the scripts beside this test; returns what it printed.

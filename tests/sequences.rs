@@ -1,21 +1,11 @@
 //! Several texts side by side in one context, on tiny random models: each is decoded as if it were alone.
 
+mod common;
+
+use common::tiny::tiny;
 use offramp::gate::{Seen, Sequences, Tap};
-use offramp::{Error, Logits, Model, ModelParams, Session, SessionParams, Token};
-use offramp_fixtures::{Arch, TinyModel, WeightType};
-
-struct Tiny {
-    model: Model,
-    _folder: tempfile::TempDir,
-}
-
-fn tiny(arch: Arch, weights: WeightType) -> Tiny {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tiny.gguf");
-    TinyModel::new(arch).seed(7).weights(weights).write_to(&path).unwrap();
-    let model = Model::load(&path, &ModelParams::default()).unwrap_or_else(|error| panic!("{arch:?}: {error}"));
-    Tiny { model, _folder: folder }
-}
+use offramp::{Error, Logits, Session, SessionParams, Token};
+use offramp_fixtures::{Arch, WeightType};
 
 fn params() -> SessionParams {
     let mut params = SessionParams::default();

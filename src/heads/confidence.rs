@@ -6,48 +6,37 @@ use crate::gguf::exits::Metric;
 use crate::llama::Token;
 
 /// The metric's value for the candidates' logits, in any order. `None` for fewer than two candidates, of which no margin
-/// can be taken, for logits that are no numbers, and for a metric that this version does not know.
+/// can be taken, and for logits that are no numbers.
 pub(super) fn of(metric: Metric, candidates: &[(Token, f32)]) -> Option<f32> {
-    let (mut best, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
-    for &(_, logit) in candidates {
-        if logit > best {
-            (best, second) = (logit, best);
-        } else {
-            second = second.max(logit);
-        }
-    }
-    if candidates.len() < 2 || !best.is_finite() {
-        return None;
-    }
-    // With the best logit at 0 each weight is at most 1, and their sum at most as many as there are candidates.
-    let weights = candidates.iter().map(|&(_, logit)| (logit - best).exp());
-    let sum: f32 = weights.clone().sum();
-    let value = match metric {
-        Metric::TopProbability => 1.0 / sum,
-        Metric::Margin => (1.0 - (second - best).exp()) / sum,
-        Metric::NegativeEntropy => {
-            // -sum p ln p, with ln p = logit - best - ln sum.
-            let weighted: f32 =
-                weights.zip(candidates).map(|(w, &(_, logit))| if w > 0.0 { w * (logit - best) } else { 0.0 }).sum();
-            1.0 - (sum.ln() - weighted / sum) / (candidates.len() as f32).ln()
-        }
-    };
-    Some(value).filter(|value| !value.is_nan())
+    metric.of(&probabilities(candidates)?)
 }
 
 /// Between which values the metric over a longer shortlist lies, if its further candidates add at most `unseen` to the
 /// sum of the softmax in which the best weighs 1, and none of them is among the two best. `None` where the metric does
 /// not say, and as for [`of`].
 pub(super) fn range(metric: Metric, candidates: &[(Token, f32)], unseen: f32) -> Option<(f32, f32)> {
-    let most = of(metric, candidates)?;
-    // Both are shares of the sum.
-    let sum = 1.0 / of(Metric::TopProbability, candidates)?;
-    let least = most * sum / (sum + unseen);
+    let probabilities = probabilities(candidates)?;
+    let most = metric.of(&probabilities)?;
+    // Every share falls as the sum grows, in which the best weighs 1.
+    let least = most / (1.0 + unseen * Metric::TopProbability.of(&probabilities)?);
     match metric {
         Metric::TopProbability | Metric::Margin => Some((least, most)).filter(|(least, _)| !least.is_nan()),
         // It is a share of the largest entropy that so many candidates can have, which differs with their number.
         Metric::NegativeEntropy => None,
     }
+}
+
+/// The softmax of the candidates; `None` for logits that are no numbers.
+fn probabilities(candidates: &[(Token, f32)]) -> Option<Vec<f32>> {
+    let best = candidates.iter().map(|&(_, logit)| logit).fold(f32::NEG_INFINITY, f32::max);
+    if !best.is_finite() {
+        return None;
+    }
+    // With the best logit at 0 each weight is at most 1, and their sum at most as many as there are candidates.
+    let mut weights: Vec<f32> = candidates.iter().map(|&(_, logit)| (logit - best).exp()).collect();
+    let sum: f32 = weights.iter().sum();
+    weights.iter_mut().for_each(|weight| *weight /= sum);
+    (!sum.is_nan()).then_some(weights)
 }
 
 #[cfg(test)]

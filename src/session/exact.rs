@@ -15,17 +15,13 @@ use super::cascade::{Cascade, Drafted};
 use super::exits::{Lookup, Policy};
 use super::lookup;
 use super::model::Model;
-use super::params::{FlashAttn, SessionParams};
+use super::params::{FlashAttn, SPLIT_FROM, SessionParams};
 use crate::error::Result;
 use crate::gate::Gate;
 use crate::heads::Heads;
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::policy::{Draft, DraftPolicy, Offer};
-
-/// From here on the cache is read as 512 cells, and fused attention splits a single token's K/V between the threads
-/// (`use_split_kv_path` in ggml's `ops.cpp`), which no batch does.
-const SPLIT_FROM: usize = 256;
 
 /// What drafts and verifies in one session.
 #[derive(Debug)]

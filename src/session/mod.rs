@@ -94,29 +94,24 @@ impl Session {
     }
 
     fn on(model: &Model, params: &SessionParams, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
-        let exiting = thresholds(model, params)?.is_some();
-        let drafting = model.heads().is_some() && params.exits == Exits::Exact;
-        let gated = SessionParams { gate: params.gate || exiting || drafting, ..params.clone() };
+        let thresholds = thresholds(model, params)?;
+        let gated = SessionParams { gate: params.gate || needs_gate(model, params, &thresholds), ..params.clone() };
         let mut gate = model.new_gate_on(&gated, pool)?;
-        let (cascade, drafting) = early(model, params, &mut gate)?;
+        let (cascade, drafting) = early(model, params, thresholds, &mut gate)?;
         let params = params.clone();
         Ok(Self { model: model.clone(), params, gate, tokens: Vec::new(), next: Next::Unknown, cascade, drafting })
     }
 
     /// Changes whether tokens may leave the model early, from the next token on. Only a session that was made with exits or
-    /// with [`SessionParams::gate`] can turn exits on. The text so far is processed again.
+    /// with [`SessionParams::gate`] can turn exits on.
     ///
     /// # Errors
     /// [`Error::InvalidValue`] for an agreement that the heads have no level for, and for a session without a gate;
     /// [`Error::Heads`] and [`Error::Unsupported`] as [`Session::new`]. The session then exits as before.
     pub fn set_exits(&mut self, exits: Exits, agreement: f32) -> Result<()> {
         let params = SessionParams { exits, agreement, ..self.params.clone() };
-        let needs_gate = match exits {
-            Exits::Off => false,
-            Exits::Calibrated => thresholds(&self.model, &params)?.is_some(),
-            Exits::Exact => self.model.heads().is_some(),
-        };
-        if needs_gate && !self.gate.can_tap() {
+        let thresholds = thresholds(&self.model, &params)?;
+        if needs_gate(&self.model, &params, &thresholds) && !self.gate.can_tap() {
             return Err(Error::InvalidValue {
                 name: "exits",
                 found: exits.to_string(),
@@ -124,7 +119,7 @@ impl Session {
             });
         }
         self.drop_drafts();
-        let (cascade, drafting) = early(&self.model, &params, &mut self.gate)?;
+        let (cascade, drafting) = early(&self.model, &params, thresholds, &mut self.gate)?;
         if matches!(self.next, Next::Candidates(_)) {
             self.next = Next::Unknown;
         }
@@ -435,10 +430,20 @@ fn thresholds(model: &Model, params: &SessionParams) -> Result<Option<Thresholds
     Ok(thresholds)
 }
 
-/// What lets tokens leave early, or drafts them, on the threads of `gate`.
-fn early(model: &Model, params: &SessionParams, gate: &mut Gate) -> Result<(Option<Cascade>, Option<Drafting>)> {
+/// Whether decodes have to be watched, where calibrated exits have these `thresholds`.
+fn needs_gate(model: &Model, params: &SessionParams, thresholds: &Option<Thresholds>) -> bool {
+    thresholds.is_some() || (params.exits == Exits::Exact && model.heads().is_some())
+}
+
+/// What lets tokens leave early, at these `thresholds`, or drafts them, on the threads of `gate`.
+fn early(
+    model: &Model,
+    params: &SessionParams,
+    thresholds: Option<Thresholds>,
+    gate: &mut Gate,
+) -> Result<(Option<Cascade>, Option<Drafting>)> {
     let heads = model.heads();
-    match (params.exits, heads, thresholds(model, params)?) {
+    match (params.exits, heads, thresholds) {
         (Exits::Exact, _, _) => Ok((None, Drafting::new(model, heads, params, gate)?)),
         (Exits::Calibrated, Some(heads), Some(thresholds)) => {
             Ok((Cascade::new(model, heads, &thresholds, params, gate)?, None))

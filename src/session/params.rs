@@ -10,6 +10,10 @@ use crate::error::{Error, Result};
 use crate::llama::context::ContextParams;
 use crate::llama::threads::{MAX_THREADS, default_threads};
 
+/// The position from which on the cache is read as 512 cells, and fused attention splits a single token's K/V between the
+/// threads (`use_split_kv_path` in ggml's `ops.cpp`), which no batch does.
+pub(super) const SPLIT_FROM: usize = 256;
+
 /// When attention uses the fused kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FlashAttn {

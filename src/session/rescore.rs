@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 
 use super::exits::Exits;
 use super::model::Model;
-use super::params::SessionParams;
+use super::params::{SPLIT_FROM, SessionParams};
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::llama::Token;
@@ -19,9 +19,6 @@ use crate::llama::batch::Logits;
 /// Tokens that are scored at once where that changes nothing. From 64 on, fused attention takes a tiled path with
 /// other rounding (`Q_TILE_SZ` in ggml's `ops.cpp`).
 const WIDTH: usize = 32;
-/// From here on the cache is read as 512 cells, and fused attention splits a single token's K/V between the threads
-/// (`use_split_kv_path` in ggml's `ops.cpp`), which no batch does.
-const SPLIT_FROM: usize = 256;
 
 /// One emitted token, and the full model's view of it.
 #[derive(Debug, Clone, Copy, PartialEq)]

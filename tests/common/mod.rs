@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test program uses its part.
 
 pub mod plain;
+pub mod tiny;
 
 use std::path::PathBuf;
 

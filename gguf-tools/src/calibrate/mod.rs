@@ -8,7 +8,6 @@
 //! - [`bounds`]: p-values and upper bounds on the risk;
 //! - [`sequence`]: Learn-then-Test along a fixed sequence of thresholds;
 //! - [`isotonic`]: from a metric to the probability of agreement;
-//! - [`metric`]: what is measured on the probabilities of a head's candidates;
 //! - [`candidates`], [`walk`], [`free_run`], [`confirm`]: the certificate of a file, by free-running decodes.
 //!
 //! All but the last two are pure arithmetic: no model, no file, no randomness. It refuses losses outside [0, 1].
@@ -18,7 +17,6 @@ pub mod candidates;
 pub mod confirm;
 pub mod free_run;
 pub mod isotonic;
-pub mod metric;
 pub mod sequence;
 pub mod walk;
 

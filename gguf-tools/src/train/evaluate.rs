@@ -9,7 +9,6 @@ use rayon::prelude::*;
 
 use super::data;
 use super::head::Head;
-use crate::calibrate::metric;
 use crate::collect::label::Label;
 use crate::collect::store::Reader;
 use crate::screen::evaluate::Evaluator;
@@ -43,7 +42,7 @@ impl Outcome {
         let sum: f32 = probabilities.iter().sum();
         probabilities.iter_mut().for_each(|probability| *probability /= sum);
         Outcome {
-            metrics: METRICS.map(|kind| metric::of(kind, &probabilities).unwrap_or(0.0)),
+            metrics: METRICS.map(|metric| metric.of(&probabilities).unwrap_or(0.0)),
             is_right: best.is_some_and(|(id, _)| id == label.argmax()),
             gate,
         }

@@ -5,6 +5,7 @@
 //! `docs/gguf.md` lists every key.
 
 mod keys;
+mod metric;
 
 use super::super::error::{Error, Result};
 use super::super::reader::File;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::measure::Rescored;
 use super::stats::quantile;
+use crate::depth::Depths;
 use crate::failure::Failure;
 use crate::model_args::ModelArgs;
 
@@ -97,15 +98,10 @@ impl ModeReport {
     pub fn new((exits, kv): (Exits, Option<Kv>), n_layer: u32, totals: &Totals, rescored: &Rescored) -> Self {
         let rate = |(n, time): (usize, Duration)| n as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE);
         let mut exit_histogram = BTreeMap::new();
-        let mut n_blocks = 0.0;
         for &point in &totals.points {
             *exit_histogram.entry(name(point)).or_insert(0) += 1;
-            n_blocks += match point {
-                Some(ExitPoint::Layer(il)) => f64::from(il) + 1.0,
-                _ => f64::from(n_layer),
-            };
         }
-        let n = totals.points.len().max(1) as f64;
+        let mean_depth = Depths::of(&totals.points).mean(n_layer).unwrap_or(0.0);
         Self {
             exits,
             kv,
@@ -117,7 +113,7 @@ impl ModeReport {
                 p90: quantile(&totals.ratios, 0.9),
             },
             exit_histogram,
-            mean_depth: n_blocks / n / f64::from(n_layer.max(1)),
+            mean_depth: mean_depth / f64::from(n_layer.max(1)),
             drafted: totals.drafts.0,
             drafted_right: totals.drafts.1,
             rescored: Agreement {

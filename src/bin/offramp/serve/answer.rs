@@ -107,16 +107,10 @@ impl Writer {
         };
         choice["logprobs"] = self.take_logprobs();
         choice["exit_layers"] = json!(finished.generation.exits);
-        let object = if self.thinking.is_some() { "chat.completion" } else { "text_completion" };
-        json!({
-            "id": self.id,
-            "object": object,
-            "created": self.created,
-            "model": self.model,
-            "choices": [choice],
-            "usage": usage(finished),
-            "timings": timings(finished, self.n_layer),
-        })
+        let mut whole = self.envelope("chat.completion", choice);
+        whole["usage"] = usage(finished);
+        whole["timings"] = timings(finished, self.n_layer);
+        whole
     }
 
     fn text(&mut self, text: &str) -> Vec<Value> {
@@ -146,7 +140,12 @@ impl Writer {
     }
 
     fn chunk(&self, choice: Value) -> Value {
-        let object = if self.thinking.is_some() { "chat.completion.chunk" } else { "text_completion" };
+        self.envelope("chat.completion.chunk", choice)
+    }
+
+    /// What every answer has around its choice. `chat` is what it is called in a chat.
+    fn envelope(&self, chat: &str, choice: Value) -> Value {
+        let object = if self.thinking.is_some() { chat } else { "text_completion" };
         json!({
             "id": self.id,
             "object": object,
