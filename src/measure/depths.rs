@@ -1,10 +1,11 @@
 //! How deep tokens went: counts by exit, and the mean number of layers. The same words and numbers in the chat, the
-//! server's answers and its metrics.
+//! server's answers and its metrics, the bench and the evaluation.
 
 use std::collections::BTreeMap;
 
-use offramp::ExitPoint;
 use serde::Serialize;
+
+use crate::session::ExitPoint;
 
 /// How many tokens left the model where.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +19,7 @@ pub struct Depths {
 }
 
 impl Depths {
+    /// The depths of tokens that left the model at `exits`.
     pub fn of(exits: &[Option<ExitPoint>]) -> Self {
         let mut depths = Self::default();
         for exit in exits {
