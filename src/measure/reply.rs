@@ -9,7 +9,6 @@ use crate::session::{ExitPoint, GenerateParams, Sampler, SamplerParams, Session,
 
 /// One prompt and its reply.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub struct Reply {
     /// Tokens of the prompt.
     pub n_prompt: usize,

@@ -9,7 +9,6 @@ use crate::session::{ExitPoint, Rescorer};
 
 /// A token that the full model would not have emitted in its place.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
 pub struct Differing {
     /// Its position in the reply, from 0.
     pub position: usize,
@@ -24,7 +23,6 @@ pub struct Differing {
 
 /// One reply, or the sum of several.
 #[derive(Debug, Clone, Default, PartialEq)]
-#[non_exhaustive]
 pub struct Rescored {
     /// Tokens that were scored, end tokens included.
     pub n_tokens: usize,
@@ -63,6 +61,16 @@ impl Rescored {
             if is_stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         if is_stopped { Err(Error::Cancelled) } else { Ok(result) }
+    }
+
+    /// The same for a `reply` of the same tokens whose exits were others.
+    #[must_use]
+    pub fn with_exits_of(&self, reply: &Reply) -> Self {
+        let mut result = self.clone();
+        for token in &mut result.differing {
+            token.exit = reply.exits.get(token.position).copied().flatten();
+        }
+        result
     }
 
     /// Adds those of `other`.

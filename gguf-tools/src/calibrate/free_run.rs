@@ -82,7 +82,7 @@ impl<'a> Judge<'a> {
         let reply = Reply::decode(session, prompt, &greedy, self.n_tokens)?;
         let known = self.judged.get(index).and_then(Option::as_ref).filter(|(tokens, _)| *tokens == reply.tokens);
         let judged = match known {
-            Some((_, judged)) => judged.clone(),
+            Some((_, judged)) => judged.with_exits_of(&reply),
             None => Rescored::of(&mut self.rescorer, prompt, &reply, &mut || true)?,
         };
         let run = Run {

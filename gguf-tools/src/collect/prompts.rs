@@ -103,6 +103,16 @@ impl Source {
         Ok(Source { template: template_of(model)?, opening: Vec::new(), corpus: Some(prompts) })
     }
 
+    /// The tokens of each of `texts`, as the runtime's prompt for a user's turn.
+    ///
+    /// # Errors
+    ///
+    /// A template that does not parse or that fails, a text that cannot be tokenized.
+    pub fn tokens_of(model: &Model, texts: &[String]) -> anyhow::Result<Vec<Vec<Token>>> {
+        let source = Source { template: template_of(model)?, opening: Vec::new(), corpus: None };
+        texts.iter().map(|text| source.tokens(model, text)).collect()
+    }
+
     /// How the prompts are described in a file.
     pub fn description(&self) -> String {
         match (&self.corpus, &self.template) {

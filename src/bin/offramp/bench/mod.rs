@@ -76,7 +76,7 @@ pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
         for mode in &mut modes {
             let Some(reply) = mode.replies.last() else { continue };
             let result = match &scored {
-                Some((tokens, result)) if *tokens == reply.tokens => result.clone(),
+                Some((tokens, result)) if *tokens == reply.tokens => result.with_exits_of(reply),
                 _ => Rescored::of(&mut rescorer, prompt, reply, &mut || !interrupt::is_requested())?,
             };
             mode.rescored.add(&result);
