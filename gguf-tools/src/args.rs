@@ -207,6 +207,9 @@ pub struct AddHeads {
     #[command(flatten)]
     pub heads: Heads,
 
+    #[command(flatten)]
+    pub certify: Certify,
+
     /// Go on with the tokens in this folder, from `collect` or from an interrupted run
     #[arg(long, value_name = "DIR")]
     pub resume: Option<PathBuf>,
@@ -259,11 +262,6 @@ pub struct Heads {
     #[arg(long, value_enum, default_value_t = HeadShape::Linear)]
     pub head: HeadShape,
 
-    /// Certify nothing: write the thresholds that were chosen for each level, for `calibrate` to certify on free-running
-    /// decodes. Until then nothing exits
-    #[arg(long)]
-    pub uncertified: bool,
-
     /// Milliseconds of a layer, of the output matrix, and of a layer for one of several tokens that are caught up
     /// together, by which layers are chosen; measured where they are not given
     #[arg(long, value_name = "MS,MS,MS", value_delimiter = ',')]
@@ -289,13 +287,26 @@ pub struct Heads {
     #[arg(long, value_enum, default_value_t = MetricChoice::Auto)]
     pub metric: MetricChoice,
 
-    /// Shares of tokens that must equal the full model's, to certify thresholds for
+    /// Shares of tokens that must equal the full model's, to choose thresholds for
     #[arg(long, value_name = "A,A", value_delimiter = ',', default_value = "0.9,0.95,0.98,0.99,0.995,0.999")]
     pub agreement_levels: Vec<f32>,
+}
+
+/// How levels are certified.
+#[derive(clap::Args)]
+pub struct Certify {
+    /// The most prompts to certify on. A level needs ln(delta) / ln(level) of them, 299 for 0.99, where none has a loss
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_prompts: usize,
 
     /// Probability with which a certified level may turn out to be broken
     #[arg(long, value_name = "P", default_value_t = 0.05)]
     pub delta: f64,
+
+    /// Where the K/V of skipped layers come from, to be certified and stored: auto (predicted where the heads have maps,
+    /// caught up otherwise), predict, catch-up or propagate
+    #[arg(long, value_name = "POLICY", default_value_t = Kv::Auto)]
+    pub kv: Kv,
 }
 
 /// Which layers get exits.
@@ -366,9 +377,8 @@ pub struct Calibrate {
     #[command(flatten)]
     pub write: Write,
 
-    /// The most prompts. A level needs ln(delta) / ln(level) of them: 299 for 0.99
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub max_prompts: usize,
+    #[command(flatten)]
+    pub how: Certify,
 
     /// The most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -377,15 +387,6 @@ pub struct Calibrate {
     /// Shares of tokens that must equal the full model's; those of the file where they are not given
     #[arg(long, value_name = "A,A", value_delimiter = ',')]
     pub agreement_levels: Vec<f32>,
-
-    /// Probability with which a certified level may turn out to be broken
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
-    pub delta: f64,
-
-    /// Where the K/V of skipped layers come from, to be certified and stored: auto (predicted where the heads have maps,
-    /// caught up otherwise), predict, catch-up or propagate
-    #[arg(long, value_name = "POLICY", default_value_t = Kv::Auto)]
-    pub kv: Kv,
 
     /// Seed of the prompts that the model writes
     #[arg(long, value_name = "S", default_value_t = 0)]

@@ -4,6 +4,7 @@
 //! 1 where something failed or differs, 2 for wrong usage, 130 when interrupted. No input is ever changed.
 
 mod args;
+mod certify;
 mod compare;
 mod convert;
 mod hash;

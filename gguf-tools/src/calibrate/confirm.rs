@@ -144,7 +144,7 @@ pub fn confirm(
                 return Err(Error::Interrupted.into());
             }
             is_cut_short = is_over();
-            if is_cut_short || !walk.can_pass(&losses)? {
+            if is_cut_short || !walk.needs_more(&losses)? {
                 break;
             }
             let run = judge.run(i, prompt)?;
@@ -181,7 +181,7 @@ fn certified_meta(
     sequence: &[Candidate],
     levels: &[Level],
     steps: &[(Candidate, Step)],
-    n_prompts: usize,
+    n_planned: usize,
     options: &Options,
 ) -> anyhow::Result<ExitMeta> {
     let off = Candidate::off(meta);
@@ -201,7 +201,10 @@ fn certified_meta(
     let certified = |value: fn(&Certified) -> f64| {
         levels.iter().map(|level| level.certified.as_ref().map_or(0.0, value) as f32).collect()
     };
-    // The record has one count of tokens; the laxest threshold that certified anything is where most levels come from.
+    // The record has one count of prompts, the most that any level took, and one of tokens: the laxest threshold that
+    // certified anything is where most levels come from.
+    let n_prompts =
+        levels.iter().filter_map(|level| level.certified.as_ref()).map(|certified| certified.n_prompts).max();
     let last = levels.iter().filter_map(|level| level.certified.as_ref()).map(|certified| certified.index).max();
     let step = last
         .or(steps.len().checked_sub(1))
@@ -209,7 +212,7 @@ fn certified_meta(
         .map_or_else(Step::default, |step| step.1);
     meta.calibration = Some(Calibration {
         prompts: options.prompts.clone(),
-        n_prompts: u32::try_from(n_prompts)?,
+        n_prompts: u32::try_from(n_prompts.unwrap_or(n_planned))?,
         n_tokens: step.n_tokens,
         delta: options.delta as f32,
         risk: certified(|certified| certified.risk),
@@ -278,7 +281,8 @@ pub(super) mod tests {
     fn certified_levels_get_their_thresholds_and_the_others_are_off() {
         let meta = meta();
         let sequence = candidates::of_file(&meta, 0.95).unwrap();
-        let certified = Certified { index: 0, risk: 0.01, bound: 0.02, reference_bound: 0.03, p_value: 0.04 };
+        let certified =
+            Certified { index: 0, n_prompts: 100, risk: 0.01, bound: 0.02, reference_bound: 0.03, p_value: 0.04 };
         let level = |agreement, certified: Option<Certified>| Level {
             agreement,
             exit_rate: if certified.is_some() { 0.5 } else { 0.0 },
