@@ -28,16 +28,8 @@ fn main() -> anyhow::Result<()> {
     let reader = Reader::open(Path::new(store))?;
     let layers: Vec<u32> = layers.split(',').map(str::parse).collect::<Result<_, _>>()?;
     let whole = Split::of(&reader, 0)?;
-    let options = Options {
-        screen_rank: Some(128),
-        shortlist: Some(2048),
-        heads: None,
-        agreements: Vec::new(),
-        delta: 0.05,
-        certify: false,
-        seed: 0,
-        date: String::new(),
-    };
+    let options =
+        Options { screen_rank: Some(128), shortlist: Some(2048), heads: None, agreements: Vec::new(), seed: 0 };
     let made = screen::make(&matrix, &reader, &whole, &options, &mut |_, _, _| true)?;
     eprintln!("the screen is made");
     let mut evaluator = Evaluator::new(matrix, &made.screen)?;

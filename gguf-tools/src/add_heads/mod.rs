@@ -1,22 +1,21 @@
-//! From collected tokens to exits that can be written: split, fit, choose, certify.
+//! From collected tokens to exits that can be written: split, fit, choose, judge.
 //!
 //! The screen comes first, because every exit's candidates are its candidates. Then heads are trained after all candidate layers;
-//! the layers that pay are chosen by their measured outcomes and costs; and the cascade of them and the screen is certified as a
-//! whole. It refuses collections that are too small for that, those of another model, and layers that were not collected.
+//! the layers that pay are chosen by their measured outcomes and costs; and the cascade of them and the screen is judged on
+//! prompts that nothing was made from. It certifies nothing: only `calibrate` does. It refuses collections that are too small for that, those of another model, and layers that were not collected.
 
-pub mod certify;
 pub mod costs;
 pub mod heads;
 pub mod screen;
 pub mod split;
+pub mod suggest;
 
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gguf::exits::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta};
+use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, ScreenMeta};
 use offramp::gguf::{TensorType, Writer};
 
-use crate::calibrate::bounds;
 use crate::calibrate::isotonic;
 use crate::collect::store::Reader;
 use crate::screen::Screen;
@@ -25,14 +24,15 @@ use crate::screen::evaluate::{Evaluator, Found};
 use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::{AtExit, Cascade, Token};
 use crate::train::choose::{self, Choice};
+use crate::train::compare::{self, Coverage, Reliability};
 use crate::train::evaluate::{METRICS, Outcome};
 use crate::train::fit::{Look, Settings};
 use crate::train::head::Head;
 use crate::train::kv;
-use certify::Level;
 use costs::Timing;
 use heads::{Candidates, Quality};
 use split::Split;
+use suggest::Level;
 
 /// The tokens that confidences, layers and gates are chosen by, at most.
 const CHOOSING_TOKENS: u64 = 10_000;
@@ -48,15 +48,8 @@ pub struct Options {
     pub heads: Option<HeadOptions>,
     /// The levels of agreement, ascending.
     pub agreements: Vec<f32>,
-    /// The probability with which a certified level may be broken.
-    pub delta: f64,
-    /// Whether to certify. Otherwise the thresholds are those that the choosing tokens suggest, and there is no record
-    /// of a calibration, without which nothing exits.
-    pub certify: bool,
     /// The seed of everything random.
     pub seed: u64,
-    /// The day, as `2026-01-31`.
-    pub date: String,
 }
 
 /// Which exits to make, and how.
@@ -88,26 +81,30 @@ pub struct Made {
     pub heads: Vec<Head>,
     /// Every pair of rank and number of candidates that was measured.
     pub candidates: Vec<Candidate>,
-    /// The chosen one, measured on the prompts that certify.
+    /// The chosen one, measured on the prompts that judge.
     pub chosen: Candidate,
     /// How the candidate layers turned out; empty without exits.
     pub quality: Vec<Quality>,
     /// How training went; empty without exits.
     pub looks: Vec<Look>,
+    /// What all exits together let leave by each metric, and by the calibrated map; empty without exits.
+    pub comparison: Vec<Coverage>,
+    /// How far the confidence of each exit and of the screen can be believed, on the prompts that judge.
+    pub reliability: Vec<Reliability>,
     /// How well skipped keys and values are predicted, exit by exit.
     pub kv_quality: Vec<Vec<kv::Quality>>,
     /// All candidates as a cascade with its costs, and every set of them that was simulated, best first.
     pub sets: (Cascade, Vec<Choice>),
-    /// The certified levels.
+    /// The levels, as simulated.
     pub levels: Vec<Level>,
-    /// Prompts that certify.
+    /// Prompts that judge.
     pub n_prompts: usize,
     /// Their tokens.
     pub n_tokens: u64,
     /// How many of them the screen alone would have changed.
     pub n_changed: usize,
-    /// The exact upper bound on the share of prompts that the screen alone changes.
-    pub changed_bound: f64,
+    /// Tokens at which the full model's two best are closer than logits differ by between batch widths.
+    pub n_near_ties: u64,
     /// How long each part took.
     pub times: Vec<(&'static str, Duration)>,
 }
@@ -144,7 +141,7 @@ pub fn make(
         Ok(found.into_iter().next().unwrap_or_default())
     };
     let chooses = split::first(reader, &split.choose, CHOOSING_TOKENS);
-    let (choosing, certifying) = (screened("mapping", &chooses)?, screened("certifying", &split.certify)?);
+    let (choosing, judging) = (screened("mapping", &chooses)?, screened("judging", &split.judge)?);
     let of_tokens: Vec<(f32, bool)> = choosing.concat().iter().map(|token| (token.slack, token.is_found)).collect();
     let screen_map = isotonic::fit(&of_tokens);
     clock.lap("screen");
@@ -199,21 +196,15 @@ pub fn make(
             chosen_heads.push(head);
         }
         clock.lap("K/V maps");
-        outcomes =
-            heads::outcomes(&chosen_heads, &evaluator, size.count, reader, &split.certify, "certifying", progress)?;
+        outcomes = heads::outcomes(&chosen_heads, &evaluator, size.count, reader, &split.judge, "judging", progress)?;
         (quality, looks, metric) = (candidates.quality, candidates.looks, candidates.metric);
     }
-    let prompts = tokens_of(&outcomes, &confidence, metric, &certifying, &screen_map);
-    let chosen_cascade = cascade.of(&choice.exits);
-    let levels = if options.certify {
-        certify::levels(&chosen_cascade, &choice, &prompts, options.delta)?
-    } else {
-        certify::suggested(&chosen_cascade, &choice, &prompts, options.delta)
-    };
-    clock.lap("certificate");
+    let judged = tokens_of(&outcomes, &confidence, metric, &judging, &screen_map).concat();
+    let levels = suggest::levels(&cascade.of(&choice.exits), &choice, &judged);
+    clock.lap("judging");
     // Tables of no exit have no rows.
     let with_exits = if chosen_heads.is_empty() { &[][..] } else { &levels[..] };
-    let n_changed = certifying.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count();
+    let n_changed = judging.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count();
     let meta = ExitMeta {
         base,
         layers: chosen_heads.iter().map(|head| head.layer).collect(),
@@ -230,26 +221,28 @@ pub fn make(
         agreements: options.agreements.clone(),
         thresholds: with_exits.iter().map(|level| vec![level.threshold; chosen_heads.len()]).collect(),
         gate_thresholds: with_exits.iter().map(|level| level.gates.clone()).collect(),
-        calibration: match options.certify {
-            true => Some(calibration(reader, &split.certify, &levels, &chosen_heads, options)?),
-            false => None,
-        },
+        // Without the record of a calibration nothing exits.
+        calibration: None,
     };
+    let comparison = compare::metrics(&outcomes, &meta.confidence, metric);
+    let reliability = compare::reliability(&meta.layers, &judged);
     Ok(Made {
         meta,
-        chosen: Candidate::measure(size.rank, size.count, size.screened, &certifying),
+        chosen: Candidate::measure(size.rank, size.count, size.screened, &judging),
         screen,
         heads: chosen_heads,
         candidates,
         quality,
         looks,
+        comparison,
+        reliability,
         kv_quality,
         sets: (cascade, sets),
         levels,
-        n_prompts: certifying.len(),
-        n_tokens: split::count(reader, &split.certify),
+        n_prompts: judging.len(),
+        n_tokens: split::count(reader, &split.judge),
         n_changed,
-        changed_bound: bounds::binomial_upper_bound(n_changed, certifying.len(), options.delta),
+        n_near_ties: near_ties(reader, &split.judge)?,
         times: clock.laps,
     })
 }
@@ -346,38 +339,15 @@ impl Made {
     }
 }
 
-fn calibration(
-    reader: &Reader,
-    sequences: &[usize],
-    levels: &[Level],
-    heads: &[Head],
-    options: &Options,
-) -> anyhow::Result<Calibration> {
-    // A margin that is smaller than what logits differ by between batch widths.
+/// Tokens whose margin is smaller than what logits differ by between batch widths.
+fn near_ties(reader: &Reader, sequences: &[usize]) -> anyhow::Result<u64> {
     let near_tie = reader.manifest().width_difference;
-    let mut near_ties = 0u64;
+    let mut n = 0;
     for &i in sequences {
         let labels = reader.labels(reader.sequences()[i].clone())?;
-        near_ties += labels.iter().filter(|label| label.margin < near_tie).count() as u64;
+        n += labels.iter().filter(|label| label.margin < near_tie).count() as u64;
     }
-    let n_tokens = split::count(reader, sequences);
-    let of = |value: fn(&Level) -> f64| levels.iter().map(|level| value(level) as f32).collect();
-    let has_maps = !heads.is_empty() && heads.iter().all(|head| !head.kv.is_empty());
-    Ok(Calibration {
-        prompts: reader.manifest().prompts.clone(),
-        n_prompts: u32::try_from(sequences.len())?,
-        n_tokens,
-        delta: options.delta as f32,
-        risk: of(|level| level.certified.as_ref().map_or(0.0, |certified| certified.risk)),
-        risk_bound: of(|level| level.certified.as_ref().map_or(0.0, |certified| certified.bound)),
-        exit_rate: of(|level| level.summary.exits.iter().sum::<f64>() + level.summary.screen),
-        kv_policy: if has_maps { KvPolicy::Predict } else { KvPolicy::CatchUp },
-        sampler: "greedy, and temperature 0.8 with min-p 0.05, by turns".to_string(),
-        batch_width: reader.manifest().batch_width,
-        near_ties: near_ties as f32 / n_tokens.max(1) as f32,
-        engine: reader.manifest().engine.clone(),
-        date: options.date.clone(),
-    })
+    Ok(n)
 }
 
 /// Times of parts, one after another.

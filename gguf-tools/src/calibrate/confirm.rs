@@ -11,7 +11,7 @@ use offramp::gguf::Error;
 use offramp::gguf::exits::{Calibration, ExitMeta, KvPolicy};
 use offramp::{Model, SessionParams, Token};
 
-use super::bounds;
+use super::bounds::{self, Losses};
 use super::candidates::{self, Candidate};
 use super::free_run::{Judge, Run};
 use super::sequence::Certified;
@@ -61,6 +61,8 @@ pub struct Confirmed {
     /// The thresholds that were walked, strictest first, and what their decodes gave; of the last one possibly not all
     /// prompts.
     pub steps: Vec<(Candidate, Step)>,
+    /// For each of these the betting bound on its risk, from the prompts that were decoded.
+    pub bounds: Vec<f64>,
     /// Whether the time was over before the walk was.
     pub is_cut_short: bool,
 }
@@ -78,6 +80,8 @@ pub struct Step {
     pub n_exited: u64,
     /// Tokens at a near-tie of the full model.
     pub n_near_ties: u64,
+    /// The losses of the prompts, added up.
+    pub loss: f64,
 }
 
 impl Step {
@@ -87,6 +91,12 @@ impl Step {
         self.n_wrong += run.n_wrong as u64;
         self.n_exited += run.n_exited as u64;
         self.n_near_ties += run.n_near_ties as u64;
+        self.loss += run.loss();
+    }
+
+    /// The mean loss of the prompts.
+    pub fn risk(&self) -> f64 {
+        self.loss / self.n_prompts.max(1) as f64
     }
 
     /// The share of tokens that left the model early.
@@ -130,6 +140,7 @@ pub fn confirm(
     let mut walk = Walk::new(&levels, options.delta, prompts.len())?;
     let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts.len())?;
     let mut steps: Vec<(Candidate, Step)> = Vec::new();
+    let mut step_bounds = Vec::new();
     let is_over = || options.deadline.is_some_and(|deadline| Instant::now() >= deadline);
     let total = (sequence.len() * prompts.len()) as u64;
     let mut is_cut_short = false;
@@ -144,13 +155,15 @@ pub fn confirm(
                 return Err(Error::Interrupted.into());
             }
             is_cut_short = is_over();
-            if is_cut_short || !walk.can_pass(&losses)? {
+            if is_cut_short || !walk.needs_more(&losses)? {
                 break;
             }
             let run = judge.run(i, prompt)?;
             step.add(&run);
             losses.push(run.loss());
         }
+        let seen = Losses::of_planned(losses.clone(), prompts.len())?;
+        step_bounds.push(bounds::betting_upper_bound(&seen, options.delta));
         walk.conclude(index, losses)?;
         steps.push((candidate.clone(), step));
     }
@@ -167,7 +180,7 @@ pub fn confirm(
         })
         .collect();
     let meta = certified_meta(meta, sequence, &levels, &steps, prompts.len(), options)?;
-    Ok(Confirmed { meta, levels, steps, is_cut_short })
+    Ok(Confirmed { meta, levels, steps, bounds: step_bounds, is_cut_short })
 }
 
 /// The share of tokens that may differ at a level of agreement; in single precision 1 - 0.99 is more than 0.01.
@@ -181,7 +194,7 @@ fn certified_meta(
     sequence: &[Candidate],
     levels: &[Level],
     steps: &[(Candidate, Step)],
-    n_prompts: usize,
+    n_planned: usize,
     options: &Options,
 ) -> anyhow::Result<ExitMeta> {
     let off = Candidate::off(meta);
@@ -201,7 +214,10 @@ fn certified_meta(
     let certified = |value: fn(&Certified) -> f64| {
         levels.iter().map(|level| level.certified.as_ref().map_or(0.0, value) as f32).collect()
     };
-    // The record has one count of tokens; the laxest threshold that certified anything is where most levels come from.
+    // The record has one count of prompts, the most that any level took, and one of tokens: the laxest threshold that
+    // certified anything is where most levels come from.
+    let n_prompts =
+        levels.iter().filter_map(|level| level.certified.as_ref()).map(|certified| certified.n_prompts).max();
     let last = levels.iter().filter_map(|level| level.certified.as_ref()).map(|certified| certified.index).max();
     let step = last
         .or(steps.len().checked_sub(1))
@@ -209,7 +225,7 @@ fn certified_meta(
         .map_or_else(Step::default, |step| step.1);
     meta.calibration = Some(Calibration {
         prompts: options.prompts.clone(),
-        n_prompts: u32::try_from(n_prompts)?,
+        n_prompts: u32::try_from(n_prompts.unwrap_or(n_planned))?,
         n_tokens: step.n_tokens,
         delta: options.delta as f32,
         risk: certified(|certified| certified.risk),
@@ -278,7 +294,8 @@ pub(super) mod tests {
     fn certified_levels_get_their_thresholds_and_the_others_are_off() {
         let meta = meta();
         let sequence = candidates::of_file(&meta, 0.95).unwrap();
-        let certified = Certified { index: 0, risk: 0.01, bound: 0.02, reference_bound: 0.03, p_value: 0.04 };
+        let certified =
+            Certified { index: 0, n_prompts: 100, risk: 0.01, bound: 0.02, reference_bound: 0.03, p_value: 0.04 };
         let level = |agreement, certified: Option<Certified>| Level {
             agreement,
             exit_rate: if certified.is_some() { 0.5 } else { 0.0 },
@@ -286,7 +303,7 @@ pub(super) mod tests {
             least_prompts: 1,
         };
         let levels = [level(0.9, Some(certified)), level(0.95, None)];
-        let step = Step { n_prompts: 100, n_tokens: 200, n_wrong: 2, n_exited: 100, n_near_ties: 4 };
+        let step = Step { n_prompts: 100, n_tokens: 200, n_wrong: 2, n_exited: 100, n_near_ties: 4, loss: 1.0 };
         let options = Options {
             agreements: vec![0.9, 0.95],
             delta: 0.05,

@@ -13,7 +13,6 @@
 //! It refuses models whose logits have a bias, and ranks that 4-bit blocks do not divide.
 
 pub mod basis;
-pub mod certify;
 pub mod choose;
 pub mod evaluate;
 pub mod output_matrix;
