@@ -309,7 +309,8 @@ pub struct Heads {
 /// How levels are certified.
 #[derive(clap::Args)]
 pub struct Certify {
-    /// The most prompts to certify on. A level needs ln(delta) / ln(level) of them, 299 for 0.99, where none has a loss
+    /// The most prompts to certify on; up to an eighth of them, 64 at most, only choose thresholds. A level needs
+    /// ln(delta) / ln(level) of the others, 299 for 0.99, where none has a loss
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_prompts: usize,
 

@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure};
 use gguf_tools::calibrate::candidates::{self, Candidate};
-use gguf_tools::calibrate::confirm::{self, Confirmed};
+use gguf_tools::calibrate::confirm::{self, Confirmed, Step};
+use gguf_tools::calibrate::pilot;
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::{self, Options};
 use gguf_tools::report::Sample;
@@ -101,8 +102,13 @@ impl Job<'_> {
         let has_maps = !heads.heads().is_empty() && heads.heads().iter().all(|head| !head.kv.is_empty());
         let prompts = self.prompts()?;
         let kv_policy = kv_policy(self.how.kv, has_maps, prompts.no_predict.as_deref())?;
-        let highest = confirm::highest_certifiable(&agreements, self.how.delta, prompts.prompts.len())?;
-        let sequence = candidates::of_file(&meta, highest.unwrap_or(0.0))?;
+        let n = prompts.prompts.len();
+        let n_pilot = pilot::size(n);
+        let highest = confirm::highest_certifiable(&agreements, self.how.delta, n - n_pilot)?.unwrap_or(0.0);
+        // A pilot can afford to look at thresholds that are twice as strict: decodes that run freely err more often than
+        // those that the thresholds were chosen on.
+        let highest = if n_pilot > 0 { 1.0 - (1.0 - highest) / 2.0 } else { highest };
+        let sequence = candidates::of_file(&meta, highest)?;
         Ok(Ready { job: self, meta, agreements, prompts, kv_policy, sequence })
     }
 
@@ -270,15 +276,21 @@ impl Certificate {
                     "hoeffding_bentkus_bound": certified.map(|certified| certified.reference_bound),
                     "candidate": certified.map(|certified| certified.index), "least_prompts": level.least_prompts })
         });
-        let steps = found.steps.iter().map(|(candidate, step)| {
+        let of_step = |(candidate, step): &(Candidate, Step)| {
             json!({ "thresholds": candidate.exits, "screen_threshold": candidate.screen, "prompts": step.n_prompts,
                     "tokens": step.n_tokens, "wrong": step.n_wrong, "exited": step.n_exited,
-                    "near_ties": step.n_near_ties })
-        });
+                    "near_ties": step.n_near_ties, "risk": step.risk() })
+        };
         let kv_policy = found.meta.calibration.as_ref().map(|calibration| calibration.kv_policy.name());
+        let walked = found.steps.iter().zip(&found.bounds).map(|(step, bound)| {
+            let mut step = of_step(step);
+            step["risk_bound"] = json!(bound);
+            step
+        });
         json!({
             "prompts": self.n_prompts, "kv_policy": kv_policy, "is_cut_short": found.is_cut_short,
-            "levels": levels.collect::<Vec<_>>(), "candidates": steps.collect::<Vec<_>>(),
+            "levels": levels.collect::<Vec<_>>(), "candidates": walked.collect::<Vec<_>>(),
+            "pilot": found.pilot.iter().map(of_step).collect::<Vec<_>>(),
         })
     }
 
@@ -286,11 +298,15 @@ impl Certificate {
     pub fn print(&self, out: &mut Output) -> anyhow::Result<()> {
         let (found, n_prompts) = (&self.confirmed, self.n_prompts);
         if out.verbose {
-            out.line("candidate  prompts  tokens  wrong      exits")?;
-            for (i, (_, step)) in found.steps.iter().enumerate() {
+            out.line("thresholds  prompts  tokens  disagreement  wrong tokens    exits")?;
+            let pilot = found.pilot.iter().map(|step| ("pilot", step));
+            for (what, (candidate, step)) in pilot.chain(found.steps.iter().map(|step| ("", step))) {
                 let wrong = 100.0 * step.n_wrong as f64 / step.n_tokens.max(1) as f64;
                 let (prompts, tokens, exits) = (step.n_prompts, step.n_tokens, 100.0 * step.exit_rate());
-                out.line(format!("{:9}  {prompts:7}  {tokens:6}  {wrong:6.3} %  {exits:6.2} %", i + 1))?;
+                let (made_for, risk) = (candidate.agreement, 100.0 * step.risk());
+                out.line(format!(
+                    "{made_for:<10}  {prompts:7}  {tokens:6}  {risk:10.3} %  {wrong:10.3} %  {exits:5.2} %  {what}"
+                ))?;
             }
         }
         out.line(format!("of {n_prompts} prompts, decoded freely and read again by the full model:"))?;

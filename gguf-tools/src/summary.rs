@@ -192,7 +192,10 @@ fn levels(made: &Made, out: &mut Output) -> anyhow::Result<()> {
             level.gain
         ))?;
     }
-    Ok(())
+    out.line(format!(
+        "an oracle that leaves at the first head that is right, and pays for blocks alone: {:.2} times",
+        made.oracle
+    ))
 }
 
 /// What was made, as JSON.
@@ -245,6 +248,7 @@ pub fn json(made: &Made) -> Json {
         "prompts": made.n_prompts,
         "tokens": made.n_tokens,
         "near_ties": near_ties(made),
+        "oracle": made.oracle,
         "changed_prompts": made.n_changed,
         "candidates": candidates.collect::<Vec<_>>(),
         "levels": made.levels.iter().map(level_json).collect::<Vec<_>>(),

@@ -97,6 +97,9 @@ pub struct Made {
     pub sets: (Cascade, Vec<Choice>),
     /// The levels, as simulated.
     pub levels: Vec<Level>,
+    /// How many times as many tokens an oracle would give that asks no head but the first that is right, and pays for
+    /// nothing but blocks: what no rule over these heads can reach.
+    pub oracle: f64,
     /// Prompts that judge.
     pub n_prompts: usize,
     /// Their tokens.
@@ -200,7 +203,9 @@ pub fn make(
         (quality, looks, metric) = (candidates.quality, candidates.looks, candidates.metric);
     }
     let judged = tokens_of(&outcomes, &confidence, metric, &judging, &screen_map).concat();
-    let levels = suggest::levels(&cascade.of(&choice.exits), &choice, &judged);
+    let chosen_cascade = cascade.of(&choice.exits);
+    let levels = suggest::levels(&chosen_cascade, &choice, &judged);
+    let oracle = chosen_cascade.plain() / chosen_cascade.oracle(&judged).max(f64::MIN_POSITIVE);
     clock.lap("judging");
     // Tables of no exit have no rows.
     let with_exits = if chosen_heads.is_empty() { &[][..] } else { &levels[..] };
@@ -239,6 +244,7 @@ pub fn make(
         kv_quality,
         sets: (cascade, sets),
         levels,
+        oracle,
         n_prompts: judging.len(),
         n_tokens: split::count(reader, &split.judge),
         n_changed,

@@ -1,7 +1,7 @@
 //! The certificate of a file: its levels, confirmed by free-running decodes on prompts that made none of it.
 //!
-//! The thresholds of the file are the sequence ([`candidates`](super::candidates)), the levels walk it together
-//! ([`walk`](super::walk)), and each step decodes every prompt ([`free_run`](super::free_run)). What comes out replaces the
+//! The thresholds of the file are the sequence ([`candidates`](super::candidates)), a pilot thins it out
+//! ([`pilot`](super::pilot)), the levels walk it together ([`walk`](super::walk)), and each step decodes every prompt ([`free_run`](super::free_run)). What comes out replaces the
 //! file's levels and their record; nothing else of it changes. A level that cannot be certified is off.
 
 use std::time::Instant;
@@ -14,6 +14,7 @@ use offramp::{Model, SessionParams, Token};
 use super::bounds::{self, Losses};
 use super::candidates::{self, Candidate};
 use super::free_run::{Judge, Run};
+use super::pilot;
 use super::sequence::Certified;
 use super::walk::Walk;
 
@@ -63,6 +64,9 @@ pub struct Confirmed {
     pub steps: Vec<(Candidate, Step)>,
     /// For each of these the betting bound on its risk, from the prompts that were decoded.
     pub bounds: Vec<f64>,
+    /// All thresholds, strictest first, and what the decodes of the pilot gave; empty where the prompts were too few for
+    /// one. They certify nothing.
+    pub pilot: Vec<(Candidate, Step)>,
     /// Whether the time was over before the walk was.
     pub is_cut_short: bool,
 }
@@ -120,7 +124,7 @@ pub fn highest_certifiable(agreements: &[f32], delta: f64, n_prompts: usize) -> 
     Ok(highest)
 }
 
-/// Confirms the levels of a file on `prompts`. `model` was loaded with heads whose levels are `sequence`
+/// Confirms the levels of a file on `prompts`, the first of which are a pilot's. `model` was loaded with heads whose levels are `sequence`
 /// ([`candidates::as_levels`] of `meta`); `progress` is told of the prompts decoded and to be decoded, and stops the work
 /// with `false`.
 ///
@@ -137,21 +141,44 @@ pub fn confirm(
 ) -> anyhow::Result<Confirmed> {
     ensure!(!prompts.is_empty(), "no prompts to certify anything with");
     let levels: Vec<f64> = options.agreements.iter().map(|agreement| disagreement(*agreement)).collect();
+    let (first, prompts) = prompts.split_at(pilot::size(prompts.len()));
+    let is_over = || options.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    let n = sequence.len();
+
+    let mut tried: Vec<(Candidate, Step)> = Vec::new();
+    if !first.is_empty() {
+        let mut judge = Judge::new(model, options.session.clone(), options.tokens, first.len())?;
+        for (index, candidate) in sequence.iter().enumerate() {
+            judge.set_level(candidates::agreement(index, n))?;
+            let mut step = Step::default();
+            for (i, prompt) in first.iter().enumerate() {
+                // As if half of the thresholds were to be walked.
+                if !progress((index * first.len() + i) as u64, (n * (first.len() + prompts.len() / 2)) as u64) {
+                    return Err(Error::Interrupted.into());
+                }
+                step.add(&judge.run(i, prompt)?);
+            }
+            tried.push((candidate.clone(), step));
+        }
+    }
+    let risks: Vec<f64> = tried.iter().map(|(_, step)| step.risk()).collect();
+    let risks = (!risks.is_empty()).then_some(&risks[..]);
+    let walked = pilot::thinned(risks, n, &levels, options.delta, prompts.len())?;
+
     let mut walk = Walk::new(&levels, options.delta, prompts.len())?;
     let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts.len())?;
     let mut steps: Vec<(Candidate, Step)> = Vec::new();
     let mut step_bounds = Vec::new();
-    let is_over = || options.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-    let total = (sequence.len() * prompts.len()) as u64;
+    let (before, total) = (tried.len() * first.len(), tried.len() * first.len() + walked.len() * prompts.len());
     let mut is_cut_short = false;
-    for (index, candidate) in sequence.iter().enumerate() {
+    for (position, &index) in walked.iter().enumerate() {
         if !walk.is_walking() || is_cut_short {
             break;
         }
-        judge.set_level(candidates::agreement(index, sequence.len()))?;
+        judge.set_level(candidates::agreement(index, n))?;
         let (mut losses, mut step) = (Vec::new(), Step::default());
         for (i, prompt) in prompts.iter().enumerate() {
-            if !progress((index * prompts.len() + i) as u64, total) {
+            if !progress((before + position * prompts.len() + i) as u64, total as u64) {
                 return Err(Error::Interrupted.into());
             }
             is_cut_short = is_over();
@@ -164,8 +191,8 @@ pub fn confirm(
         }
         let seen = Losses::of_planned(losses.clone(), prompts.len())?;
         step_bounds.push(bounds::betting_upper_bound(&seen, options.delta));
-        walk.conclude(index, losses)?;
-        steps.push((candidate.clone(), step));
+        walk.conclude(position, losses)?;
+        steps.push((sequence[index].clone(), step));
     }
     let levels: Vec<Level> = options
         .agreements
@@ -179,8 +206,8 @@ pub fn confirm(
             least_prompts: bounds::least_prompts(level, options.delta),
         })
         .collect();
-    let meta = certified_meta(meta, sequence, &levels, &steps, prompts.len(), options)?;
-    Ok(Confirmed { meta, levels, steps, bounds: step_bounds, is_cut_short })
+    let meta = certified_meta(meta, &levels, &steps, prompts.len(), options)?;
+    Ok(Confirmed { meta, levels, steps, bounds: step_bounds, pilot: tried, is_cut_short })
 }
 
 /// The share of tokens that may differ at a level of agreement; in single precision 1 - 0.99 is more than 0.01.
@@ -191,14 +218,13 @@ fn disagreement(agreement: f32) -> f64 {
 /// The keys with the levels that were certified, and how.
 fn certified_meta(
     meta: &ExitMeta,
-    sequence: &[Candidate],
     levels: &[Level],
     steps: &[(Candidate, Step)],
     n_planned: usize,
     options: &Options,
 ) -> anyhow::Result<ExitMeta> {
     let off = Candidate::off(meta);
-    let of = |level: &Level| level.certified.as_ref().map_or(&off, |certified| &sequence[certified.index]).clone();
+    let of = |level: &Level| level.certified.as_ref().map_or(&off, |certified| &steps[certified.index].0).clone();
     let rows: Vec<Candidate> = levels.iter().map(of).collect();
     let mut meta = meta.clone();
     meta.agreements = options.agreements.clone();
@@ -315,7 +341,7 @@ pub(super) mod tests {
             deadline: None,
         };
         let steps = [(sequence[0].clone(), step)];
-        let meta = certified_meta(&meta, &sequence, &levels, &steps, 100, &options).unwrap();
+        let meta = certified_meta(&meta, &levels, &steps, 100, &options).unwrap();
         assert_eq!(meta.thresholds, [[0.9], [f32::INFINITY]], "the strictest of the sequence is the file's own 0.99");
         assert_eq!(meta.gate_thresholds, [[0.2], [f32::INFINITY]]);
         assert_eq!(meta.screen.thresholds, [0.8, f32::INFINITY]);

@@ -74,7 +74,24 @@ fn walk(confirmed: &Confirmed) -> anyhow::Result<Section> {
     Ok(Section::new("Risk and thresholds")
         .text("Each threshold was decoded freely, and the full model read the same texts. Bounds beyond the picture are in the table: a threshold that can no longer pass is given up early, and its bound is then wide.")
         .plot(chart.draw()?)
-        .table(table))
+        .table(table)
+        .table(pilot(confirmed)))
+}
+
+/// What the pilot saw.
+fn pilot(confirmed: &Confirmed) -> Table {
+    let title = "Pilot, on other prompts: it chose which thresholds were walked, and certifies nothing";
+    let mut table = Table::new(title, ["made for", "prompts", "tokens", "left early", "differ"]);
+    for (candidate, step) in &confirmed.pilot {
+        table.row([
+            candidate.agreement.to_string(),
+            step.n_prompts.to_string(),
+            step.n_tokens.to_string(),
+            percent(step.exit_rate(), 1),
+            percent(step.risk(), 3),
+        ]);
+    }
+    table
 }
 
 fn levels(confirmed: &Confirmed) -> anyhow::Result<Section> {

@@ -146,6 +146,21 @@ impl Cascade {
         summary
     }
 
+    /// The mean time of a token, in milliseconds, where an oracle knows which head is right and asks no other: each token
+    /// leaves at the first exit that has the full model's choice, and only the blocks that it runs cost anything. A token
+    /// that no exit has right takes the screen where that finds the choice, and the output matrix otherwise.
+    pub fn oracle<'a>(&self, tokens: impl IntoIterator<Item = &'a Token>) -> f64 {
+        let (mut sum, mut n) = (0.0, 0.0f64);
+        for token in tokens {
+            let exit = token.exits.iter().zip(&self.layers).find(|(at, _)| at.is_right);
+            let n_run = exit.map_or(f64::from(self.n_layer), |(_, layer)| f64::from(*layer) + 1.0);
+            let is_known = exit.is_some() || token.screen.1;
+            sum += n_run * self.costs.layer + if is_known { 0.0 } else { self.costs.output };
+            n += 1.0;
+        }
+        sum / n.max(1.0)
+    }
+
     /// The time of a token without exits and screen.
     pub fn plain(&self) -> f64 {
         f64::from(self.n_layer) * self.costs.layer + self.costs.output
@@ -199,6 +214,10 @@ pub(super) mod tests {
         assert_eq!(fate(token((0.95, 0.4), (0.95, 0.4), 1.0)), Fate { end: End::Screen, is_wrong: false, time: 14.0 });
         assert_eq!(fate(token((0.2, 0.6), (0.2, 0.4), 0.5)), Fate { end: End::Output, is_wrong: false, time: 24.5 });
         assert_eq!(cascade.plain(), 20.0);
+        // An oracle takes the upper exit, which alone is right, and pays for its blocks; without one, the screen is free.
+        let (by_upper, by_none) = (token((0.4, 0.9), (0.6, 0.0), 0.0), token((0.1, 1.0), (0.1, 1.0), 0.0));
+        assert_eq!((cascade.oracle([&by_upper]), cascade.oracle([&by_none])), (8.0, 12.0));
+        assert_eq!(cascade.oracle([&Token { screen: (1.0, false), ..by_none }]), 20.0);
     }
 
     #[test]
