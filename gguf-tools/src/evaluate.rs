@@ -103,7 +103,7 @@ fn tasks(args: &Eval, is_chat: bool) -> anyhow::Result<Vec<Task>> {
 
 fn print(evaluation: &eval::figures::Evaluation, markdown: bool, out: &mut Output) -> anyhow::Result<()> {
     if out.json {
-        return out.value(&serde_json::to_value(evaluation)?);
+        return out.value(evaluation);
     }
     for note in tables::notes(evaluation) {
         out.line(if markdown { format!("{note}\n") } else { note })?;

@@ -85,7 +85,10 @@ fn qualities(made: &Made, out: &mut Output) -> anyhow::Result<()> {
 /// Metrics and the calibrated map at equal risk, all exits together.
 fn measures(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     let errors: Vec<String> = ERRORS.iter().map(|error| format!("{:>6} %", percent(*error))).collect();
-    out.line(format!("all exits together, one threshold: may leave where so many of all are wrong{}", errors.concat()))?;
+    out.line(format!(
+        "all exits together, one threshold: may leave where so many of all are wrong{}",
+        errors.concat()
+    ))?;
     for coverage in &made.comparison {
         let exits: Vec<String> = coverage.exits.iter().map(|share| format!("{:>6.1} %", percent(*share))).collect();
         out.line(format!("{:71}{}", coverage.name, exits.concat()))?;

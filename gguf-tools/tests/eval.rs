@@ -75,7 +75,9 @@ fn every_mode_is_measured_on_the_same_prompts() {
     let folder = Folder::new();
     certified(&folder);
     let made = folder.page("made");
-    for section in ["Risk and thresholds", "Certified levels", "Reliability", "Training", "Coverage at equal risk", "Layers"] {
+    for section in
+        ["Risk and thresholds", "Certified levels", "Reliability", "Training", "Coverage at equal risk", "Layers"]
+    {
         assert!(made.contains(section), "{section}");
     }
     assert!(made.contains("Replies") && made.contains("class=\"sample\""), "a certified level has replies to show");
@@ -84,7 +86,7 @@ fn every_mode_is_measured_on_the_same_prompts() {
         "eval heads.gguf --model model.gguf --prompts p.jsonl --answers a.jsonl -n 12 --policy always --kv predict,catch-up \
          --report evaluated",
     );
-    assert_eq!((&found["prompts"], &found["levels_off"]), (&7.into(), &serde_json::json!([0.999f32])));
+    assert_eq!((&found["prompts"], &found["levels_off"]), (&7.into(), &serde_json::json!([0.999])));
     let modes = found["modes"].as_array().unwrap();
     let name = |mode: &Json| format!("{} {}", mode["exits"].as_str().unwrap(), mode["kv"].as_str().unwrap_or("-"));
     let names: Vec<String> = modes.iter().map(name).collect();
@@ -109,17 +111,23 @@ fn every_mode_is_measured_on_the_same_prompts() {
     assert_eq!(categories, ["writing", "math", "answers"]);
     assert_eq!(off["checks"][0]["name"], "exact_match");
     let page = folder.page("evaluated");
-    for section in ["Speed and agreement", "What the levels promise", "Where tokens left the model", "exact match", "Replies"] {
+    for section in
+        ["Speed and agreement", "What the levels promise", "Where tokens left the model", "exact match", "Replies"]
+    {
         assert!(page.contains(section), "{section}");
     }
 
     // The same prompts give the same tokens, merged or beside the model, in words as in JSON.
     folder.text("attach model.gguf heads.gguf -o merged.gguf");
-    let again = folder.json("eval merged.gguf --prompts p.jsonl --answers a.jsonl -n 12 --policy always --kv predict,catch-up");
+    let again =
+        folder.json("eval merged.gguf --prompts p.jsonl --answers a.jsonl -n 12 --policy always --kv predict,catch-up");
     assert_eq!(again["modes"][1]["exit_histogram"], predict["exit_histogram"]);
     assert_eq!(again["modes"][1]["agreement"], predict["agreement"]);
     let text = folder.text("eval merged.gguf --prompts p.jsonl -n 8 --max-prompts 2 --agreement-levels 0.5");
-    assert!(text.contains("2 prompts, up to 8 tokens each, greedy") && text.contains("calibrated 0.5, K/V auto"), "{text}");
+    assert!(
+        text.contains("2 prompts, up to 8 tokens each, greedy") && text.contains("calibrated 0.5, K/V auto"),
+        "{text}"
+    );
     let markdown = folder.text("eval merged.gguf --prompts p.jsonl -n 8 --max-prompts 2 --markdown --temp 0.8");
     assert!(markdown.contains("| off ") && markdown.contains("Certificates are for greedy decoding"), "{markdown}");
     assert!(markdown.contains("does not apply: not greedy"), "{markdown}");

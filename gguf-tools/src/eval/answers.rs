@@ -8,7 +8,9 @@
 pub fn is_match(reply: &str, expected: &str) -> bool {
     let expected = expected.rsplit_once("####").map_or(expected, |(_, answer)| answer).trim();
     match number(expected) {
-        Some(expected) => last_number(reply).is_some_and(|found| (found - expected).abs() <= 1e-6 * expected.abs().max(1.0)),
+        Some(expected) => {
+            last_number(reply).is_some_and(|found| (found - expected).abs() <= 1e-6 * expected.abs().max(1.0))
+        }
         None => {
             let expected = normal(expected);
             !expected.trim().is_empty() && normal(reply).contains(&expected)
@@ -18,9 +20,12 @@ pub fn is_match(reply: &str, expected: &str) -> bool {
 
 /// A text that is one number.
 fn number(text: &str) -> Option<f64> {
-    let text = text.trim().trim_end_matches(['.', '%']).trim_start_matches(['$', '€', '£']);
+    let text = text.trim().trim_end_matches(['.', '%', ' ']).trim_start_matches(['$', '€', '£']);
     let is_number = text.chars().any(|c| c.is_ascii_digit())
-        && text.chars().enumerate().all(|(i, c)| c.is_ascii_digit() || c == ',' || c == '.' || (i == 0 && (c == '-' || c == '+')));
+        && text
+            .chars()
+            .enumerate()
+            .all(|(i, c)| c.is_ascii_digit() || c == ',' || c == '.' || (i == 0 && (c == '-' || c == '+')));
     if is_number { text.replace(',', "").parse().ok() } else { None }
 }
 

@@ -231,8 +231,8 @@ fn runs_later(kv: Kv, meta: &ExitMeta) -> bool {
 }
 
 fn rate<'a>(replies: impl Iterator<Item = &'a Reply>) -> f64 {
-    let (tokens, time) = replies
-        .fold((0, Duration::ZERO), |sum, reply| (sum.0 + reply.n_decoded(), sum.1 + reply.decode_time));
+    let (tokens, time) =
+        replies.fold((0, Duration::ZERO), |sum, reply| (sum.0 + reply.n_decoded(), sum.1 + reply.decode_time));
     tokens as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE)
 }
 
@@ -396,7 +396,10 @@ mod tests {
             [("1 to 16".into(), 2, 32), ("17 to 32".into(), 2, 20), ("33 to 64".into(), 1, 8)]
         );
         assert!(figures.by_position[0].agreement < 1.0 && figures.by_position[2].agreement == 1.0);
-        assert_eq!(figures.checks.iter().map(|check| (check.name, check.tasks, check.passed)).collect::<Vec<_>>(), [("exact_match", 1, 1)]);
+        assert_eq!(
+            figures.checks.iter().map(|check| (check.name, check.tasks, check.passed)).collect::<Vec<_>>(),
+            [("exact_match", 1, 1)]
+        );
         let plain = ModeFigures::of(&off, &off, &tasks, &meta, 4, 0.05).unwrap();
         assert!(plain.levels.is_empty() && plain.layers_saved.is_none());
         assert_eq!(plain.ratio_to_off, Spread { median: Some(1.0), p10: Some(1.0), p90: Some(1.0) });

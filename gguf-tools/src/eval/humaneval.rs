@@ -99,7 +99,11 @@ mod tests {
         let program = problem.program("Sure!\n```python\ndef f(x):\n    return 2 * x\n```\nIt doubles.");
         assert!(program.contains("    pass\n\ndef f(x):\n    return 2 * x\n") && program.ends_with("\n\ncheck(f)\n"));
         assert!(!program.contains("Sure!") && !program.contains("It doubles."));
-        assert!(problem.program("    return x").starts_with("import math\n\ndef f(x):\n    \"\"\"Doubles.\"\"\"\n    return x\n"));
+        assert!(
+            problem
+                .program("    return x")
+                .starts_with("import math\n\ndef f(x):\n    \"\"\"Doubles.\"\"\"\n    return x\n")
+        );
     }
 
     #[test]

@@ -163,12 +163,8 @@ pub fn run(
         sessions.push(session);
     }
     let mut rescorer = Rescorer::new(model, &params)?;
-    let empty = |mode: &Mode| Measured {
-        mode: mode.clone(),
-        replies: Vec::new(),
-        rescored: Vec::new(),
-        passed: Vec::new(),
-    };
+    let empty =
+        |mode: &Mode| Measured { mode: mode.clone(), replies: Vec::new(), rescored: Vec::new(), passed: Vec::new() };
     let mut measured: Vec<Measured> = modes.iter().map(empty).collect();
     let (n_modes, total) = (modes.len(), (modes.len() * prompts.len()) as u64);
     let mut is_cut_short = false;
@@ -294,12 +290,7 @@ mod tests {
             layers: vec![1],
             head_types: vec![HeadType::Affine],
             head_ranks: vec![0],
-            screen: ScreenMeta {
-                rank: 32,
-                shortlist: 16,
-                confidence: map.clone(),
-                thresholds: vec![f32::INFINITY; n],
-            },
+            screen: ScreenMeta { rank: 32, shortlist: 16, confidence: map.clone(), thresholds: vec![f32::INFINITY; n] },
             metric: Metric::Margin,
             confidence: vec![map],
             agreements: [0.9, 0.95, 0.99][..n].to_vec(),

@@ -141,11 +141,15 @@ mod tests {
         assert!(!passes("import sys\nsys.exit(0)") && !passes("import os\nos._exit(0)"));
         assert!(!passes("x = bytearray(1 << 30)"), "memory is limited");
         assert!(!passes("import resource\nwhile True: pass"), "processor time is limited");
-        assert!(passes("import os\nassert os.listdir('.') == [] and 'HOME' not in os.environ and 'PATH' not in os.environ"));
+        assert!(passes(
+            "import os\nassert os.listdir('.') == [] and 'HOME' not in os.environ and 'PATH' not in os.environ"
+        ));
         assert!(passes("open('small', 'w').write('x')"));
         assert!(!passes("open('large', 'w').write('x' * (2 << 20))"), "files are limited");
         if sandbox.is_cut_off() {
-            assert!(passes("import socket\ntry:\n  socket.create_connection(('127.0.0.1', 9), 1)\nexcept OSError as error:\n  assert error.errno in (101, 99)\nelse:\n  raise SystemExit(1)"));
+            assert!(passes(
+                "import socket\ntry:\n  socket.create_connection(('127.0.0.1', 9), 1)\nexcept OSError as error:\n  assert error.errno in (101, 99)\nelse:\n  raise SystemExit(1)"
+            ));
         }
     }
 }

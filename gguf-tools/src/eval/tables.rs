@@ -25,8 +25,9 @@ pub fn of(evaluation: &Evaluation) -> Vec<Table> {
 pub fn notes(evaluation: &Evaluation) -> Vec<String> {
     let Evaluation { model, description, prompts, n_predict, temperature, .. } = evaluation;
     let how = if *temperature == 0.0 { "greedy".to_string() } else { format!("temperature {temperature}") };
-    let mut notes =
-        vec![format!("{model} ({description}): {prompts} prompts, up to {n_predict} tokens each, {how}, modes by turns")];
+    let mut notes = vec![format!(
+        "{model} ({description}): {prompts} prompts, up to {n_predict} tokens each, {how}, modes by turns"
+    )];
     if *temperature != 0.0 {
         notes.push(
             "Certificates are for greedy decoding. At a temperature, agreement is the share of drawn tokens that are the full \
@@ -39,7 +40,9 @@ pub fn notes(evaluation: &Evaluation) -> Vec<String> {
         notes.push(format!("Not certified, so that nothing exits: {}.", shares(&evaluation.levels_off)));
     }
     if let (Some(prompts), Some(kv)) = (&evaluation.certified_on, evaluation.certified_kv) {
-        notes.push(format!("Certified on {prompts}, with K/V policy {kv}. It promises nothing about other kinds of prompts."));
+        notes.push(format!(
+            "Certified on {prompts}, with K/V policy {kv}. It promises nothing about other kinds of prompts."
+        ));
     }
     if evaluation.left_out > 0 {
         notes.push(format!("{} prompts left no room for a reply and were left out.", evaluation.left_out));
@@ -105,7 +108,8 @@ fn modes(evaluation: &Evaluation) -> Table {
 }
 
 fn levels(evaluation: &Evaluation) -> Table {
-    let header = ["level", "K/V", "allowed", "certified bound", "measured, mean of prompts", "its own bound", "verdict"];
+    let header =
+        ["level", "K/V", "allowed", "certified bound", "measured, mean of prompts", "its own bound", "verdict"];
     let mut table = Table::new("Levels: disagreement that was promised, and measured here", header);
     let sure = percent(1.0 - evaluation.delta, 0);
     for mode in &evaluation.modes {
@@ -165,7 +169,12 @@ fn checks(evaluation: &Evaluation) -> Table {
             check.map_or_else(
                 || NONE.to_string(),
                 |check| {
-                    format!("{} ({} of {})", percent(check.passed as f64 / check.tasks as f64, 1), check.passed, check.tasks)
+                    format!(
+                        "{} ({} of {})",
+                        percent(check.passed as f64 / check.tasks as f64, 1),
+                        check.passed,
+                        check.tasks
+                    )
                 },
             )
         });
@@ -173,7 +182,6 @@ fn checks(evaluation: &Evaluation) -> Table {
     }
     table
 }
-
 
 /// A row for each part, a column for each mode.
 fn parts(evaluation: &Evaluation, title: &str, of: fn(&ModeFigures) -> &Vec<PartFigures>) -> Table {

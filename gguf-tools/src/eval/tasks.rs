@@ -167,7 +167,8 @@ mod tests {
             tasks.iter().map(|task| (task.prompt.as_str(), task.category.as_deref())).collect();
         assert_eq!(found, [("a", Some("qa")), ("b", None), ("one\ntwo", None), ("three", None)]);
 
-        let answers = file("a.jsonl", "{\"prompt\": \"2 + 2\", \"answer\": 4}\n{\"prompt\": \"sky\", \"answer\": \"blue\"}\n");
+        let answers =
+            file("a.jsonl", "{\"prompt\": \"2 + 2\", \"answer\": 4}\n{\"prompt\": \"sky\", \"answer\": \"blue\"}\n");
         let tasks = of_answers(&answers).unwrap();
         assert_eq!((&tasks[0].check, &tasks[1].check), (&Check::Answer("4".into()), &Check::Answer("blue".into())));
 

@@ -27,7 +27,18 @@ fn walk(confirmed: &Confirmed) -> anyhow::Result<Section> {
     };
     let mut table = Table::new(
         "Thresholds, strictest first",
-        ["", "made for", "confidence asked of exits", "of the screen", "prompts", "tokens", "left early", "differ", "bound", "certifies"],
+        [
+            "",
+            "made for",
+            "confidence asked of exits",
+            "of the screen",
+            "prompts",
+            "tokens",
+            "left early",
+            "differ",
+            "bound",
+            "certifies",
+        ],
     );
     for (i, (candidate, step)) in confirmed.steps.iter().enumerate() {
         let mut exits: Vec<String> = candidate.exits.iter().map(|threshold| format!("{threshold:.4}")).collect();
@@ -55,7 +66,14 @@ fn walk(confirmed: &Confirmed) -> anyhow::Result<Section> {
         marked.labels.push(chosen(i));
     }
     let words: Vec<String> = steps()
-        .map(|(i, (_, step))| format!("threshold {}: {} differ, bound {}", i + 1, percent(step.risk(), 2), percent(confirmed.bounds[i], 2)))
+        .map(|(i, (_, step))| {
+            format!(
+                "threshold {}: {} differ, bound {}",
+                i + 1,
+                percent(step.risk(), 2),
+                percent(confirmed.bounds[i], 2)
+            )
+        })
         .collect();
     // A threshold that was given up after a few prompts has a bound near 1, which would flatten everything else.
     let highest = risk.iter().map(|at| at.1).chain(marked.points.iter().map(|at| at.1)).fold(0.005f64, f64::max) * 2.5;
@@ -95,10 +113,8 @@ fn pilot(confirmed: &Confirmed) -> Table {
 }
 
 fn levels(confirmed: &Confirmed) -> anyhow::Result<Section> {
-    let mut table = Table::new(
-        "Levels",
-        ["level", "left early", "disagreement", "bound", "Hoeffding-Bentkus", "verdict"],
-    );
+    let mut table =
+        Table::new("Levels", ["level", "left early", "disagreement", "bound", "Hoeffding-Bentkus", "verdict"]);
     for level in &confirmed.levels {
         let bound = |value: fn(&crate::calibrate::sequence::Certified) -> f64| {
             level.certified.as_ref().map_or_else(|| "-".to_string(), |certified| percent(value(certified), 3))
@@ -123,7 +139,10 @@ fn levels(confirmed: &Confirmed) -> anyhow::Result<Section> {
     let bars = Bars {
         title: "Tokens that leave early, by level".to_string(),
         description: words.join("; "),
-        x: Axis::names("level of agreement", confirmed.levels.iter().map(|level| level.agreement.to_string()).collect()),
+        x: Axis::names(
+            "level of agreement",
+            confirmed.levels.iter().map(|level| level.agreement.to_string()).collect(),
+        ),
         y: Axis::shares("share of tokens", [1.0]),
         parts: vec![("left early".to_string(), confirmed.levels.iter().map(|level| level.exit_rate).collect())],
         stacked: false,

@@ -35,8 +35,22 @@ pub fn evaluated(evaluated: &Evaluated) -> anyhow::Result<Page> {
     Ok(Page::new(format!("Exits of {}", evaluation.model))
         .fact("Model", format!("{} ({})", evaluation.model, evaluation.description))
         .fact("Prompts", format!("{}, up to {} tokens each", evaluation.prompts, evaluation.n_predict))
-        .fact("Decoding", if evaluation.temperature == 0.0 { "greedy".to_string() } else { format!("temperature {}", evaluation.temperature) })
-        .fact("Exits after blocks", if evaluation.layers.is_empty() { "none: the screen alone".to_string() } else { evaluation.layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") })
+        .fact(
+            "Decoding",
+            if evaluation.temperature == 0.0 {
+                "greedy".to_string()
+            } else {
+                format!("temperature {}", evaluation.temperature)
+            },
+        )
+        .fact(
+            "Exits after blocks",
+            if evaluation.layers.is_empty() {
+                "none: the screen alone".to_string()
+            } else {
+                evaluation.layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            },
+        )
         .fact("Engine", evaluation.engine.clone())
         .sections([overview, levels, depths, rest, samples]))
 }
@@ -52,8 +66,7 @@ fn short(mode: &ModeFigures) -> String {
 fn speed(evaluation: &Evaluation) -> Chart {
     let modes = || evaluation.modes.iter().filter(|mode| mode.ratio_to_off.median.is_some());
     let ratios: Vec<f64> = modes().filter_map(|mode| mode.ratio_to_off.median).collect();
-    let (least, most) =
-        ratios.iter().fold((1.0f64, 1.0f64), |range, ratio| (range.0.min(*ratio), range.1.max(*ratio)));
+    let (least, most) = ratios.iter().fold((1.0f64, 1.0f64), |range, ratio| (range.0.min(*ratio), range.1.max(*ratio)));
     let room = ((most - least) * 0.2).max(0.05);
     let mut groups: Vec<(String, Vec<&ModeFigures>)> = Vec::new();
     for mode in modes() {
@@ -75,13 +88,20 @@ fn speed(evaluation: &Evaluation) -> Chart {
     let words: Vec<String> = modes()
         .map(|mode| {
             let ratio = mode.ratio_to_off.median.unwrap_or(1.0);
-            format!("{}: {} of tokens differ, {ratio:.2} times as fast", tables::name(mode), percent(1.0 - mode.agreement, 2))
+            format!(
+                "{}: {} of tokens differ, {ratio:.2} times as fast",
+                tables::name(mode),
+                percent(1.0 - mode.agreement, 2)
+            )
         })
         .collect();
     Chart {
         title: "Speed against disagreement".to_string(),
         description: words.join(". "),
-        x: Axis::shares("tokens that the full model would not have emitted", modes().map(|mode| (1.0 - mode.agreement) * 1.3)),
+        x: Axis::shares(
+            "tokens that the full model would not have emitted",
+            modes().map(|mode| (1.0 - mode.agreement) * 1.3),
+        ),
         y: Axis::numbers("speed, off = 1", (least - room, most + room), 2),
         series: series.collect(),
     }
@@ -99,13 +119,21 @@ fn promises(evaluation: &Evaluation) -> Bars {
     });
     let parts = vec![
         ("allowed by the level".to_string(), levels.iter().map(|(_, level)| level.allowed).collect::<Vec<_>>()),
-        ("bound of its certificate".to_string(), levels.iter().map(|(_, level)| level.certified_bound.unwrap_or(0.0)).collect()),
+        (
+            "bound of its certificate".to_string(),
+            levels.iter().map(|(_, level)| level.certified_bound.unwrap_or(0.0)).collect(),
+        ),
         ("measured here".to_string(), levels.iter().map(|(_, level)| level.disagreement).collect()),
     ];
     let words: Vec<String> = levels
         .iter()
         .map(|(_, level)| {
-            format!("{}: {} allowed, {} measured", level.agreement, percent(level.allowed, 2), percent(level.disagreement, 2))
+            format!(
+                "{}: {} allowed, {} measured",
+                level.agreement,
+                percent(level.allowed, 2),
+                percent(level.disagreement, 2)
+            )
         })
         .collect();
     let highest: Vec<f64> = parts.iter().flat_map(|(_, values)| values.iter().copied()).collect();
@@ -131,7 +159,10 @@ fn depths(evaluation: &Evaluation) -> Bars {
             (format!("after block {layer}"), modes.iter().map(of).collect())
         })
         .collect();
-    parts.push(("at the screen".to_string(), modes.iter().map(|mode| share(mode, mode.exit_histogram.screen)).collect()));
+    parts.push((
+        "at the screen".to_string(),
+        modes.iter().map(|mode| share(mode, mode.exit_histogram.screen)).collect(),
+    ));
     parts.push(("whole model".to_string(), modes.iter().map(|mode| share(mode, mode.exit_histogram.full)).collect()));
     let words: Vec<String> = parts
         .iter()

@@ -159,8 +159,11 @@ fn failed<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) ->
 }
 
 type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Plane<'a, 'b> =
-    ChartContext<'a, SVGBackend<'b>, Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>>;
+type Plane<'a, 'b> = ChartContext<
+    'a,
+    SVGBackend<'b>,
+    Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
+>;
 
 /// Draws the axes.
 fn plane<'a, 'b>(root: &'a Canvas<'b>, x: &Axis, y: &Axis) -> anyhow::Result<Plane<'a, 'b>> {
@@ -294,9 +297,7 @@ impl Plot {
             .key
             .iter()
             .filter(|_| self.key.len() > 1)
-            .map(|(name, series, stroke)| {
-                format!("<li>{}{}</li>\n", mark(series % N_COLOURS, *stroke), escape(name))
-            })
+            .map(|(name, series, stroke)| format!("<li>{}{}</li>\n", mark(series % N_COLOURS, *stroke), escape(name)))
             .collect();
         let (title, description) = (escape(&self.title), escape(&self.description));
         let key = if key.is_empty() { key } else { format!("<ul class=\"key\">\n{key}</ul>\n") };
@@ -315,9 +316,9 @@ fn mark(series: usize, stroke: Stroke) -> String {
         Stroke::Line => format!(
             "<path d=\"M0 6H24\" stroke=\"var(--c{series})\" stroke-width=\"2\"/><circle cx=\"12\" cy=\"6\" r=\"3.5\" fill=\"var(--c{series})\"/>"
         ),
-        Stroke::Dashed => format!(
-            "<path d=\"M0 6H24\" stroke=\"var(--c{series})\" stroke-width=\"2\" stroke-dasharray=\"6 4\"/>"
-        ),
+        Stroke::Dashed => {
+            format!("<path d=\"M0 6H24\" stroke=\"var(--c{series})\" stroke-width=\"2\" stroke-dasharray=\"6 4\"/>")
+        }
         Stroke::Points => format!("<circle cx=\"12\" cy=\"6\" r=\"4\" fill=\"var(--c{series})\"/>"),
         Stroke::Boxes => format!("<path d=\"M4 0H20V12H4Z\" fill=\"var(--c{series})\"/>"),
     };
@@ -340,7 +341,9 @@ mod tests {
             series: vec![Series::new("a", Stroke::Line, vec![(0.0, 0.0), (1.0, 0.05)]), points],
         };
         let html = chart.draw().unwrap().html(3);
-        assert!(html.contains("aria-labelledby=\"t3 d3\"") && html.contains("<title id=\"t3\">Of &lt;things&gt;</title>"));
+        assert!(
+            html.contains("aria-labelledby=\"t3 d3\"") && html.contains("<title id=\"t3\">Of &lt;things&gt;</title>")
+        );
         assert!(html.contains("<desc id=\"d3\">It rises.</desc>") && html.contains("&lt;here&gt;"));
         assert!(html.contains("var(--c0)") && html.contains("var(--c1)") && html.contains("var(--ink)"));
         assert!(!html.contains("\"#") && html.matches("</svg>").count() == 3, "{html}");

@@ -93,7 +93,9 @@ pub(super) fn html(samples: &[Sample]) -> String {
         })
         .collect();
     let n_differing = pieces().filter(|piece| piece.instead.is_some()).count();
-    key.push_str(&format!("<li><span class=\"differs\">underlined</span>: the full model differs ({n_differing})</li>\n"));
+    key.push_str(&format!(
+        "<li><span class=\"differs\">underlined</span>: the full model differs ({n_differing})</li>\n"
+    ));
     let mut html = format!("<ul class=\"key\">\n{key}</ul>\n");
     for sample in samples {
         let reply: String = sample

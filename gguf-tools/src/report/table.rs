@@ -102,7 +102,9 @@ mod tests {
         table.row(["1|2".to_string(), percent(0.5, 1)]);
         table.row(["x".to_string()]);
         assert_eq!(table.text(), "of <all>\na    bee\n1|2  50.0 %\nx\n");
-        assert!(table.markdown().starts_with("**of <all>**\n\n| a   | bee    |\n| --- | ------ |\n| 1\\|2 | 50.0 % |\n"));
+        assert!(
+            table.markdown().starts_with("**of <all>**\n\n| a   | bee    |\n| --- | ------ |\n| 1\\|2 | 50.0 % |\n")
+        );
         let html = table.html();
         assert!(html.contains("<caption>of &lt;all&gt;</caption>") && html.contains("<td>1|2</td><td>50.0 %</td>"));
         assert!(html.contains("<th scope=\"col\">bee</th>") && html.matches("<tr>").count() == 3);

@@ -117,7 +117,8 @@ fn training(made: &Made) -> anyhow::Result<Section> {
 /// Measures of sureness at equal risk.
 fn metrics(made: &Made) -> anyhow::Result<Section> {
     const MOST: f64 = 0.06;
-    let mut table = Table::new("All exits together: tokens that may leave, by the share of all that is wrong", ["measure"]);
+    let mut table =
+        Table::new("All exits together: tokens that may leave, by the share of all that is wrong", ["measure"]);
     ERRORS.iter().for_each(|error| table.column(percent(*error, 1)));
     for coverage in &made.comparison {
         let cells = coverage.exits.iter().map(|share| percent(*share, 1));
@@ -152,7 +153,8 @@ fn metrics(made: &Made) -> anyhow::Result<Section> {
 
 /// Confidence against what came true.
 fn reliability(made: &Made) -> anyhow::Result<Section> {
-    let name = |layer: Option<u32>| layer.map_or_else(|| "the screen".to_string(), |layer| format!("after block {layer}"));
+    let name =
+        |layer: Option<u32>| layer.map_or_else(|| "the screen".to_string(), |layer| format!("after block {layer}"));
     let mut series = Vec::new();
     let mut table = Table::new(
         "Tokens in ten groups, from unsure to sure",

@@ -43,9 +43,7 @@ pub fn metrics(outcomes: &[Vec<Vec<Outcome>>], maps: &[ConfidenceMap], metric: M
         return Vec::new();
     }
     let flat: Vec<Vec<Outcome>> = outcomes.iter().map(|sequences| sequences.concat()).collect();
-    let of_metric = |position: usize| {
-        coverage(METRICS[position].name(), &flat, |_, outcome| outcome.metrics[position])
-    };
+    let of_metric = |position: usize| coverage(METRICS[position].name(), &flat, |_, outcome| outcome.metrics[position]);
     let chosen = METRICS.iter().position(|other| *other == metric).unwrap_or(0);
     let mapped = |exit: usize, outcome: &Outcome| maps[exit].agreement_at(outcome.metrics[chosen]);
     let mut all: Vec<Coverage> = (0..METRICS.len()).map(of_metric).collect();
