@@ -257,6 +257,7 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
             MetricChoice::Margin => Some(Metric::Margin),
             MetricChoice::Entropy => Some(Metric::NegativeEntropy),
         },
+        vocab: args.exit_vocab,
         kv_maps: args.kv_maps == KvMaps::Auto,
         timing,
     });

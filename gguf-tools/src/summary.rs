@@ -87,10 +87,11 @@ fn sets(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     let costs = &cascade.costs;
     let heads: Vec<String> = costs.heads.iter().map(|cost| format!("{cost:.3}")).collect();
     out.line(format!(
-        "costs in ms: a layer {:.3}, the output matrix {:.3}, the screen {:.3}, heads {}, a skipped layer {:.3}",
+        "costs in ms: a layer {:.3}, the output matrix {:.3}, the screen {:.3}, a check {:.3}, heads {}, a skipped layer {:.3}",
         costs.layer,
         costs.output,
         costs.screen,
+        costs.check,
         heads.join(" "),
         costs.skipped
     ))?;
@@ -219,6 +220,7 @@ pub fn json(made: &Made) -> Json {
     json!({
         "screen": { "rank": chosen.rank, "shortlist": chosen.count, "recall": chosen.recall,
                     "fallback": chosen.fallback, "bytes": chosen.screened },
+        "exit_vocab": made.vocab.as_ref().map(|vocab| json!({ "tokens": vocab.tokens.len(), "shortlist": vocab.shortlist })),
         "layers": made.meta.layers, "metric": made.meta.metric.name(),
         "exits": exits.collect::<Vec<_>>(), "training": looks.collect::<Vec<_>>(),
         "sets": sets.collect::<Vec<_>>(), "kv_maps": kv.collect::<Vec<_>>(),

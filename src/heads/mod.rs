@@ -34,6 +34,7 @@ pub(crate) struct Heads {
     model: gguf::File,
     meta: ExitMeta,
     screen: OnceLock<Arc<ScreenWeights>>,
+    exit_screen: OnceLock<Option<Arc<ScreenWeights>>>,
     exits: OnceLock<Vec<Arc<HeadWeights>>>,
     kv_maps: OnceLock<Vec<Option<Arc<KvWeights>>>>,
 }
@@ -75,6 +76,7 @@ impl Heads {
             model,
             meta,
             screen: OnceLock::new(),
+            exit_screen: OnceLock::new(),
             exits: OnceLock::new(),
             kv_maps: OnceLock::new(),
         }))
@@ -125,6 +127,26 @@ impl Heads {
         let screen = view.screen().ok_or_else(|| ggml::failed("a file without a screen"))?;
         let weights = Arc::new(ScreenWeights::new(&screen, output, self.meta.screen.shortlist)?);
         Ok(Arc::clone(self.screen.get_or_init(|| weights)))
+    }
+
+    /// The weights of the screen of the tokens that exits choose among, laid out at the first call; `None` where those
+    /// are all.
+    ///
+    /// # Errors
+    /// As [`Heads::screen`].
+    pub(crate) fn exit_screen(&self) -> Result<Option<Arc<ScreenWeights>>> {
+        if let Some(weights) = self.exit_screen.get() {
+            return Ok(weights.clone());
+        }
+        let view = ExitHeads::open(&self.file)?;
+        let weights = match (self.meta.vocab, view.vocab(), view.screen()) {
+            (Some(vocab), Some(tokens), Some(screen)) => {
+                let output = OutputMatrix::of(&self.model)?;
+                Some(Arc::new(ScreenWeights::among(&screen, output, vocab.shortlist, tokens)?))
+            }
+            _ => None,
+        };
+        Ok(self.exit_screen.get_or_init(|| weights).clone())
     }
 
     /// The exits' weights, by layer, brought into the layout they are multiplied in at the first call.

@@ -54,12 +54,13 @@ impl Cascade {
         }
         let meta = heads.meta();
         let (n_threads, pool) = gate.threads();
-        let screen = Screen::new(heads, n_threads, pool)?;
+        let screen = Screen::new(heads, n_threads, pool.clone())?;
+        let exit_screen = Screen::of_exits(heads, n_threads, pool)?;
         let mut exits = Vec::new();
         for (i, weights) in heads.exits()?.iter().enumerate() {
             let threshold = thresholds.exits[i];
             if threshold.is_finite() && meta.layers[i] >= params.min_exit_layer {
-                let head = ExitHead::new(weights, meta.metric, &screen)?;
+                let head = ExitHead::new(weights, meta.metric, exit_screen.as_ref().unwrap_or(&screen))?;
                 let bar = Bar::new(meta.confidence[i].clone(), threshold);
                 exits.push(LayerExit { head, bar, gate: thresholds.gates[i], kv: None });
             }
@@ -81,7 +82,7 @@ impl Cascade {
         let layers: Vec<u32> = exits.iter().map(|exit| exit.head.layer()).collect();
         let kv = if writes { KvCost::AtExit } else { KvCost::Later };
         let policy = CascadePolicy::new(n_layer, &layers, norm.is_some(), kv, params.policy == Policy::Always);
-        let checks = Checks { screen, norm, exits };
+        let checks = Checks { screen, exit_screen, norm, exits, at_exit: false };
         Ok(Some(Self { checks, max_pending: params.max_pending as usize, n_layer, policy }))
     }
 
@@ -192,7 +193,7 @@ impl Cascade {
 
     /// The candidates of the last token that left, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
-        self.checks.screen.candidates()
+        self.checks.candidates()
     }
 }
 

@@ -12,15 +12,27 @@ use crate::gate::{Outcome, Tap};
 use crate::gguf::exits::ConfidenceMap;
 use crate::heads::kv::KvWriter;
 use crate::heads::{Candidates, ExitHead, Screen};
+use crate::llama::Token;
 use crate::policy::{AtNorm, CaughtUp, Plan, Reached, Seen};
 
 /// What can be evaluated inside a decode.
 #[derive(Debug)]
 pub(super) struct Checks {
     pub(super) screen: Screen,
+    /// The screen of the tokens that exits choose among; `None` where it is the other one.
+    pub(super) exit_screen: Option<Screen>,
     /// `None` where the screen lets no token go by itself.
     pub(super) norm: Option<Bar>,
     pub(super) exits: Vec<LayerExit>,
+    /// True if the last check was an exit's.
+    pub(super) at_exit: bool,
+}
+
+impl Checks {
+    /// The candidates of the last check, with their logits, by ascending id.
+    pub(super) fn candidates(&self) -> &[(Token, f32)] {
+        self.exit_screen.as_ref().filter(|_| self.at_exit).unwrap_or(&self.screen).candidates()
+    }
 }
 
 #[derive(Debug)]
@@ -126,7 +138,8 @@ impl<'a> Watch<'a> {
     /// True if the token leaves after this block.
     fn check_exit(&mut self, layer: u32, hidden: &[f32]) -> Result<bool> {
         let Some(&planned) = self.plan.exits.get(self.next) else { return Ok(false) };
-        let exit = &mut self.checks.exits[planned.exit];
+        let Checks { screen, exit_screen, exits, at_exit, .. } = &mut *self.checks;
+        let exit = &mut exits[planned.exit];
         if exit.head.layer() != layer {
             return Ok(false);
         }
@@ -136,8 +149,10 @@ impl<'a> Watch<'a> {
         }
         let start = Instant::now();
         let bar = &exit.bar;
+        *at_exit = true;
+        let screen = exit_screen.as_mut().unwrap_or(screen);
         let leaves = exit.head.guess(hidden)? >= exit.gate
-            && exit.head.evaluate(&mut self.checks.screen, self.candidates, &|metric| bar.is_reached(metric))?;
+            && exit.head.evaluate(screen, self.candidates, &|metric| bar.is_reached(metric))?;
         self.trial_failed |= planned.on_trial && !leaves;
         self.seen.exits.push(Reached { exit: planned.exit, seconds: start.elapsed().as_secs_f64(), left: leaves });
         Ok(leaves)
@@ -147,6 +162,7 @@ impl<'a> Watch<'a> {
     fn check_norm(&mut self, hidden: &[f32]) -> Result<bool> {
         self.at_norm = true;
         let Some(bar) = self.checks.norm.as_ref().filter(|_| self.plan.norm != AtNorm::Plain) else { return Ok(false) };
+        self.checks.at_exit = false;
         let start = Instant::now();
         let slack = self.checks.screen.evaluate(hidden, self.candidates, bar.enough)?;
         let confident = slack.is_some_and(|slack| bar.is_reached(slack));

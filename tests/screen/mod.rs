@@ -106,6 +106,7 @@ fn meta(base: Base, shortlist: u32, thresholds: [f32; 2], calibrated: bool) -> E
             rank: base.n_embd,
             shortlist,
             confidence: ConfidenceMap { metric: vec![0.0, 100.0], agreement: vec![0.0, 1.0] },
+            vocab: None,
             thresholds: thresholds.to_vec(),
         },
         base,

@@ -9,11 +9,12 @@ pub mod heads;
 pub mod screen;
 pub mod split;
 pub mod suggest;
+pub mod vocab;
 
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, ScreenMeta};
+use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, ScreenMeta, VocabMeta};
 use offramp::gguf::{TensorType, Writer};
 
 use crate::calibrate::isotonic;
@@ -32,6 +33,7 @@ use costs::Timing;
 use heads::{Candidates, Quality};
 use split::Split;
 use suggest::Level;
+use vocab::ExitVocab;
 
 /// The tokens that confidences, layers and gates are chosen by, at most.
 const CHOOSING_TOKENS: u64 = 10_000;
@@ -60,6 +62,8 @@ pub struct HeadOptions {
     pub settings: Settings,
     /// The metric; `None` chooses.
     pub metric: Option<Metric>,
+    /// The tokens that exits choose among.
+    pub vocab: vocab::Wanted,
     /// Whether skipped keys and values are predicted, where they were collected.
     pub kv_maps: bool,
     /// What parts of a token cost here.
@@ -78,6 +82,8 @@ pub struct Made {
     pub screen: Screen,
     /// The exits, lowest first.
     pub heads: Vec<Head>,
+    /// The tokens that exits choose among; `None` for all.
+    pub vocab: Option<ExitVocab>,
     /// Every pair of rank and number of candidates that was measured.
     pub candidates: Vec<Candidate>,
     /// The chosen one, measured on the prompts that judge.
@@ -132,7 +138,7 @@ pub fn make(
     let mut clock = Clock::default();
     let split = Split::of(reader, options.seed)?;
     let screen::Chosen { screen, choice: size, candidates } = screen::make(matrix, reader, &split, options, progress)?;
-    let mut evaluator = Evaluator::new(*matrix, &screen)?;
+    let evaluator = Evaluator::new(*matrix, &screen)?;
     let mut screened = |what: &'static str, sequences: &[usize]| -> anyhow::Result<Vec<Vec<Found>>> {
         let total = split::count(reader, sequences);
         let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
@@ -145,14 +151,19 @@ pub fn make(
     clock.lap("screen");
 
     let mut trained = None;
+    let (mut evaluator, mut count, mut vocab) = (evaluator, size.count, None);
     if let Some(wanted) = &options.heads {
+        vocab = ExitVocab::choose(wanted.vocab, matrix.n_vocab(), reader, &split, progress)?;
+        if let Some(vocab) = &vocab {
+            (evaluator, count) = (evaluator.among(&vocab.tokens)?, vocab.shortlist);
+        }
         evaluator.unpack()?;
         let layers = layers(wanted, reader)?;
         let settings = Settings { seed: options.seed, ..wanted.settings.clone() };
         let candidates = heads::train(
             matrix,
             &evaluator,
-            size.count,
+            count,
             reader,
             &split,
             &chooses,
@@ -164,7 +175,8 @@ pub fn make(
         trained = Some((wanted, candidates));
         clock.lap("heads");
     }
-    let (cascade, tokens) = simulated(&base, matrix, &screen, size.count, trained.as_ref(), &screen_map, &choosing);
+    let (cascade, tokens) =
+        simulated(&base, matrix, (&screen, size.count, vocab.as_ref()), trained.as_ref(), &screen_map, &choosing);
     let tokens = tokens.concat();
     let mut sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
         // Layers that the user gave are all taken.
@@ -194,7 +206,7 @@ pub fn make(
             chosen_heads.push(head);
         }
         clock.lap("K/V maps");
-        outcomes = heads::outcomes(&chosen_heads, &evaluator, size.count, reader, &split.judge, "judging", progress)?;
+        outcomes = heads::outcomes(&chosen_heads, &evaluator, count, reader, &split.judge, "judging", progress)?;
         (quality, looks, metric) = (candidates.quality, candidates.looks, candidates.metric);
     }
     let judged = tokens_of(&outcomes, &confidence, metric, &judging, &screen_map).concat();
@@ -216,6 +228,13 @@ pub fn make(
             confidence: screen_map,
             thresholds: levels.iter().map(|level| level.screen).collect(),
         },
+        vocab: match vocab.as_ref().filter(|_| !chosen_heads.is_empty()) {
+            Some(vocab) => Some(VocabMeta {
+                n_tokens: u32::try_from(vocab.tokens.len())?,
+                shortlist: u32::try_from(vocab.shortlist)?,
+            }),
+            None => None,
+        },
         metric,
         confidence,
         agreements: options.agreements.clone(),
@@ -228,6 +247,7 @@ pub fn make(
         meta,
         chosen: Candidate::measure(size.rank, size.count, size.screened, &judging),
         screen,
+        vocab: vocab.filter(|_| !chosen_heads.is_empty()),
         heads: chosen_heads,
         candidates,
         quality,
@@ -260,8 +280,7 @@ fn layers(wanted: &HeadOptions, reader: &Reader) -> anyhow::Result<Vec<u32>> {
 fn simulated(
     base: &Base,
     matrix: &OutputMatrix<'_>,
-    screen: &Screen,
-    count: usize,
+    (screen, count, vocab): (&Screen, usize, Option<&ExitVocab>),
     trained: Option<&(&HeadOptions, Candidates)>,
     screen_map: &ConfidenceMap,
     choosing: &[Vec<Found>],
@@ -277,7 +296,7 @@ fn simulated(
     let cascade = Cascade {
         layers: heads.iter().map(|head| head.layer).collect(),
         n_layer: base.n_layer,
-        costs: timing.costs(matrix, screen, count, heads),
+        costs: timing.costs(matrix, screen, count, vocab, heads),
     };
     (cascade, tokens_of(outcomes, confidence, metric, choosing, screen_map))
 }
@@ -322,6 +341,10 @@ impl Made {
         writer.tensor("exit_screen.basis", TensorType::F16, &[n_embd, rank], basis)?;
         let output = self.screen.output.clone();
         writer.tensor("exit_screen.output", TensorType::Q4_0, &[rank, base.n_vocab.into()], output)?;
+        if let Some(vocab) = &self.vocab {
+            let ids = vocab.tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+            writer.tensor("exit_vocab.tokens", TensorType::I32, &[vocab.tokens.len() as u64], ids)?;
+        }
         self.heads.iter().try_for_each(|head| head.write(writer))
     }
 

@@ -58,7 +58,7 @@ mod tests {
     }
 
     fn cascade() -> Cascade {
-        let costs = Costs { layer: 1.0, output: 8.0, screen: 1.0, heads: vec![0.1], skipped: 0.02 };
+        let costs = Costs { layer: 1.0, output: 8.0, screen: 1.0, check: 1.0, heads: vec![0.1], skipped: 0.02 };
         Cascade { layers: vec![9], n_layer: 20, costs }
     }
 

@@ -302,6 +302,7 @@ pub(super) mod tests {
             head_types: vec![HeadType::Affine],
             head_ranks: vec![0],
             screen: ScreenMeta { rank: 32, shortlist: 16, confidence: map.clone(), thresholds: vec![0.4, 0.8] },
+            vocab: None,
             metric: Metric::Margin,
             confidence: vec![map],
             agreements: vec![0.9, 0.99],

@@ -15,9 +15,11 @@ pub struct Costs {
     pub layer: f64,
     /// The output matrix.
     pub output: f64,
-    /// The screen with its candidates.
+    /// The screen with its candidates, at the final norm.
     pub screen: f64,
-    /// The map of each exit, without the screen that follows it.
+    /// The same at an exit, of the tokens that exits choose among.
+    pub check: f64,
+    /// The map of each exit, without the check that follows it.
     pub heads: Vec<f64>,
     /// Keys and values of one skipped block: predicted, or computed later with others.
     pub skipped: f64,
@@ -109,7 +111,7 @@ impl Cascade {
             if at.gate < rule.gates.get(i).copied().unwrap_or(f32::INFINITY) {
                 continue;
             }
-            checks += costs.heads.get(i).copied().unwrap_or(0.0) + costs.screen;
+            checks += costs.heads.get(i).copied().unwrap_or(0.0) + costs.check;
             if at.confidence >= rule.threshold {
                 let n_run = f64::from(*layer) + 1.0;
                 let time = n_run * costs.layer + checks + (f64::from(self.n_layer) - n_run) * costs.skipped;
@@ -117,7 +119,9 @@ impl Cascade {
             }
         }
         let (confidence, is_found) = token.screen;
-        let time = f64::from(self.n_layer) * costs.layer + checks + costs.screen;
+        // A screen that never lets a token go is not evaluated.
+        let screen = if rule.screen.is_finite() { costs.screen } else { 0.0 };
+        let time = f64::from(self.n_layer) * costs.layer + checks + screen;
         if confidence >= rule.screen {
             Fate { end: End::Screen, is_wrong: !is_found, time }
         } else {
@@ -191,7 +195,7 @@ pub(super) mod tests {
     use super::*;
 
     pub fn cascade() -> Cascade {
-        let costs = Costs { layer: 1.0, output: 8.0, screen: 2.0, heads: vec![0.5, 0.5], skipped: 0.1 };
+        let costs = Costs { layer: 1.0, output: 8.0, screen: 2.0, check: 2.0, heads: vec![0.5, 0.5], skipped: 0.1 };
         Cascade { layers: vec![3, 7], n_layer: 12, costs }
     }
 

@@ -235,7 +235,7 @@ mod tests {
     }
 
     fn cascade(screen: f64) -> Cascade {
-        let costs = Costs { layer: 1.0, output: 8.0, screen, heads: vec![0.1; 3], skipped: 0.02 };
+        let costs = Costs { layer: 1.0, output: 8.0, screen, check: screen, heads: vec![0.1; 3], skipped: 0.02 };
         Cascade { layers: vec![4, 9, 17], n_layer: 20, costs }
     }
 
@@ -283,7 +283,7 @@ mod tests {
             Token { exits: vec![at], screen: (1.0, true) }
         };
         let tokens: Vec<Token> = (0..4000).map(token).collect();
-        let costs = Costs { layer: 1.0, output: 8.0, screen: 5.0, heads: vec![0.1], skipped: 0.0 };
+        let costs = Costs { layer: 1.0, output: 8.0, screen: 5.0, check: 5.0, heads: vec![0.1], skipped: 0.0 };
         let cascade = Cascade { layers: vec![9], n_layer: 20, costs };
         let quick = set(&cascade, &tokens, &[0], &[0.99]);
         let refined = refined(&cascade, &tokens, &quick);
