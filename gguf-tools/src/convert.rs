@@ -257,13 +257,13 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
             MetricChoice::Margin => Some(Metric::Margin),
             MetricChoice::Entropy => Some(Metric::NegativeEntropy),
         },
-        vocab: args.exit_vocab,
         kv_maps: args.kv_maps == KvMaps::Auto,
         timing,
     });
     add_heads::Options {
         screen_rank: args.screen_rank,
         shortlist: args.shortlist,
+        vocab: args.exit_vocab,
         heads,
         agreements: args.agreement_levels.clone(),
         seed,

@@ -167,15 +167,16 @@ fn near_ties(made: &Made) -> f64 {
 fn levels(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     let layers: Vec<String> = made.meta.layers.iter().map(|layer| format!("  layer {layer:<2}")).collect();
     out.line("expected at each level, in the full model's own contexts; nothing exits before it is calibrated:")?;
-    out.line(format!("agreement  threshold{}  screened  disagreement  gain", layers.concat()))?;
+    out.line(format!("agreement  threshold{}  frequent  screened  disagreement  gain", layers.concat()))?;
     for level in &made.levels {
         let exits: Vec<String> =
             level.summary.exits.iter().map(|share| format!("  {:6.1} %", percent(*share))).collect();
         out.line(format!(
-            "{:<9}  {:<9.4}{}  {:6.1} %  {:10.3} %  {:.2}",
+            "{:<9}  {:<9.4}{}  {:6.1} %  {:6.1} %  {:10.3} %  {:.2}",
             level.agreement,
             level.threshold,
             exits.concat(),
+            percent(level.summary.vocab),
             percent(level.summary.screen),
             percent(level.summary.error),
             level.gain
@@ -237,5 +238,5 @@ pub fn json(made: &Made) -> Json {
 fn level_json(level: &Level) -> Json {
     let threshold = level.threshold.is_finite().then_some(level.threshold);
     json!({ "agreement": level.agreement, "threshold": threshold, "exits": level.summary.exits,
-            "screened": level.summary.screen, "disagreement": level.summary.error, "gain": level.gain })
+            "frequent": level.summary.vocab, "screened": level.summary.screen, "disagreement": level.summary.error, "gain": level.gain })
 }

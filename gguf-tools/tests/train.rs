@@ -17,11 +17,11 @@ fn options(form: Form, layers: Option<Vec<u32>>) -> Options {
     Options {
         screen_rank: Some(32),
         shortlist: Some(64),
+        vocab: Wanted::Auto,
         heads: Some(HeadOptions {
             layers,
             settings: Settings { form, epochs: 8.0, batch: 64, n_rows: 200, ..Settings::default() },
             metric: None,
-            vocab: Wanted::Auto,
             kv_maps: true,
             timing: Timing { layer: 1.0, output: 2.0, caught_up: Some(0.5) },
         }),
@@ -105,7 +105,7 @@ fn exits_that_choose_among_frequent_tokens_are_judged_as_such() {
     let affine = Form { rank: None, mlp: false };
     let whole = make(&world, &options(affine, Some(vec![1]))).unwrap();
     let mut among = options(affine, Some(vec![1]));
-    among.heads.as_mut().unwrap().vocab = Wanted::These(70);
+    among.vocab = Wanted::These(70);
     let made = make(&world, &among).unwrap();
     let vocab = made.vocab.as_ref().unwrap();
     assert_eq!((vocab.tokens.len(), vocab.shortlist), (64, 16));
@@ -114,7 +114,7 @@ fn exits_that_choose_among_frequent_tokens_are_judged_as_such() {
     assert!(made.quality[0].agreement < whole.quality[0].agreement && made.quality[0].agreement > 0.1);
     let sidecar = File::from_bytes(bytes(&world, &made), "heads.gguf").unwrap();
     assert_eq!(ExitHeads::open(&sidecar).unwrap().vocab(), Some(&vocab.tokens[..]));
-    among.heads.as_mut().unwrap().vocab = Wanted::These(601);
+    among.vocab = Wanted::These(601);
     assert!(make(&world, &among).unwrap_err().to_string().contains("give 16 to 600"));
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Heads {
 pub(crate) struct Thresholds {
     /// At the screen.
     pub(crate) screen: f32,
+    /// At the final norm, where the tokens that exits choose among are scored alone; infinite where those are all.
+    pub(crate) vocab: f32,
     /// At each exit, in the order of their layers.
     pub(crate) exits: Vec<f32>,
     /// What each exit's cheap gate must answer before the head is evaluated.
@@ -107,10 +109,14 @@ impl Heads {
             |table: &[Vec<f32>], missing: f32| table.get(level).cloned().unwrap_or_else(|| vec![missing; n_exits]);
         let thresholds = Thresholds {
             screen: meta.screen.thresholds.get(level).copied().unwrap_or(f32::INFINITY),
+            vocab: meta.vocab.as_ref().and_then(|vocab| vocab.thresholds.get(level).copied()).unwrap_or(f32::INFINITY),
             exits: row(&meta.thresholds, f32::INFINITY),
             gates: row(&meta.gate_thresholds, 0.0),
         };
-        let exits = [thresholds.screen].iter().chain(&thresholds.exits).any(|threshold| threshold.is_finite());
+        let exits = [thresholds.screen, thresholds.vocab]
+            .iter()
+            .chain(&thresholds.exits)
+            .any(|threshold| threshold.is_finite());
         Ok(exits.then_some(thresholds))
     }
 
@@ -139,7 +145,7 @@ impl Heads {
             return Ok(weights.clone());
         }
         let view = ExitHeads::open(&self.file)?;
-        let weights = match (self.meta.vocab, view.vocab(), view.screen()) {
+        let weights = match (&self.meta.vocab, view.vocab(), view.screen()) {
             (Some(vocab), Some(tokens), Some(screen)) => {
                 let output = OutputMatrix::of(&self.model)?;
                 Some(Arc::new(ScreenWeights::among(&screen, output, vocab.shortlist, tokens)?))

@@ -8,11 +8,13 @@
 use std::sync::Arc;
 
 use super::Heads;
+use super::confidence;
 use super::ggml::{Cpu, Graph, Layout, Tensor, Tensors};
 use super::output::OutputMatrix;
 use super::select::Selection;
 use crate::error::{Error, Result};
-use crate::gguf::{TensorType, exits};
+use crate::gguf::TensorType;
+use crate::gguf::exits::{self, Metric};
 use crate::llama::Token;
 use crate::llama::threads::ThreadPool;
 
@@ -108,7 +110,8 @@ pub(crate) struct Screen {
     candidates: Vec<(Token, f32)>,
     /// By how much the screen misjudged the worst of the candidates that were rescored last, upwards.
     misjudged: f32,
-    /// What the softmax of the candidates can at most grow by if the whole shortlist is rescored.
+    /// An estimate from above of what the shortlist's other candidates would add to the sum of the softmax, in which the
+    /// best candidate weighs 1. 0 after the whole shortlist was rescored.
     unseen: f32,
     weights: Arc<ScreenWeights>,
     heads: Arc<Heads>,
@@ -263,11 +266,7 @@ impl Screen {
     /// # Errors
     /// [`Error::Heads`].
     pub(crate) fn evaluate(&mut self, hidden: &[f32], candidates: Candidates, enough: f32) -> Result<Option<f32>> {
-        if hidden.len() != self.weights.output.n_embd {
-            return Err(Error::Heads { found: format!("a hidden state of {} values", hidden.len()) });
-        }
-        self.work.set_values(self.input, hidden);
-        self.cpu.compute(&mut self.work, &mut self.score)?;
+        self.score(hidden)?;
         if candidates == Candidates::Enough {
             let slack = self.rescore_few()?;
             if slack.is_some_and(|slack| slack >= enough && self.is_settled(slack)) {
@@ -275,6 +274,59 @@ impl Screen {
             }
         }
         self.rescore_all()
+    }
+
+    /// Screens the hidden state `[n_embd]` after the final norm. True if `metric` over the candidates is `sure`, as
+    /// [`Screen::is_sure`] finds it.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(crate) fn evaluate_metric(
+        &mut self,
+        hidden: &[f32],
+        metric: Metric,
+        candidates: Candidates,
+        sure: &dyn Fn(f32) -> bool,
+    ) -> Result<bool> {
+        self.score(hidden)?;
+        self.is_sure(metric, candidates, sure)
+    }
+
+    /// True if `metric` over the candidates, by the scores that were computed last, is `sure`; they are then
+    /// [`Screen::candidates`]. With [`Candidates::Enough`], the first candidates decide where the others could not change the
+    /// answer.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(super) fn is_sure(
+        &mut self,
+        metric: Metric,
+        candidates: Candidates,
+        sure: &dyn Fn(f32) -> bool,
+    ) -> Result<bool> {
+        let settled = self.rescore_few()?.is_some_and(|slack| self.is_settled(slack));
+        let range = confidence::range(metric, &self.candidates, self.unseen).filter(|_| settled);
+        if let Some((least, most)) = range {
+            // Doubtful already: more candidates take further from the best one's share.
+            if !sure(most) {
+                return Ok(false);
+            }
+            if candidates == Candidates::Enough && sure(least) {
+                return Ok(true);
+            }
+        }
+        if self.rescore_all()?.is_none() {
+            return Ok(false);
+        }
+        Ok(confidence::of(metric, &self.candidates).is_some_and(sure))
+    }
+
+    fn score(&mut self, hidden: &[f32]) -> Result<()> {
+        if hidden.len() != self.weights.output.n_embd {
+            return Err(Error::Heads { found: format!("a hidden state of {} values", hidden.len()) });
+        }
+        self.work.set_values(self.input, hidden);
+        self.cpu.compute(&mut self.work, &mut self.score)
     }
 
     /// Computes `graph` (of `tensors`), which computes a hidden state into [`Screen::input`] and then the scores.
@@ -286,18 +338,18 @@ impl Screen {
     }
 
     /// Rescores the first candidates alone. `None` where that saves nothing, or for scores that are no numbers.
-    pub(super) fn rescore_few(&mut self) -> Result<Option<f32>> {
+    fn rescore_few(&mut self) -> Result<Option<f32>> {
         if self.few.is_some() { self.rescore(true) } else { Ok(None) }
     }
 
     /// True if a slack among few candidates is large enough for the best of them to be the best of all: any other would
     /// have to be misjudged far worse than the worst of those that were rescored.
-    pub(super) fn is_settled(&self, slack: f32) -> bool {
+    fn is_settled(&self, slack: f32) -> bool {
         slack >= SAFETY * self.misjudged
     }
 
     /// Rescores the whole shortlist.
-    pub(super) fn rescore_all(&mut self) -> Result<Option<f32>> {
+    fn rescore_all(&mut self) -> Result<Option<f32>> {
         self.rescore(false)
     }
 
@@ -324,12 +376,6 @@ impl Screen {
         let n_unseen = self.weights.shortlist - rescoring.n;
         self.unseen = n_unseen as f32 * (last - best).exp();
         Ok(Some(best - last))
-    }
-
-    /// An estimate from above of what the shortlist's other candidates would add to the sum of the softmax, in which the
-    /// best candidate weighs 1. 0 after the whole shortlist was rescored.
-    pub(super) fn unseen(&self) -> f32 {
-        self.unseen
     }
 
     /// What is screened, `[n_embd]`.

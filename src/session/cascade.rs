@@ -16,7 +16,7 @@ use super::model::Model;
 use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Outcome, Tap};
-use crate::gguf::exits::KvPolicy;
+use crate::gguf::exits::{KvPolicy, VocabMeta};
 use crate::heads::kv::KvWriter;
 use crate::heads::{Candidates, ExitHead, Heads, Screen, Thresholds};
 use crate::llama::Token;
@@ -75,14 +75,22 @@ impl Cascade {
         }
         let bar = || Bar::new(meta.screen.confidence.clone(), thresholds.screen);
         let norm = thresholds.screen.is_finite().then(bar);
-        if exits.is_empty() && norm.is_none() {
+        let of_vocab = |vocab: &VocabMeta| (meta.metric, Bar::new(vocab.confidence.clone(), thresholds.vocab));
+        let vocab = meta.vocab.as_ref().filter(|_| thresholds.vocab.is_finite()).map(of_vocab);
+        if exits.is_empty() && norm.is_none() && vocab.is_none() {
             return Ok(None);
         }
         let n_layer = model.info().n_layer;
         let layers: Vec<u32> = exits.iter().map(|exit| exit.head.layer()).collect();
         let kv = if writes { KvCost::AtExit } else { KvCost::Later };
-        let policy = CascadePolicy::new(n_layer, &layers, norm.is_some(), kv, params.policy == Policy::Always);
-        let checks = Checks { screen, exit_screen, norm, exits, at_exit: false };
+        let policy = CascadePolicy::new(
+            n_layer,
+            &layers,
+            norm.is_some() || vocab.is_some(),
+            kv,
+            params.policy == Policy::Always,
+        );
+        let checks = Checks { screen, exit_screen, vocab, norm, exits, is_among: false };
         Ok(Some(Self { checks, max_pending: params.max_pending as usize, n_layer, policy }))
     }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::ExitPoint;
 use crate::error::{Error, Result};
 use crate::gate::{Outcome, Tap};
-use crate::gguf::exits::ConfidenceMap;
+use crate::gguf::exits::{ConfidenceMap, Metric};
 use crate::heads::kv::KvWriter;
 use crate::heads::{Candidates, ExitHead, Screen};
 use crate::llama::Token;
@@ -21,17 +21,20 @@ pub(super) struct Checks {
     pub(super) screen: Screen,
     /// The screen of the tokens that exits choose among; `None` where it is the other one.
     pub(super) exit_screen: Option<Screen>,
+    /// What the tokens that exits choose among must reach at the final norm, by which metric; `None` where they are not
+    /// tried there.
+    pub(super) vocab: Option<(Metric, Bar)>,
     /// `None` where the screen lets no token go by itself.
     pub(super) norm: Option<Bar>,
     pub(super) exits: Vec<LayerExit>,
-    /// True if the last check was an exit's.
-    pub(super) at_exit: bool,
+    /// True if the last check was among the tokens that exits choose among.
+    pub(super) is_among: bool,
 }
 
 impl Checks {
     /// The candidates of the last check, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
-        self.exit_screen.as_ref().filter(|_| self.at_exit).unwrap_or(&self.screen).candidates()
+        self.exit_screen.as_ref().filter(|_| self.is_among).unwrap_or(&self.screen).candidates()
     }
 }
 
@@ -138,7 +141,7 @@ impl<'a> Watch<'a> {
     /// True if the token leaves after this block.
     fn check_exit(&mut self, layer: u32, hidden: &[f32]) -> Result<bool> {
         let Some(&planned) = self.plan.exits.get(self.next) else { return Ok(false) };
-        let Checks { screen, exit_screen, exits, at_exit, .. } = &mut *self.checks;
+        let Checks { screen, exit_screen, exits, is_among, .. } = &mut *self.checks;
         let exit = &mut exits[planned.exit];
         if exit.head.layer() != layer {
             return Ok(false);
@@ -149,7 +152,7 @@ impl<'a> Watch<'a> {
         }
         let start = Instant::now();
         let bar = &exit.bar;
-        *at_exit = true;
+        *is_among = true;
         let screen = exit_screen.as_mut().unwrap_or(screen);
         let leaves = exit.head.guess(hidden)? >= exit.gate
             && exit.head.evaluate(screen, self.candidates, &|metric| bar.is_reached(metric))?;
@@ -161,11 +164,22 @@ impl<'a> Watch<'a> {
     /// True if the token leaves before the output matrix.
     fn check_norm(&mut self, hidden: &[f32]) -> Result<bool> {
         self.at_norm = true;
-        let Some(bar) = self.checks.norm.as_ref().filter(|_| self.plan.norm != AtNorm::Plain) else { return Ok(false) };
-        self.checks.at_exit = false;
+        if self.plan.norm == AtNorm::Plain {
+            return Ok(false);
+        }
+        let Checks { screen, exit_screen, vocab, norm, is_among, .. } = &mut *self.checks;
         let start = Instant::now();
-        let slack = self.checks.screen.evaluate(hidden, self.candidates, bar.enough)?;
-        let confident = slack.is_some_and(|slack| bar.is_reached(slack));
+        let mut confident = false;
+        if let (Some((metric, bar)), Some(among)) = (vocab, exit_screen) {
+            // Most tokens are frequent, and a fraction of the screen's work shows it.
+            *is_among = true;
+            confident = among.evaluate_metric(hidden, *metric, self.candidates, &|metric| bar.is_reached(metric))?;
+        }
+        if let (Some(bar), false) = (norm, confident) {
+            *is_among = false;
+            let slack = screen.evaluate(hidden, self.candidates, bar.enough)?;
+            confident = slack.is_some_and(|slack| bar.is_reached(slack));
+        }
         self.seen.screen = Some((start.elapsed().as_secs_f64(), confident));
         Ok(confident && self.plan.norm == AtNorm::Screen)
     }

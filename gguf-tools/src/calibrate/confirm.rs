@@ -232,6 +232,9 @@ fn certified_meta(
     if meta.screen.rank > 0 {
         meta.screen.thresholds = rows.iter().map(|row| row.screen).collect();
     }
+    if let Some(vocab) = &mut meta.vocab {
+        vocab.thresholds = rows.iter().map(|row| row.vocab).collect();
+    }
     let certified = |value: fn(&Certified) -> f64| {
         levels.iter().map(|level| level.certified.as_ref().map_or(0.0, value) as f32).collect()
     };

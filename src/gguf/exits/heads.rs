@@ -278,7 +278,7 @@ impl<'a> Finder<'a> {
 
     /// The ids of `exit_vocab.tokens`.
     fn vocab(&mut self, meta: &ExitMeta) -> Result<Option<Vec<u32>>> {
-        let Some(vocab) = meta.vocab else { return Ok(None) };
+        let Some(vocab) = &meta.vocab else { return Ok(None) };
         let view = self.required("exit_vocab.tokens")?;
         if view.info.dims4() != [vocab.n_tokens.into(), 1, 1, 1] || view.info.ty() != TensorType::I32 {
             return Err(shape_error(view.info, format!("[{}] of type I32", vocab.n_tokens)));

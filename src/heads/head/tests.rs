@@ -73,7 +73,12 @@ fn write_among(ty: HeadType, metric: Metric, tokens: Option<&[u32]>) -> Written 
             confidence: confidence.clone(),
             thresholds: vec![0.5],
         },
-        vocab: tokens.map(|tokens| VocabMeta { n_tokens: tokens.len() as u32, shortlist: tokens.len() as u32 }),
+        vocab: tokens.map(|tokens| VocabMeta {
+            n_tokens: tokens.len() as u32,
+            shortlist: tokens.len() as u32,
+            confidence: confidence.clone(),
+            thresholds: vec![0.5],
+        }),
         layers: vec![2],
         head_types: vec![ty],
         head_ranks: vec![rank],

@@ -82,9 +82,11 @@ impl ExitMeta {
         writer.key("exit.screen.shortlist", self.screen.shortlist)?;
         write_confidence(writer, "exit.screen.confidence", &self.screen.confidence)?;
         writer.key("exit.screen.thresholds", &*self.screen.thresholds)?;
-        if let Some(vocab) = self.vocab {
+        if let Some(vocab) = &self.vocab {
             writer.key("exit.vocab.n_tokens", vocab.n_tokens)?;
             writer.key("exit.vocab.shortlist", vocab.shortlist)?;
+            write_confidence(writer, "exit.vocab.confidence", &vocab.confidence)?;
+            writer.key("exit.vocab.thresholds", &*vocab.thresholds)?;
         }
         writer.key("exit.metric", self.metric.name())?;
         for (layer, map) in self.layers.iter().zip(&self.confidence) {
@@ -196,7 +198,12 @@ impl Keys<'_> {
 
     fn vocab(&self) -> Result<Option<VocabMeta>> {
         let Some(n_tokens) = self.file.u32("exit.vocab.n_tokens")? else { return Ok(None) };
-        Ok(Some(VocabMeta { n_tokens, shortlist: self.u32("exit.vocab.shortlist")? }))
+        Ok(Some(VocabMeta {
+            n_tokens,
+            shortlist: self.u32("exit.vocab.shortlist")?,
+            confidence: self.confidence("exit.vocab.confidence")?,
+            thresholds: self.f32s("exit.vocab.thresholds")?,
+        }))
     }
 
     fn calibration(&self) -> Result<Option<Calibration>> {
