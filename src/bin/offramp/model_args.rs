@@ -9,11 +9,15 @@ use offramp::{
 };
 
 use crate::failure::Failure;
+use crate::modes::Modes;
 use crate::{interrupt, progress, resolve};
 
 /// Tokens of context when none are asked for, unless the model was trained with fewer. The whole context of a model of
 /// today takes gigabytes of K/V cache.
 const DEFAULT_CTX: u32 = 8192;
+
+/// Where the help puts what is about early exits.
+const EXITS: &str = "Early exits";
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
@@ -30,29 +34,29 @@ pub struct ModelArgs {
     #[arg(long, hide = true)]
     pub hf_repo: Option<String>,
     /// A file with exit heads for the model; a merged model has them inside
-    #[arg(long, value_name = "FILE", env = "OFFRAMP_HEADS")]
+    #[arg(help_heading = EXITS, long, value_name = "FILE", env = "OFFRAMP_HEADS")]
     pub heads: Option<PathBuf>,
     /// Whether tokens may leave the model early: off, calibrated (off without heads) or exact, where drafts are verified
     /// and the text is that of off [default: calibrated]; bench takes several, with commas [default: calibrated,exact]
-    #[arg(long, value_name = "MODE", value_delimiter = ',', env = "OFFRAMP_EXITS")]
+    #[arg(help_heading = EXITS, long, value_name = "MODE", value_delimiter = ',', env = "OFFRAMP_EXITS")]
     pub exits: Vec<Exits>,
     /// Share of tokens that equal the full model's, for --exits calibrated
-    #[arg(long, value_name = "SHARE", default_value_t = 0.99, env = "OFFRAMP_AGREEMENT")]
+    #[arg(help_heading = EXITS, long, value_name = "SHARE", default_value_t = 0.99, env = "OFFRAMP_AGREEMENT")]
     pub agreement: f32,
     /// Where the K/V of skipped blocks come from: auto, predict, catch-up or propagate; bench takes several, with commas
-    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "auto", env = "OFFRAMP_KV")]
+    #[arg(help_heading = EXITS, long, value_name = "HOW", value_delimiter = ',', default_value = "auto", env = "OFFRAMP_KV")]
     pub kv: Vec<Kv>,
     /// Most tokens of a batch that catches up on skipped blocks
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
+    #[arg(help_heading = EXITS, long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
     pub max_pending: u32,
     /// Let no token leave after a block below this one
-    #[arg(long, value_name = "LAYER", default_value_t = 0)]
+    #[arg(help_heading = EXITS, long, value_name = "LAYER", default_value_t = 0)]
     pub min_exit_layer: u32,
     /// Whether --exits exact drafts from the text itself: off or auto
-    #[arg(long, value_name = "WHEN", default_value_t = Lookup::Auto)]
+    #[arg(help_heading = EXITS, long, value_name = "WHEN", default_value_t = Lookup::Auto)]
     pub lookup: Lookup,
     /// Which checks are made: auto (those that pay here) or always
-    #[arg(long, value_name = "WHICH", default_value_t = Policy::Auto)]
+    #[arg(help_heading = EXITS, long, value_name = "WHICH", default_value_t = Policy::Auto)]
     pub policy: Policy,
     /// Where the context is full, forget the older half of the text and go on
     #[arg(long, env = "LLAMA_ARG_CONTEXT_SHIFT")]
@@ -139,6 +143,11 @@ impl ModelArgs {
         params.lookup = self.lookup;
         params.context_shift = self.context_shift;
         params
+    }
+
+    /// How tokens may leave early; of several modes the first.
+    pub fn modes(&self) -> Modes {
+        Modes { exits: self.exits.first().copied().unwrap_or_default(), agreement: self.agreement }
     }
 
     /// Finds the model's file and loads it, with progress on a terminal.

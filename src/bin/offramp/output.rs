@@ -152,14 +152,14 @@ pub fn write_record(id: &Value, replies: &[Reply], timings: Timings) -> Result<(
     Ok(())
 }
 
-/// One line on stderr about the model.
-pub fn announce(session: &Session) {
+/// Two lines on stderr: what the model is, and what its text is made with.
+pub fn announce(session: &Session, exits: &str) {
     let model: &Model = session.model();
     let info = model.info();
     let name =
         info.name.clone().unwrap_or_else(|| info.path.file_name().unwrap_or_default().to_string_lossy().into_owned());
     eprintln!(
-        "offramp: {name} ({}), {} layers, {} MiB, context {} tokens",
+        "offramp: {name} ({}), {} layers, {} MiB\nofframp: context {} tokens, {exits}",
         info.description,
         info.n_layer,
         info.size >> 20,

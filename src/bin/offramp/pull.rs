@@ -53,7 +53,7 @@ struct Lfs {
 /// # Errors
 /// When the hub does not answer or does not have the model, when it does not fit, and when what came is not what was sent.
 pub fn pull(arguments: &PullArgs) -> Result<(), Failure> {
-    interrupt::install(|| std::process::exit(130))?;
+    interrupt::install(interrupt::leave)?;
     let name = Name::read(&arguments.name)?;
     let api = ApiBuilder::from_env().with_retries(3).build().map_err(Failure::failed)?;
     let remote = api.model(name.repo.to_owned());
