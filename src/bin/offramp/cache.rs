@@ -12,6 +12,7 @@ use offramp::gguf;
 use crate::failure::Failure;
 use crate::hub::{self, Name};
 use crate::machine;
+use crate::output::tamed;
 
 /// Arguments of `offramp list`.
 #[derive(Debug, Args)]
@@ -192,7 +193,7 @@ pub fn show(arguments: &ShowArgs) -> Result<(), Failure> {
     let file = gguf::File::open(&path).map_err(offramp::Error::from)?;
     let inner = gguf::exits::base(&file).map_err(offramp::Error::from)?;
     let model = inner.as_ref().unwrap_or(&file);
-    let text = |key: &str| model.str(key).ok().flatten().unwrap_or("-");
+    let text = |key: &str| tamed(model.str(key).ok().flatten().unwrap_or("-"));
     let architecture = text("general.architecture");
     let number = |key: &str| {
         let value = model.get(&format!("{architecture}.{key}")).and_then(|value| value.as_u64());

@@ -6,7 +6,7 @@ use offramp::Model;
 
 use crate::args::InspectArgs;
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::{interrupt, output};
 
 /// What build.rs found out, by name.
 const BUILD: &[(&str, &str)] = &[
@@ -46,7 +46,7 @@ fn write_info(out: &mut impl Write, model: &Model) -> io::Result<()> {
     let info = model.info();
     writeln!(out, "file: {}", info.path.display())?;
     if let Some(name) = &info.name {
-        writeln!(out, "name: {name}")?;
+        writeln!(out, "name: {}", output::tamed(name))?;
     }
     writeln!(out, "architecture: {} ({})", info.architecture, info.description)?;
     writeln!(out, "weights: {} in {} MiB", info.n_params, info.size >> 20)?;

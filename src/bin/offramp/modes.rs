@@ -36,7 +36,11 @@ impl Modes {
 
     /// What is set, and whether any token of `model` will leave early; in few words where there is nothing to set.
     pub fn told_briefly(self, model: &Model) -> String {
-        if self.exits == Exits::Calibrated && !model.has_heads() { "no exit heads".to_owned() } else { self.told(model) }
+        if self.exits == Exits::Calibrated && !model.has_heads() {
+            "no exit heads".to_owned()
+        } else {
+            self.told(model)
+        }
     }
 
     /// One line: what is set, and whether any token of `model` will leave early.

@@ -102,7 +102,7 @@ fn check_room(
     let memory = machine::available_memory();
     let told = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), machine::size);
     eprintln!(
-        "offramp: {}: {} to fetch of {} ({} free on the disk); in memory its weights take {} and the context comes on top ({} available)",
+        "offramp: {}: {} to fetch of {} ({} free on the disk)\nofframp: in memory its weights take {}, the context comes on top ({} available)",
         name.repo,
         machine::size(to_fetch),
         machine::size(size),

@@ -62,8 +62,8 @@ fn answer(
         let mut text = TextOutput::new();
         let reply = conversation.reply(turn, &mut |piece, exit| match marks {
             _ if json => Ok(()),
-            Some(marks) => text.show(&marks.mark(piece, exit)),
-            None => text.show(piece),
+            Some(marks) => text.show(&marks.mark(&output::for_stdout(piece), exit)),
+            None => text.show(&output::for_stdout(piece)),
         })?;
         text.end()?;
         if reply.generation.as_ref().is_some_and(|made| made.context_full) {

@@ -1,6 +1,6 @@
-//! The terminal while a reply is written: what is typed meanwhile is not shown in the middle of the reply but kept, whole,
-//! for the next prompt. Ctrl-C and Ctrl-Z act as always. It is for a terminal that this program reads from: the mode of one
-//! that others read from is never touched.
+//! The terminal of a chat, where the line editor does not hold it: what is typed while a reply is written is not shown in
+//! the middle of the reply but kept, whole, for the next prompt. Ctrl-C and Ctrl-Z act as always. It is for a terminal that
+//! this program reads from: the mode of one that others read from is never touched.
 
 #[cfg(unix)]
 use std::io;

@@ -53,10 +53,10 @@ const COMMANDS: &[(&str, &str, &str)] = &[
     ("/system", "[TEXT]", "set the system prompt, or remove it"),
     ("/set", "[NAME VALUE]", "change a setting, or show all"),
     ("/show", "system|model|template|settings", "show what is set"),
-    ("/read", "FILE", "put a text file before your next message"),
-    ("/save", "FILE", "save the conversation with its cache"),
+    ("/read", "FILE", "put a file before your next message"),
+    ("/save", "FILE", "save the chat, cache included"),
     ("/load", "FILE", "go on with a saved one"),
-    ("/stats", "", "figures of the last reply and of the chat"),
+    ("/stats", "", "figures of the last reply and chat"),
     ("/context", "", "show how full the context is"),
     ("/exits", "[off|calibrated|exact|SHARE|show]", "set, or show, how tokens leave early"),
 ];

@@ -7,6 +7,7 @@ use offramp::{ExitPoint, Generation, Session};
 use crate::conversation::Reply;
 use crate::depth::Depths;
 use crate::marks::Marks;
+use crate::output;
 
 /// Columns of the longest bar.
 const BAR: usize = 40;
@@ -99,7 +100,7 @@ pub fn exits(made: &Generation, session: &Session, marks: Marks) -> String {
         if std::str::from_utf8(&bytes).is_err_and(|error| error.error_len().is_none()) {
             continue;
         }
-        text.push_str(&marks.mark(&String::from_utf8_lossy(&bytes), *exit));
+        text.push_str(&marks.mark(&output::for_stdout(&String::from_utf8_lossy(&bytes)), *exit));
         bytes.clear();
     }
     text.push_str("\n\n");

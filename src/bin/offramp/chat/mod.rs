@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::marks::Marks;
 use crate::modes::Modes;
 use crate::output::{self, TextOutput};
-use crate::{interrupt, prompts, style};
+use crate::{interrupt, prompts, style, terminal};
 use command::{Command, Line, Shown};
 use figures::Totals;
 use input::Input;
@@ -34,6 +34,8 @@ pub fn chat(arguments: &ChatArgs) -> Result<(), Failure> {
     };
     // The line editor sees Ctrl-C as a key. As a signal it comes while loading, or while we wait for a pipe.
     interrupt::install(interrupt::leave)?;
+    let input = Input::new();
+    let _quiet = input.is_terminal().then(terminal::quiet);
     let model = arguments.model.load()?;
     let session = arguments.model.open_chat_session(&model)?;
     let modes = arguments.model.modes();
@@ -44,7 +46,6 @@ pub fn chat(arguments: &ChatArgs) -> Result<(), Failure> {
             "offramp: this model has no chat template and will not answer like an assistant; take one that is tuned to chat"
         );
     }
-    let input = Input::new();
     let mut chat = Chat { conversation, input, modes, totals: Totals::default(), last: None, attached: String::new() };
     if let Some(turn) = &first {
         chat.answer(turn)?;
@@ -187,7 +188,8 @@ impl Chat {
                 eprintln!("{}", self.conversation.settings().system.as_deref().unwrap_or("offramp: no system prompt"));
             }
             Shown::Template => {
-                eprintln!("{}", self.model().chat_template().unwrap_or("offramp: this model has no chat template"));
+                let template = self.model().chat_template().unwrap_or("offramp: this model has no chat template");
+                eprintln!("{}", output::tamed(template));
             }
             Shown::Model | Shown::Settings => eprintln!(
                 "{}\n{}, {} layers, trained with {} tokens of context, exit heads: {}",

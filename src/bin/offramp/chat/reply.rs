@@ -8,7 +8,7 @@ use super::{Chat, figures};
 use crate::failure::Failure;
 use crate::output::{self, TextOutput};
 use crate::thinking::Thinking;
-use crate::{interrupt, style, terminal};
+use crate::{interrupt, style};
 
 /// Tokens of the context that are left to a reply where old turns are forgotten to make room: this share of it.
 const ROOM: usize = 8;
@@ -74,12 +74,13 @@ impl Chat {
         let splits = is_terminal && text.is_coloured();
         let mut thinking = Thinking::new(&self.conversation.prompt(turn)?.0);
         let mut thoughts = Thoughts::default();
-        let quiet = is_terminal.then(terminal::quiet);
         let reply = self.conversation.reply(turn, &mut |piece, _| match splits {
-            true => thinking.push(piece).into_iter().try_for_each(|part| text.show(&thoughts.show(part))),
-            false => text.show(piece),
+            true => {
+                let parts = thinking.push(&output::for_stdout(piece));
+                parts.into_iter().try_for_each(|part| text.show(&thoughts.show(part)))
+            }
+            false => text.show(&output::for_stdout(piece)),
         });
-        drop(quiet);
         if let Some(part) = thinking.finish().filter(|_| splits) {
             text.show(&thoughts.show(part))?;
         }

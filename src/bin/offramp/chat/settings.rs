@@ -23,14 +23,14 @@ pub fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), Failu
     let small = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
     let mut sampler = settings.sampler.clone();
     match name {
-        "temp" => sampler.temperature = number()?,
+        "temp" | "temperature" => sampler.temperature = number()?,
         "top-k" => sampler.top_k = small(count(0)?),
         "top-p" => sampler.top_p = number()?,
         "min-p" => sampler.min_p = number()?,
         "repeat-penalty" => sampler.repeat_penalty = number()?,
         "repeat-last-n" => sampler.repeat_last_n = small(count(0)?),
         "seed" => sampler.seed = u32::try_from(count(-1)?).ok(),
-        "predict" => {
+        "predict" | "n-predict" => {
             settings.limits.max_tokens = usize::try_from(count(-1)?).unwrap_or(usize::MAX);
             return Ok(());
         }
@@ -85,6 +85,10 @@ mod tests {
         let modes = Modes { exits: Exits::Off, agreement: 0.9 };
         let shown = text(&settings, modes);
         assert!(super::super::command::SETTINGS.iter().all(|name| shown.contains(name)), "{shown}");
+        for alias in ["temperature", "n-predict"] {
+            set(&mut settings, alias, "2").unwrap();
+        }
+        assert_eq!((settings.sampler.temperature, settings.limits.max_tokens), (2.0, 2));
         set(&mut settings, "seed", "-1").unwrap();
         assert_eq!(settings.sampler.seed, None);
     }
