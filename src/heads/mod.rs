@@ -89,6 +89,12 @@ impl Heads {
         &self.meta
     }
 
+    /// The levels of agreement that the heads were calibrated for, ascending, each with whether it lets any token leave.
+    pub(crate) fn levels(&self) -> Vec<(f32, bool)> {
+        let agreements = self.meta.agreements.iter().filter(|_| self.meta.calibration.is_some());
+        agreements.map(|&level| (level, matches!(self.thresholds(level), Ok(Some(_))))).collect()
+    }
+
     /// The confidences that the wanted agreement asks for. `None` if the heads were not calibrated, or never let a token
     /// exit at that level.
     ///

@@ -11,6 +11,7 @@ mod conversation;
 mod depth;
 mod doctor;
 mod failure;
+mod generation_args;
 #[cfg(feature = "hf")]
 mod hub;
 mod inspect;
@@ -20,6 +21,7 @@ mod machine;
 mod manual;
 mod marks;
 mod model_args;
+mod modes;
 mod output;
 mod progress;
 mod prompts;
@@ -31,7 +33,9 @@ mod run;
 mod serve;
 mod short_flags;
 mod style;
+mod terminal;
 mod thinking;
+mod throttle;
 
 use args::{Cli, Command};
 use failure::Failure;
