@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use offramp::{Generation, Session};
+use offramp::{Depths, Generation, Session};
 
 use crate::conversation::Reply;
-use crate::depth::Depths;
 use crate::marks::Marks;
 
 /// Columns of the longest bar.
