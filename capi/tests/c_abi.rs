@@ -113,6 +113,19 @@ fn the_suite_passes_under_the_address_and_leak_sanitizers() {
     }
 }
 
+/// The sanitizer sees the C side, and what the library does through the C library: a callback that races its caller, say.
+#[test]
+fn the_suite_passes_under_the_thread_sanitizer() {
+    let ground = ground();
+    let program = ground.compile("cc", &SUITE, &Link::Shared, &["-std=c11", "-fsanitize=thread"]);
+    for (test, count) in [("callbacks", "1"), ("logs", "1"), ("cancels", "100"), ("threads", "10")] {
+        // The sanitizer's own memory lies where newer kernels put a randomized program.
+        let mut command = Command::new("setarch");
+        command.arg("-R").arg(&program).arg(&ground.model).arg(ground.folder.path()).args([test, count]);
+        success(command.output().expect("util-linux is installed"));
+    }
+}
+
 #[test]
 fn the_suite_passes_under_valgrind() {
     if Command::new("valgrind").arg("--version").output().is_err() {
