@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use offramp::{ExitPoint, Exits, Kv, Model};
+use offramp::{Depths, ExitPoint, Exits, Kv, Model};
 use serde::Serialize;
 
 use super::measure::Rescored;
 use super::stats::quantile;
-use crate::depth::Depths;
 use crate::failure::Failure;
 use crate::model_args::ModelArgs;
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use offramp::{ExitPoint, Generation, Session};
+use offramp::{Depths, ExitPoint, Generation, Session};
 
 use crate::conversation::Reply;
-use crate::depth::Depths;
 use crate::marks::Marks;
 use crate::output;
 
