@@ -13,9 +13,11 @@ use gguf_tools::calibrate::confirm::{self, Confirmed, Step};
 use gguf_tools::calibrate::pilot;
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::{self, Options};
+use gguf_tools::report::Sample;
 use offramp::gguf::exits::{self, ExitHeads, ExitMeta, KvPolicy};
 use offramp::gguf::{File, WriteOptions, Writer};
-use offramp::{Kv, Model, ModelParams, Policy, SessionParams, Token};
+use offramp::measure::{Reply, Rescored};
+use offramp::{Kv, Model, ModelParams, Policy, Rescorer, SamplerParams, Session, SessionParams, Token};
 use serde_json::{Value as Json, json};
 
 use crate::args::Certify;
@@ -23,6 +25,8 @@ use crate::output::{Output, Progress};
 
 /// Where the prompts begin that the model writes here: beyond any that heads were made from with the same seed.
 const FIRST_PROMPT: u64 = 1 << 40;
+/// Replies that a report shows.
+const N_SAMPLES: usize = 4;
 /// Prompts that the model writes at once.
 const SEQUENCES: u32 = 16;
 
@@ -52,6 +56,8 @@ pub struct Job<'a> {
     pub deadline: Option<Instant>,
     /// The file to be written; the candidates are kept beside it.
     pub output: &'a Path,
+    /// Whether replies are to be shown.
+    pub wants_samples: bool,
 }
 
 /// A job whose prompts are there and whose candidates are chosen; nothing has been decided yet.
@@ -179,12 +185,42 @@ impl Ready<'_> {
             date: chrono::Local::now().format("%Y-%m-%d").to_string(),
             deadline: job.deadline,
         };
-        let prompts = &self.prompts.prompts;
+        let (prompts, session) = (&self.prompts.prompts, options.session.clone());
         let confirmed = confirm::confirm(&model, &self.meta, &self.sequence, prompts, &options, &mut |done, total| {
             progress.step(done, total)
         })?;
-        Ok(Certificate { confirmed, n_prompts: prompts.len() })
+        let samples = match job.wants_samples {
+            true => samples(&model, &confirmed, &self.sequence, prompts, session, job.answer)?,
+            false => Vec::new(),
+        };
+        Ok(Certificate { confirmed, n_prompts: prompts.len(), samples })
     }
+}
+
+/// Replies to a few of the prompts at the laxest thresholds that were certified; none where nothing was.
+fn samples(
+    model: &Model,
+    confirmed: &Confirmed,
+    sequence: &[Candidate],
+    prompts: &[Vec<Token>],
+    mut session: SessionParams,
+    answer: usize,
+) -> anyhow::Result<Vec<Sample>> {
+    let laxest = confirmed.levels.iter().filter_map(|level| level.certified.as_ref()).map(|found| found.index).max();
+    let Some((candidate, _)) = laxest.and_then(|index| confirmed.steps.get(index)) else { return Ok(Vec::new()) };
+    let Some(index) = sequence.iter().position(|other| other == candidate) else { return Ok(Vec::new()) };
+    session.agreement = candidates::agreement(index, sequence.len());
+    let mut rescorer = Rescorer::new(model, &session)?;
+    let mut session = Session::new(model, &session)?;
+    let mut greedy = SamplerParams::default();
+    greedy.temperature = 0.0;
+    let mut samples = Vec::new();
+    for prompt in prompts.iter().step_by(prompts.len().div_ceil(N_SAMPLES).max(1)) {
+        let reply = Reply::decode(&mut session, prompt, &greedy, answer)?;
+        let rescored = Rescored::of(&mut rescorer, prompt, &reply, &mut || true)?;
+        samples.push(Sample::of(model.vocab(), &model.vocab().text(prompt, false), &reply, &rescored));
+    }
+    Ok(samples)
 }
 
 /// The K/V policy to certify and to store.
@@ -223,6 +259,8 @@ pub struct Certificate {
     pub confirmed: Confirmed,
     /// The prompts that were there.
     pub n_prompts: usize,
+    /// Replies at the laxest level that was certified.
+    pub samples: Vec<Sample>,
 }
 
 impl Certificate {
@@ -244,9 +282,14 @@ impl Certificate {
                     "near_ties": step.n_near_ties, "risk": step.risk() })
         };
         let kv_policy = found.meta.calibration.as_ref().map(|calibration| calibration.kv_policy.name());
+        let walked = found.steps.iter().zip(&found.bounds).map(|(step, bound)| {
+            let mut step = of_step(step);
+            step["risk_bound"] = json!(bound);
+            step
+        });
         json!({
             "prompts": self.n_prompts, "kv_policy": kv_policy, "is_cut_short": found.is_cut_short,
-            "levels": levels.collect::<Vec<_>>(), "candidates": found.steps.iter().map(of_step).collect::<Vec<_>>(),
+            "levels": levels.collect::<Vec<_>>(), "candidates": walked.collect::<Vec<_>>(),
             "pilot": found.pilot.iter().map(of_step).collect::<Vec<_>>(),
         })
     }

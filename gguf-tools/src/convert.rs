@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::args::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train, Write};
 use crate::certify::{self, Job, Ready};
 use crate::output::{Output, Progress};
-use crate::summary;
+use crate::{reports, summary};
 
 /// The share of a time limit that collecting may take.
 const COLLECTING: f64 = 0.35;
@@ -114,6 +114,7 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
         threads: args.tokens.threads,
         deadline: limit.map(|limit| start + limit),
         output: &args.write.output,
+        wants_samples: args.report.is_some(),
     };
     let certificate = job.prepare().and_then(Ready::confirm).map_err(go_on)?;
     let heads = certify::rewritten(&heads, &model.file, &certificate.confirmed.meta)?;
@@ -122,6 +123,9 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
         std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
     let output = args.write.output.display().to_string();
+    if let Some(folder) = &args.report {
+        reports::made(&made, Some(&certificate), &args.write.output, folder)?;
+    }
     if out.json {
         out.value(&json!({ "output": output, "bytes": bytes, "training": summary::json(&made),
                            "calibration": certificate.json() }))?;
@@ -152,6 +156,9 @@ pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
     made.write_tensors(&mut heads)?;
     let bytes = model.write(heads, &args.write, &args.heads)?;
     let output = args.write.output.display().to_string();
+    if let Some(folder) = &args.report {
+        reports::made(&made, None, &args.write.output, folder)?;
+    }
     if out.json {
         let mut found = summary::json(&made);
         (found["output"], found["bytes"]) = (output.into(), bytes.into());

@@ -14,6 +14,7 @@ use offramp::gguf::{Error, File, WriteOptions};
 use crate::args::Calibrate;
 use crate::certify::{self, Job};
 use crate::output::{Output, Progress};
+use crate::reports;
 
 pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
@@ -43,6 +44,7 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
         threads: args.threads,
         deadline: args.time_limit.map(|limit| start + limit),
         output: &args.write.output,
+        wants_samples: args.report.is_some(),
     };
     let ready = job.prepare()?;
     if args.write.dry_run {
@@ -52,6 +54,9 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
     let certificate = ready.confirm()?;
     let bytes = write(&file, &base, form, &certificate.confirmed.meta, args)?;
     let output = args.write.output.display().to_string();
+    if let Some(folder) = &args.report {
+        reports::calibrated(&certificate, &args.write.output, folder)?;
+    }
     if out.json {
         let mut found = certificate.json();
         (found["output"], found["bytes"]) = (output.into(), bytes.into());

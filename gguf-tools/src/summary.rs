@@ -19,6 +19,7 @@ pub fn print(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     if !made.quality.is_empty() {
         training(made, out)?;
         qualities(made, out)?;
+        measures(made, out)?;
         sets(made, out)?;
     }
     kv_maps(made, out)?;
@@ -77,6 +78,20 @@ fn qualities(made: &Made, out: &mut Output) -> anyhow::Result<()> {
             let (layer, r2, agreement) = (quality.layer, quality.r2, percent(quality.agreement));
             out.line(format!("{layer:5}  {r2:5.3}  {agreement:5.1} %  {:48} {}", metric.name(), exits.concat()))?;
         }
+    }
+    Ok(())
+}
+
+/// Metrics and the calibrated map at equal risk, all exits together.
+fn measures(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    let errors: Vec<String> = ERRORS.iter().map(|error| format!("{:>6} %", percent(*error))).collect();
+    out.line(format!(
+        "all exits together, one threshold: may leave where so many of all are wrong{}",
+        errors.concat()
+    ))?;
+    for coverage in &made.comparison {
+        let exits: Vec<String> = coverage.exits.iter().map(|share| format!("{:>6.1} %", percent(*share))).collect();
+        out.line(format!("{:71}{}", coverage.name, exits.concat()))?;
     }
     Ok(())
 }
@@ -218,12 +233,23 @@ pub fn json(made: &Made) -> Json {
         let of_layer = |q: &gguf_tools::train::kv::Quality| json!({ "layer": q.layer, "k_r2": q.k.0, "v_r2": q.v.0 });
         json!({ "exit": head.layer, "bytes": head.kv_bytes(), "layers": qualities.iter().map(of_layer).collect::<Vec<_>>() })
     });
+    let comparison = made.comparison.iter().map(|coverage| {
+        let exits = ERRORS.iter().zip(&coverage.exits).map(|(e, share)| json!({ "error": e, "share": share }));
+        json!({ "measure": coverage.name, "exits": exits.collect::<Vec<_>>() })
+    });
+    let reliability = made.reliability.iter().map(|curve| {
+        let group = |(confidence, agreed, n): &(f64, f64, usize)| {
+            json!({ "confidence": confidence, "agreement": agreed, "tokens": n })
+        };
+        json!({ "layer": curve.layer, "groups": curve.groups.iter().map(group).collect::<Vec<_>>() })
+    });
     json!({
         "screen": { "rank": chosen.rank, "shortlist": chosen.count, "recall": chosen.recall,
                     "fallback": chosen.fallback, "bytes": chosen.screened },
         "exit_vocab": made.vocab.as_ref().map(|vocab| json!({ "tokens": vocab.tokens.len(), "shortlist": vocab.shortlist })),
         "layers": made.meta.layers, "metric": made.meta.metric.name(),
         "exits": exits.collect::<Vec<_>>(), "training": looks.collect::<Vec<_>>(),
+        "measures": comparison.collect::<Vec<_>>(), "reliability": reliability.collect::<Vec<_>>(),
         "sets": sets.collect::<Vec<_>>(), "kv_maps": kv.collect::<Vec<_>>(),
         "prompts": made.n_prompts,
         "tokens": made.n_tokens,

@@ -10,7 +10,8 @@ use super::pointers::{Versioned, handle, input_struct, output_struct, slice, tex
 use super::sampler::offramp_sampler;
 use super::session::{State, offramp_session};
 use super::status::*;
-use crate::{Depths, GenerateParams, Generation, StopReason};
+use crate::measure::Depths;
+use crate::{GenerateParams, Generation, StopReason};
 
 /// There was no reply yet.
 pub const OFFRAMP_STOP_NONE: i32 = 0;

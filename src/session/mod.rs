@@ -7,7 +7,6 @@
 
 mod cascade;
 mod checks;
-mod depths;
 mod exact;
 mod exits;
 mod generation;
@@ -26,7 +25,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use depths::Depths;
 pub use exits::{Exits, Kv, Lookup, Policy};
 pub use generation::{
     CancelHandle, ExitPoint, GenerateParams, Generation, PromptProgress, PromptReport, StopReason, TokenEvent,

@@ -25,6 +25,7 @@ use crate::screen::evaluate::{Evaluator, Found};
 use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::{AtExit, Cascade, Token};
 use crate::train::choose::{self, Choice};
+use crate::train::compare::{self, Coverage, Reliability};
 use crate::train::evaluate::{self, METRICS, Outcome};
 use crate::train::fit::{Look, Settings};
 use crate::train::head::Head;
@@ -92,6 +93,10 @@ pub struct Made {
     pub quality: Vec<Quality>,
     /// How training went; empty without exits.
     pub looks: Vec<Look>,
+    /// What all exits together let leave by each metric, and by the calibrated map; empty without exits.
+    pub comparison: Vec<Coverage>,
+    /// How far the confidence of each exit and of the screen can be believed, on the prompts that judge.
+    pub reliability: Vec<Reliability>,
     /// How well skipped keys and values are predicted, exit by exit.
     pub kv_quality: Vec<Vec<kv::Quality>>,
     /// All candidates as a cascade with its costs, and every set of them that was simulated, best first.
@@ -260,6 +265,8 @@ pub fn make(
         // Without the record of a calibration nothing exits.
         calibration: None,
     };
+    let comparison = compare::metrics(&outcomes, &meta.confidence, metric);
+    let reliability = compare::reliability(&meta.layers, &judged);
     Ok(Made {
         meta,
         chosen: Candidate::measure(size.rank, size.count, size.screened, &judging),
@@ -269,6 +276,8 @@ pub fn make(
         candidates,
         quality,
         looks,
+        comparison,
+        reliability,
         kv_quality,
         sets: (cascade, sets),
         levels,

@@ -11,7 +11,7 @@ use offramp::gguf::Error;
 use offramp::gguf::exits::{Calibration, ExitMeta, KvPolicy};
 use offramp::{Model, SessionParams, Token};
 
-use super::bounds;
+use super::bounds::{self, Losses};
 use super::candidates::{self, Candidate};
 use super::free_run::{Judge, Run};
 use super::pilot;
@@ -62,6 +62,8 @@ pub struct Confirmed {
     /// The thresholds that were walked, strictest first, and what their decodes gave; of the last one possibly not all
     /// prompts.
     pub steps: Vec<(Candidate, Step)>,
+    /// For each of these the betting bound on its risk, from the prompts that were decoded.
+    pub bounds: Vec<f64>,
     /// All thresholds, strictest first, and what the decodes of the pilot gave; empty where the prompts were too few for
     /// one. They certify nothing.
     pub pilot: Vec<(Candidate, Step)>,
@@ -166,6 +168,7 @@ pub fn confirm(
     let mut walk = Walk::new(&levels, options.delta, prompts.len())?;
     let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts.len())?;
     let mut steps: Vec<(Candidate, Step)> = Vec::new();
+    let mut step_bounds = Vec::new();
     let (before, total) = (tried.len() * first.len(), tried.len() * first.len() + walked.len() * prompts.len());
     let mut is_cut_short = false;
     for (position, &index) in walked.iter().enumerate() {
@@ -186,6 +189,8 @@ pub fn confirm(
             step.add(&run);
             losses.push(run.loss());
         }
+        let seen = Losses::of_planned(losses.clone(), prompts.len())?;
+        step_bounds.push(bounds::betting_upper_bound(&seen, options.delta));
         walk.conclude(position, losses)?;
         steps.push((sequence[index].clone(), step));
     }
@@ -202,7 +207,7 @@ pub fn confirm(
         })
         .collect();
     let meta = certified_meta(meta, &levels, &steps, prompts.len(), options)?;
-    Ok(Confirmed { meta, levels, steps, pilot: tried, is_cut_short })
+    Ok(Confirmed { meta, levels, steps, bounds: step_bounds, pilot: tried, is_cut_short })
 }
 
 /// The share of tokens that may differ at a level of agreement; in single precision 1 - 0.99 is more than 0.01.

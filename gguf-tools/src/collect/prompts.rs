@@ -104,6 +104,16 @@ impl Source {
         Ok(Source { template: template_of(model)?, opening: Vec::new(), corpus: Some(prompts) })
     }
 
+    /// The tokens of each of `texts`, as the runtime's prompt for a user's turn.
+    ///
+    /// # Errors
+    ///
+    /// A template that does not parse or that fails, a text that cannot be tokenized.
+    pub fn tokens_of(model: &Model, texts: &[String]) -> anyhow::Result<Vec<Vec<Token>>> {
+        let source = Source { template: template_of(model)?, opening: Vec::new(), corpus: None };
+        texts.iter().map(|text| source.tokens(model, text)).collect()
+    }
+
     /// How many prompts a corpus has; none where the model writes them.
     pub fn n_prompts(&self) -> Option<usize> {
         self.corpus.as_ref().map(Vec::len)

@@ -15,9 +15,12 @@ use super::cascade::{Cascade, Rule, Summary, Token};
 pub const MAX_EXITS: usize = 4;
 /// The thresholds that are tried at every level, strictest first: what is allowed to be missing from certainty.
 pub const STEPS: usize = 41;
-/// The share of a level's errors that each check at full depth may make: it saves the output matrix of every token, exits save blocks of
+/// The share of a level's errors that each check at full depth may make by itself: the screen saves the output matrix of every token, exits save blocks of
 /// some.
 const SCREEN_SHARE: f64 = 0.1;
+/// Shares of them that are tried for the check among frequent tokens when rules are searched thoroughly: what it costs in errors
+/// buys the screen of many tokens.
+const VOCAB_SHARES: [f64; 5] = [0.0, SCREEN_SHARE, 0.2, 0.35, 0.5];
 /// Rounds of setting each gate in turn.
 const ROUNDS: usize = 2;
 /// Of the thresholds, one in so many is tried with gates of its own.
@@ -91,8 +94,10 @@ pub fn refined(cascade: &Cascade, tokens: &[Token], choice: &Choice) -> Choice {
     let tokens: Vec<Token> = tokens.iter().map(|token| token.of(&choice.exits)).collect();
     let settings = settings(&tokens, choice.exits.len());
     let better = |level: &AtLevel| {
-        let found = Search::new(&cascade, &tokens, &settings, level.agreement).thorough();
-        if found.gain > level.gain { found } else { level.clone() }
+        let of_share =
+            |share: f64| Search::new(&cascade, &tokens, &settings, level.agreement).with_vocab(share).thorough();
+        let found = VOCAB_SHARES.into_iter().map(of_share);
+        found.fold(level.clone(), |best, found| if found.gain > best.gain { found } else { best })
     };
     Choice { exits: choice.exits.clone(), levels: choice.levels.par_iter().map(better).collect() }
 }
@@ -128,9 +133,18 @@ impl<'a> Search<'a> {
     fn new(cascade: &'a Cascade, tokens: &'a [Token], settings: &'a [Vec<f32>], agreement: f32) -> Search<'a> {
         // In single precision 1 - 0.99 is more than 0.01.
         let allowed = 1.0 - (f64::from(agreement) * 1e6).round() / 1e6;
-        let vocab = threshold_of_share(tokens, allowed, |token| token.vocab);
-        let screen = threshold_of_share(tokens, allowed, |token| token.screen);
+        let vocab = threshold_of_share(tokens, SCREEN_SHARE * allowed, |token| token.vocab);
+        let screen = threshold_of_share(tokens, SCREEN_SHARE * allowed, |token| token.screen);
         Search { cascade, tokens, settings, agreement, allowed, vocab, screen, best: None }
+    }
+
+    /// With this share of the errors for the check among frequent tokens; none of them is tried at 0.
+    fn with_vocab(self, share: f64) -> Search<'a> {
+        let vocab = match share {
+            0.0 => f32::INFINITY,
+            share => threshold_of_share(self.tokens, share * self.allowed, |token| token.vocab),
+        };
+        Search { vocab, ..self }
     }
 
     /// The laxest threshold that keeps the level with all gates open, then the gates.
@@ -211,10 +225,10 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The laxest confidence at which one of the checks at full depth by itself is wrong about at most its share of the
-/// `allowed` errors. Infinite where it lets nothing go.
-fn threshold_of_share(tokens: &[Token], allowed: f64, check: impl Fn(&Token) -> (f32, bool)) -> f32 {
-    let most = SCREEN_SHARE * allowed * tokens.len() as f64;
+/// The laxest confidence at which one of the checks at full depth by itself is wrong about at most this share of the
+/// tokens. Infinite where it lets nothing go.
+fn threshold_of_share(tokens: &[Token], share: f64, check: impl Fn(&Token) -> (f32, bool)) -> f32 {
+    let most = share * tokens.len() as f64;
     let misses = |threshold: f32| {
         let wrong = |token: &&Token| matches!(check(token), (confidence, false) if confidence >= threshold);
         tokens.iter().filter(wrong).count()

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use offramp::{Depths, ExitPoint, Generation, Session};
+use offramp::measure::Depths;
+use offramp::{ExitPoint, Generation, Session};
 
 use crate::conversation::Reply;
 use crate::marks::Marks;

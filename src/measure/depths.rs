@@ -1,11 +1,11 @@
 //! How deep tokens went: counts by exit, and the mean number of blocks. The same numbers in the chat, the bench, the
-//! server's answers and its metrics, and the C ABI.
+//! evaluation, the server's answers and its metrics, and the C ABI.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::ExitPoint;
+use crate::session::ExitPoint;
 
 /// How many tokens left the model where.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Depths {
 }
 
 impl Depths {
-    /// Counts tokens by where each left the model, as [`Generation::exits`](super::Generation::exits) has it.
+    /// Counts tokens by where each left the model, as [`Generation::exits`](crate::Generation::exits) has it.
     pub fn of(exits: &[Option<ExitPoint>]) -> Self {
         let mut depths = Self::default();
         for exit in exits {
