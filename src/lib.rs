@@ -53,5 +53,5 @@ pub use session::{
     CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers, Kv,
     Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,
     Sampler, SamplerParams, Scored, Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent,
-    TokenLogprob, memory_estimate,
+    TokenLogprob, memory_estimate, system_memory,
 };

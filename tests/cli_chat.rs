@@ -78,7 +78,7 @@ fn a_reply_can_be_made_again_and_taken_back() {
 fn quotes_hold_a_turn_of_several_lines_together() {
     let folder = TempFolder::new("chat-quotes");
     let quoted = tiny_chat(&folder, "\"\"\"hello\nyou\"\"\"\n/stats\n", &[]);
-    assert!(quoted.stderr.contains("chat: 1 replies"), "{quoted:?}");
+    assert!(quoted.stderr.contains("chat: 1 reply,"), "{quoted:?}");
 }
 
 #[test]

@@ -53,7 +53,14 @@ impl Hub {
 
     fn run(&self, arguments: &[&str], home: &Path) -> Finished {
         let mut command = offramp(arguments);
-        Finished::of(command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", home).output().unwrap())
+        Finished::of(
+            command
+                .env("HF_ENDPOINT", &self.endpoint)
+                .env("HF_HOME", home)
+                .env("OFFRAMP_CACHE", home)
+                .output()
+                .unwrap(),
+        )
     }
 }
 

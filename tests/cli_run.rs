@@ -30,7 +30,10 @@ fn record(arguments: &[&str]) -> Value {
 fn stdout_is_the_models_text_and_nothing_else() {
     let finished = run_model(&["-p", "What is 2+2?", "-n", "12", "--temp", "0"]);
     let expected = record(&["-p", "What is 2+2?", "-n", "12", "--temp", "0"]);
-    assert!(finished.stderr.contains("context 512 tokens") && finished.stderr.contains("tokens in"), "{finished:?}");
+    assert!(
+        finished.stderr.contains("context 512 tokens, no exit heads") && finished.stderr.contains("tokens in"),
+        "{finished:?}"
+    );
     assert!(!finished.stderr.contains('\r') && !finished.stderr.contains('\u{1b}'), "a bar was drawn: {finished:?}");
     assert_eq!(finished.success(), format!("{}\n", expected["text"].as_str().unwrap()));
 }

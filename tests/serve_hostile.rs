@@ -1,15 +1,13 @@
 //! Clients that misbehave: each case is the bytes that are sent and the answer that is due. After all of them the server
-//! still serves, which is checked as well. One table, so that it can be read as what the server promises.
+//! still serves, which is checked as well. One table, so that it can be read as what the server promises. Numbers at and
+//! beyond the ends of their ranges are in `serve_limits.rs`.
 #![cfg(feature = "serve")]
 
 mod serve_support;
 mod support;
 
-use std::io::Write;
-use std::net::Shutdown;
-
 use serde_json::{Value, json};
-use serve_support::{Answer, Server, greedy, post};
+use serve_support::{Server, greedy, post};
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -357,48 +355,6 @@ fn a_page_that_was_allowed_may_read_answers() {
     let own = ask("GET", "http://pi.local");
     assert_eq!((own.status, own.header("access-control-allow-origin")), (200, None));
     assert_eq!(ask("GET", "https://other.example").status, 403);
-}
-
-/// Clients that take their time: what they sent of a head is thrown away, what they sent of a body is answered.
-#[test]
-fn slow_clients_are_not_waited_for() {
-    let server = Server::start("slow", &["--timeout", "1"]);
-    let after = |bytes: &[u8]| {
-        let mut connection = server.connect();
-        connection.write_all(bytes).unwrap();
-        Answer::read(connection)
-    };
-    assert!(matches!(after(b"").status, 0 | 408), "nothing at all");
-    assert!(matches!(after(b"GET /health HTTP/1.1\r\nHost: loc").status, 0 | 408), "half of a head");
-    let mut half = post(CHAT, &greedy("hello", 1));
-    half.truncate(half.len() - 5);
-    let answer = after(&half);
-    assert_eq!((answer.status, answer.error().as_str()), (408, "body_timeout"));
-    let idle = after(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    assert_eq!(idle.status, 200, "and then the idle connection ends");
-    server.chat(&greedy("hello", 1));
-}
-
-/// Clients that go away in the middle: of a head, of a body, of a reply, by halves and all at once.
-#[test]
-fn clients_that_vanish_leave_nothing_behind() {
-    let server = Server::start("vanish", &["--parallel", "1"]);
-    let mut body = greedy("hello", 400);
-    body["stream"] = json!(true);
-    let request = post(CHAT, &body);
-    for end in (0..request.len()).step_by(7).chain([request.len(); 20]) {
-        let mut connection = server.connect();
-        connection.write_all(&request[..end]).unwrap();
-        if end % 2 == 0 {
-            connection.shutdown(Shutdown::Both).unwrap();
-        }
-    }
-    // A client that only says that it has sent everything still wants its answer.
-    let mut connection = server.connect();
-    connection.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    assert_eq!(Answer::read(connection).status, 200);
-    server.chat(&greedy("hello", 1));
-    while server.metric("offramp_slots_busy") != 0.0 || server.metric("offramp_requests_waiting") != 0.0 {}
 }
 
 /// Two requests in one write are answered in order; what a request leaves unread is not taken for the next one.

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use gguf_tools::add_heads::split::{self, Split};
+use gguf_tools::add_heads::vocab::Wanted;
 use gguf_tools::add_heads::{Options, heads, screen};
 use gguf_tools::collect::store::Reader;
 use gguf_tools::screen::evaluate::Evaluator;
@@ -28,8 +29,14 @@ fn main() -> anyhow::Result<()> {
     let reader = Reader::open(Path::new(store))?;
     let layers: Vec<u32> = layers.split(',').map(str::parse).collect::<Result<_, _>>()?;
     let whole = Split::of(&reader, 0)?;
-    let options =
-        Options { screen_rank: Some(128), shortlist: Some(2048), heads: None, agreements: Vec::new(), seed: 0 };
+    let options = Options {
+        screen_rank: Some(128),
+        shortlist: Some(2048),
+        vocab: Wanted::All,
+        heads: None,
+        agreements: Vec::new(),
+        seed: 0,
+    };
     let made = screen::make(&matrix, &reader, &whole, &options, &mut |_, _, _| true)?;
     eprintln!("the screen is made");
     let mut evaluator = Evaluator::new(matrix, &made.screen)?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use gguf_tools::add_heads::vocab::Wanted as Vocab;
 use offramp::{Kv, Policy};
 
 /// Look into GGUF files, and move exit heads in and out of them.
@@ -293,6 +294,10 @@ pub struct Heads {
     #[arg(long, value_name = "N")]
     pub shortlist: Option<usize>,
 
+    /// The tokens that exits choose among: so many of the most frequent ones, or all; auto takes 8,192 of a large vocabulary
+    #[arg(long, value_name = "auto|all|N", default_value = "auto", value_parser = exit_vocab)]
+    pub exit_vocab: Vocab,
+
     /// Predict the keys and values of skipped layers, where they were collected
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub kv_maps: KvMaps,
@@ -355,6 +360,14 @@ pub enum MetricChoice {
     Margin,
     /// One less the entropy over its maximum.
     Entropy,
+}
+
+fn exit_vocab(text: &str) -> Result<Vocab, String> {
+    match text {
+        "auto" => Ok(Vocab::Auto),
+        "all" => Ok(Vocab::All),
+        _ => text.parse().map(Vocab::These).map_err(|_| "expected auto, all, or a number such as 8192".to_string()),
+    }
 }
 
 fn layers(text: &str) -> Result<Layers, String> {

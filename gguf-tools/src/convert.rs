@@ -270,6 +270,7 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
     add_heads::Options {
         screen_rank: args.screen_rank,
         shortlist: args.shortlist,
+        vocab: args.exit_vocab,
         heads,
         agreements: args.agreement_levels.clone(),
         seed,

@@ -102,10 +102,11 @@ fn sets(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     let costs = &cascade.costs;
     let heads: Vec<String> = costs.heads.iter().map(|cost| format!("{cost:.3}")).collect();
     out.line(format!(
-        "costs in ms: a layer {:.3}, the output matrix {:.3}, the screen {:.3}, heads {}, a skipped layer {:.3}",
+        "costs in ms: a layer {:.3}, the output matrix {:.3}, the screen {:.3}, a check {:.3}, heads {}, a skipped layer {:.3}",
         costs.layer,
         costs.output,
         costs.screen,
+        costs.check,
         heads.join(" "),
         costs.skipped
     ))?;
@@ -181,15 +182,16 @@ fn near_ties(made: &Made) -> f64 {
 fn levels(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     let layers: Vec<String> = made.meta.layers.iter().map(|layer| format!("  layer {layer:<2}")).collect();
     out.line("expected at each level, in the full model's own contexts; nothing exits before it is calibrated:")?;
-    out.line(format!("agreement  threshold{}  screened  disagreement  gain", layers.concat()))?;
+    out.line(format!("agreement  threshold{}  frequent  screened  disagreement  gain", layers.concat()))?;
     for level in &made.levels {
         let exits: Vec<String> =
             level.summary.exits.iter().map(|share| format!("  {:6.1} %", percent(*share))).collect();
         out.line(format!(
-            "{:<9}  {:<9.4}{}  {:6.1} %  {:10.3} %  {:.2}",
+            "{:<9}  {:<9.4}{}  {:6.1} %  {:6.1} %  {:10.3} %  {:.2}",
             level.agreement,
             level.threshold,
             exits.concat(),
+            percent(level.summary.vocab),
             percent(level.summary.screen),
             percent(level.summary.error),
             level.gain
@@ -244,6 +246,7 @@ pub fn json(made: &Made) -> Json {
     json!({
         "screen": { "rank": chosen.rank, "shortlist": chosen.count, "recall": chosen.recall,
                     "fallback": chosen.fallback, "bytes": chosen.screened },
+        "exit_vocab": made.vocab.as_ref().map(|vocab| json!({ "tokens": vocab.tokens.len(), "shortlist": vocab.shortlist })),
         "layers": made.meta.layers, "metric": made.meta.metric.name(),
         "exits": exits.collect::<Vec<_>>(), "training": looks.collect::<Vec<_>>(),
         "measures": comparison.collect::<Vec<_>>(), "reliability": reliability.collect::<Vec<_>>(),
@@ -261,5 +264,5 @@ pub fn json(made: &Made) -> Json {
 fn level_json(level: &Level) -> Json {
     let threshold = level.threshold.is_finite().then_some(level.threshold);
     json!({ "agreement": level.agreement, "threshold": threshold, "exits": level.summary.exits,
-            "screened": level.summary.screen, "disagreement": level.summary.error, "gain": level.gain })
+            "frequent": level.summary.vocab, "screened": level.summary.screen, "disagreement": level.summary.error, "gain": level.gain })
 }

@@ -2,6 +2,7 @@
 
 mod world;
 
+use gguf_tools::add_heads::vocab::Wanted;
 use gguf_tools::add_heads::{self, Options};
 use gguf_tools::screen::Screen;
 use gguf_tools::screen::basis::{Moments, Subspace};
@@ -45,8 +46,14 @@ fn few_directions_and_four_bits_find_the_choice() {
 fn what_is_made_is_judged_written_and_read_back() {
     let world = world();
     let matrix = OutputMatrix::of(&world.model).unwrap();
-    let mut options =
-        Options { screen_rank: Some(32), shortlist: None, heads: None, agreements: vec![0.9, 0.99], seed: 0 };
+    let mut options = Options {
+        screen_rank: Some(32),
+        shortlist: None,
+        vocab: Wanted::Auto,
+        heads: None,
+        agreements: vec![0.9, 0.99],
+        seed: 0,
+    };
     let made = add_heads::make(&matrix, world.base.clone(), &world.reader, &options, &mut |_, _, _| true);
     assert!(made.unwrap_err().to_string().contains("--shortlist"), "600 tokens are too few to choose for");
     options.shortlist = Some(32);

@@ -3,6 +3,7 @@
 mod world;
 
 use gguf_tools::add_heads::costs::Timing;
+use gguf_tools::add_heads::vocab::Wanted;
 use gguf_tools::add_heads::{self, HeadOptions, Made, Options};
 use gguf_tools::screen::output_matrix::OutputMatrix;
 use gguf_tools::train::data::Exit;
@@ -16,6 +17,7 @@ fn options(form: Form, layers: Option<Vec<u32>>) -> Options {
     Options {
         screen_rank: Some(32),
         shortlist: Some(64),
+        vocab: Wanted::Auto,
         heads: Some(HeadOptions {
             layers,
             settings: Settings { form, epochs: 8.0, batch: 64, n_rows: 200, ..Settings::default() },
@@ -95,6 +97,25 @@ fn every_form_of_head_can_be_trained_and_read() {
         let sidecar = File::from_bytes(bytes(&world, &made), "heads.gguf").unwrap();
         assert_eq!(ExitHeads::open(&sidecar).unwrap().meta().head_types, [expected]);
     }
+}
+
+#[test]
+fn exits_that_choose_among_frequent_tokens_are_judged_as_such() {
+    let world = world();
+    let affine = Form { rank: None, mlp: false };
+    let whole = make(&world, &options(affine, Some(vec![1]))).unwrap();
+    let mut among = options(affine, Some(vec![1]));
+    among.vocab = Wanted::These(70);
+    let made = make(&world, &among).unwrap();
+    let vocab = made.vocab.as_ref().unwrap();
+    assert_eq!((vocab.tokens.len(), vocab.shortlist), (64, 16));
+    assert!(vocab.tokens.is_sorted() && made.sets.0.costs.check < whole.sets.0.costs.check);
+    // Nobody is right about a token that is not among them.
+    assert!(made.quality[0].agreement < whole.quality[0].agreement && made.quality[0].agreement > 0.1);
+    let sidecar = File::from_bytes(bytes(&world, &made), "heads.gguf").unwrap();
+    assert_eq!(ExitHeads::open(&sidecar).unwrap().vocab(), Some(&vocab.tokens[..]));
+    among.vocab = Wanted::These(601);
+    assert!(make(&world, &among).unwrap_err().to_string().contains("give 16 to 600"));
 }
 
 #[test]

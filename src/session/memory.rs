@@ -179,13 +179,29 @@ fn is_sliding(architecture: &str, il: u64) -> bool {
     }
 }
 
-/// Memory that the system can give without swapping, in bytes; a container's limit counts.
-pub(crate) fn available() -> Option<u64> {
+/// Memory of this system in bytes: all of it, and what can be had without swapping. A container's limit counts, but not the
+/// cache of files that the container is charged for, since that is given back when memory is asked for. `None` where the
+/// system does not tell.
+pub fn system_memory() -> Option<(u64, u64)> {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let free = system.available_memory();
-    let limit = system.cgroup_limits().map(|limits| limits.free_memory);
-    Some(limit.map_or(free, |limit| limit.min(free))).filter(|&bytes| bytes > 0)
+    let (total, available) = (system.total_memory(), system.available_memory());
+    // `free_memory` of the limits takes that cache for used; `rss` is what programs hold.
+    let limits = system.cgroup_limits().map(|limits| (limits.total_memory, limits.rss));
+    Some(within(total, available, limits)).filter(|&(_, available)| available > 0)
+}
+
+/// What a limit on a group of programs, and what they hold, leave of `total` and `available`.
+fn within(total: u64, available: u64, limits: Option<(u64, u64)>) -> (u64, u64) {
+    match limits {
+        Some((limit, held)) if limit < total => (limit, available.min(limit.saturating_sub(held))),
+        _ => (total, available),
+    }
+}
+
+/// The part of [`system_memory`] that can be had.
+pub(crate) fn available() -> Option<u64> {
+    system_memory().map(|(_, available)| available)
 }
 
 #[cfg(test)]
@@ -209,6 +225,15 @@ mod tests {
     fn the_cache_of_smollm2_is_counted_as_llama_cpp_counts_it() {
         // llama.cpp logs "KV buffer size = 180.00 MiB" for this shape at 8192 tokens in f16.
         assert_eq!(shape().estimate(&SessionParams::default(), None).kv_cache, 180 << 20);
+    }
+
+    #[test]
+    fn a_container_has_what_its_programs_leave_of_its_limit() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(within(8 * GIB, 6 * GIB, None), (8 * GIB, 6 * GIB));
+        assert_eq!(within(8 * GIB, 6 * GIB, Some((8 * GIB, 3 * GIB))), (8 * GIB, 6 * GIB), "no limit");
+        assert_eq!(within(8 * GIB, 6 * GIB, Some((4 * GIB, GIB))), (4 * GIB, 3 * GIB));
+        assert_eq!(within(8 * GIB, 2 * GIB, Some((4 * GIB, GIB))), (4 * GIB, 2 * GIB), "others hold the rest");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use generation::{
     CancelHandle, ExitPoint, GenerateParams, Generation, PromptProgress, PromptReport, StopReason, TokenEvent,
 };
 pub use logprobs::TokenLogprob;
-pub use memory::{MemoryEstimate, memory_estimate};
+pub use memory::{MemoryEstimate, memory_estimate, system_memory};
 pub use model::{GpuLayers, Model, ModelInfo, ModelParams};
 pub use params::{CacheType, FlashAttn, SessionParams};
 pub use rescore::{Rescorer, Scored};

@@ -234,6 +234,17 @@ impl Model {
         self.0.heads.is_some()
     }
 
+    /// The blocks, from 0, that tokens can leave the model after; empty without heads.
+    pub fn exit_layers(&self) -> &[u32] {
+        self.0.heads.as_ref().map_or(&[], |heads| &heads.meta().layers)
+    }
+
+    /// The levels of agreement that the heads were calibrated for, ascending, each with whether it lets any token leave;
+    /// empty without heads, and for heads that were never calibrated.
+    pub fn exit_levels(&self) -> Vec<(f32, bool)> {
+        self.0.heads.as_ref().map_or_else(Vec::new, |heads| heads.levels())
+    }
+
     /// The exit heads that came with the model.
     pub(crate) fn heads(&self) -> Option<&Arc<Heads>> {
         self.0.heads.as_ref()

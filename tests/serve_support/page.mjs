@@ -69,6 +69,7 @@ check("its figures are shown", (await evaluate(`document.querySelector(".numbers
 const first = await evaluate(`turns[1].content`);
 const coloured = await evaluate(`document.querySelectorAll(".text span[data-exit]").length`);
 console.log("coloured tokens:", coloured);
+check("exits are told apart", coloured === 0 || (await evaluate(`document.querySelector(".numbers").textContent`)).includes("left after a block"));
 check("bars belong to exits", (await evaluate(`document.querySelectorAll(".reply .bars").length`)) === (coloured > 0 ? 1 : 0));
 
 await evaluate(`document.querySelector(".again").click()`);
@@ -85,8 +86,12 @@ check("a stopped reply is kept", (await evaluate(`turns[3].content.length`)) > 0
 
 await command("Emulation.setDeviceMetricsOverride", { width: 400, height: 800, deviceScaleFactor: 1, mobile: true });
 await screenshot("4-narrow.png");
+const fits = () => evaluate(`document.documentElement.scrollWidth <= innerWidth &&
+  [...document.querySelectorAll("header button")].every((button) => button.getBoundingClientRect().right <= innerWidth)`);
+check("nothing is wider than a phone", await fits());
 await evaluate(`document.getElementById("settings-toggle").click()`);
 await screenshot("5-narrow-settings.png");
+check("neither are the settings", await fits());
 check("the page has nothing to complain of: " + complaints.join("; "), complaints.length === 0);
 console.log("all is well");
 end(0);

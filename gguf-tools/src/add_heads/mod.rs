@@ -9,11 +9,12 @@ pub mod heads;
 pub mod screen;
 pub mod split;
 pub mod suggest;
+pub mod vocab;
 
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, ScreenMeta};
+use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, ScreenMeta, VocabMeta};
 use offramp::gguf::{TensorType, Writer};
 
 use crate::calibrate::isotonic;
@@ -25,7 +26,7 @@ use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::{AtExit, Cascade, Token};
 use crate::train::choose::{self, Choice};
 use crate::train::compare::{self, Coverage, Reliability};
-use crate::train::evaluate::{METRICS, Outcome};
+use crate::train::evaluate::{self, METRICS, Outcome};
 use crate::train::fit::{Look, Settings};
 use crate::train::head::Head;
 use crate::train::kv;
@@ -33,6 +34,7 @@ use costs::Timing;
 use heads::{Candidates, Quality};
 use split::Split;
 use suggest::Level;
+use vocab::ExitVocab;
 
 /// The tokens that confidences, layers and gates are chosen by, at most.
 const CHOOSING_TOKENS: u64 = 10_000;
@@ -44,6 +46,8 @@ pub struct Options {
     pub screen_rank: Option<usize>,
     /// The number of candidates; `None` chooses.
     pub shortlist: Option<usize>,
+    /// The tokens that exits choose among, and the first check at full depth.
+    pub vocab: vocab::Wanted,
     /// The exits; `None` makes a screen alone.
     pub heads: Option<HeadOptions>,
     /// The levels of agreement, ascending.
@@ -79,6 +83,8 @@ pub struct Made {
     pub screen: Screen,
     /// The exits, lowest first.
     pub heads: Vec<Head>,
+    /// The tokens that exits choose among; `None` for all.
+    pub vocab: Option<ExitVocab>,
     /// Every pair of rank and number of candidates that was measured.
     pub candidates: Vec<Candidate>,
     /// The chosen one, measured on the prompts that judge.
@@ -137,7 +143,7 @@ pub fn make(
     let mut clock = Clock::default();
     let split = Split::of(reader, options.seed)?;
     let screen::Chosen { screen, choice: size, candidates } = screen::make(matrix, reader, &split, options, progress)?;
-    let mut evaluator = Evaluator::new(*matrix, &screen)?;
+    let evaluator = Evaluator::new(*matrix, &screen)?;
     let mut screened = |what: &'static str, sequences: &[usize]| -> anyhow::Result<Vec<Vec<Found>>> {
         let total = split::count(reader, sequences);
         let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
@@ -150,6 +156,18 @@ pub fn make(
     clock.lap("screen");
 
     let mut trained = None;
+    let vocab = ExitVocab::choose(options.vocab, matrix.n_vocab(), reader, &split, progress)?;
+    let (mut evaluator, mut count) = (evaluator, size.count);
+    let mut among = None;
+    if let Some(vocab) = &vocab {
+        (evaluator, count) = (evaluator.among(&vocab.tokens)?, vocab.shortlist);
+        evaluator.unpack()?;
+        let mut outcomes = |sequences: &[usize]| {
+            let total = split::count(reader, sequences);
+            evaluate::run_final(&evaluator, count, reader, sequences, &mut |done| progress("judging", done, total))
+        };
+        among = Some((outcomes(&chooses)?, outcomes(&split.judge)?));
+    }
     if let Some(wanted) = &options.heads {
         evaluator.unpack()?;
         let layers = layers(wanted, reader)?;
@@ -157,7 +175,7 @@ pub fn make(
         let candidates = heads::train(
             matrix,
             &evaluator,
-            size.count,
+            count,
             reader,
             &split,
             &chooses,
@@ -169,7 +187,16 @@ pub fn make(
         trained = Some((wanted, candidates));
         clock.lap("heads");
     }
-    let (cascade, tokens) = simulated(&base, matrix, &screen, size.count, trained.as_ref(), &screen_map, &choosing);
+    let metric = trained.as_ref().map_or(Metric::TopProbability, |(_, candidates)| candidates.metric);
+    let vocab_map =
+        among.as_ref().map(|(choosing, _)| heads::confidence(&choosing.concat(), metric)).unwrap_or_default();
+    let at_norm = |screened: &[Vec<Found>], among: Option<&Vec<Vec<Outcome>>>| {
+        at_norm(screened, &screen_map, among, &vocab_map, metric)
+    };
+    let choosing = at_norm(&choosing, among.as_ref().map(|(choosing, _)| choosing));
+    let judging_norm = at_norm(&judging, among.as_ref().map(|(_, judging)| judging));
+    let (cascade, tokens) =
+        simulated(&base, matrix, (&screen, size.count, vocab.as_ref()), trained.as_ref(), &choosing);
     let tokens = tokens.concat();
     let mut sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
         // Layers that the user gave are all taken.
@@ -184,7 +211,7 @@ pub fn make(
     clock.lap("layers");
 
     let (mut chosen_heads, mut kv_quality, mut confidence) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut quality, mut looks, mut metric) = (Vec::new(), Vec::new(), Metric::TopProbability);
+    let (mut quality, mut looks) = (Vec::new(), Vec::new());
     let mut outcomes = Vec::new();
     if let Some((wanted, candidates)) = trained {
         for exit in &choice.exits {
@@ -199,10 +226,10 @@ pub fn make(
             chosen_heads.push(head);
         }
         clock.lap("K/V maps");
-        outcomes = heads::outcomes(&chosen_heads, &evaluator, size.count, reader, &split.judge, "judging", progress)?;
-        (quality, looks, metric) = (candidates.quality, candidates.looks, candidates.metric);
+        outcomes = heads::outcomes(&chosen_heads, &evaluator, count, reader, &split.judge, "judging", progress)?;
+        (quality, looks) = (candidates.quality, candidates.looks);
     }
-    let judged = tokens_of(&outcomes, &confidence, metric, &judging, &screen_map).concat();
+    let judged = tokens_of(&outcomes, &confidence, metric, &judging_norm).concat();
     let chosen_cascade = cascade.of(&choice.exits);
     let levels = suggest::levels(&chosen_cascade, &choice, &judged);
     let oracle = chosen_cascade.plain() / chosen_cascade.oracle(&judged).max(f64::MIN_POSITIVE);
@@ -221,6 +248,15 @@ pub fn make(
             confidence: screen_map,
             thresholds: levels.iter().map(|level| level.screen).collect(),
         },
+        vocab: match &vocab {
+            Some(vocab) => Some(VocabMeta {
+                n_tokens: u32::try_from(vocab.tokens.len())?,
+                shortlist: u32::try_from(vocab.shortlist)?,
+                confidence: vocab_map,
+                thresholds: levels.iter().map(|level| level.vocab).collect(),
+            }),
+            None => None,
+        },
         metric,
         confidence,
         agreements: options.agreements.clone(),
@@ -235,6 +271,7 @@ pub fn make(
         meta,
         chosen: Candidate::measure(size.rank, size.count, size.screened, &judging),
         screen,
+        vocab,
         heads: chosen_heads,
         candidates,
         quality,
@@ -269,11 +306,9 @@ fn layers(wanted: &HeadOptions, reader: &Reader) -> anyhow::Result<Vec<u32>> {
 fn simulated(
     base: &Base,
     matrix: &OutputMatrix<'_>,
-    screen: &Screen,
-    count: usize,
+    (screen, count, vocab): (&Screen, usize, Option<&ExitVocab>),
     trained: Option<&(&HeadOptions, Candidates)>,
-    screen_map: &ConfidenceMap,
-    choosing: &[Vec<Found>],
+    choosing: &[Vec<AtNorm>],
 ) -> (Cascade, Vec<Vec<Token>>) {
     // Without exits no time is compared, so that any will do.
     let timing = trained.map_or(Timing { layer: 1.0, output: 1.0, caught_up: None }, |(wanted, _)| wanted.timing);
@@ -286,20 +321,49 @@ fn simulated(
     let cascade = Cascade {
         layers: heads.iter().map(|head| head.layer).collect(),
         n_layer: base.n_layer,
-        costs: timing.costs(matrix, screen, count, heads),
+        costs: timing.costs(matrix, screen, count, vocab, heads),
     };
-    (cascade, tokens_of(outcomes, confidence, metric, choosing, screen_map))
+    (cascade, tokens_of(outcomes, confidence, metric, choosing))
 }
 
-/// What is known of each token: outcomes of each exit, and what the screen found, sequence by sequence.
+/// What the checks at the final norm say of a token, as [`Token`] has it.
+struct AtNorm {
+    vocab: (f32, bool),
+    screen: (f32, bool),
+}
+
+/// Of each token of each sequence: what the screen found, and what was best among the tokens that exits choose among.
+fn at_norm(
+    screened: &[Vec<Found>],
+    screen_map: &ConfidenceMap,
+    among: Option<&Vec<Vec<Outcome>>>,
+    vocab_map: &ConfidenceMap,
+    metric: Metric,
+) -> Vec<Vec<AtNorm>> {
+    let metric = position(metric);
+    let of_token = |sequence: usize, token: usize, found: &Found| {
+        let outcome = among.and_then(|among| among.get(sequence)?.get(token));
+        let vocab = outcome.map(|outcome| (vocab_map.agreement_at(outcome.metrics[metric]), outcome.is_right));
+        AtNorm { vocab: vocab.unwrap_or((0.0, false)), screen: (screen_map.agreement_at(found.slack), found.is_found) }
+    };
+    let of_sequence = |(sequence, found): (usize, &Vec<Found>)| {
+        found.iter().enumerate().map(|(token, found)| of_token(sequence, token, found)).collect()
+    };
+    screened.iter().enumerate().map(of_sequence).collect()
+}
+
+fn position(metric: Metric) -> usize {
+    METRICS.iter().position(|other| *other == metric).unwrap_or(0)
+}
+
+/// What is known of each token: outcomes of each exit, and of the checks at the final norm, sequence by sequence.
 fn tokens_of(
     outcomes: &[Vec<Vec<Outcome>>],
     confidence: &[ConfidenceMap],
     metric: Metric,
-    screened: &[Vec<Found>],
-    screen_map: &ConfidenceMap,
+    at_norm: &[Vec<AtNorm>],
 ) -> Vec<Vec<Token>> {
-    let metric = METRICS.iter().position(|other| *other == metric).unwrap_or(0);
+    let metric = position(metric);
     let at = |exit: usize, sequence: usize, token: usize| {
         let outcome = outcomes[exit][sequence][token];
         AtExit {
@@ -308,14 +372,15 @@ fn tokens_of(
             is_right: outcome.is_right,
         }
     };
-    let of_sequence = |(sequence, found): (usize, &Vec<Found>)| {
-        let tokens = found.iter().enumerate().map(|(token, found)| Token {
+    let of_sequence = |(sequence, tokens): (usize, &Vec<AtNorm>)| {
+        let tokens = tokens.iter().enumerate().map(|(token, norm)| Token {
             exits: (0..outcomes.len()).map(|exit| at(exit, sequence, token)).collect(),
-            screen: (screen_map.agreement_at(found.slack), found.is_found),
+            vocab: norm.vocab,
+            screen: norm.screen,
         });
         tokens.collect()
     };
-    screened.iter().enumerate().map(of_sequence).collect()
+    at_norm.iter().enumerate().map(of_sequence).collect()
 }
 
 impl Made {
@@ -331,6 +396,10 @@ impl Made {
         writer.tensor("exit_screen.basis", TensorType::F16, &[n_embd, rank], basis)?;
         let output = self.screen.output.clone();
         writer.tensor("exit_screen.output", TensorType::Q4_0, &[rank, base.n_vocab.into()], output)?;
+        if let Some(vocab) = &self.vocab {
+            let ids = vocab.tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+            writer.tensor("exit_vocab.tokens", TensorType::I32, &[vocab.tokens.len() as u64], ids)?;
+        }
         self.heads.iter().try_for_each(|head| head.write(writer))
     }
 

@@ -14,6 +14,8 @@ pub struct Level {
     pub agreement: f32,
     /// The confidence that a token must reach to be emitted by an exit; infinite where none keeps the level.
     pub threshold: f32,
+    /// The confidence that it must reach at full depth among the tokens that exits choose among; likewise.
+    pub vocab: f32,
     /// The confidence that it must reach to be emitted by the screen; likewise.
     pub screen: f32,
     /// What each exit's gate must give; infinite where the exit is not used at this level.
@@ -32,13 +34,22 @@ pub fn levels(cascade: &Cascade, choice: &Choice, tokens: &[Token]) -> Vec<Level
 fn level(cascade: &Cascade, at: &AtLevel, choice: &Choice, tokens: &[Token]) -> Level {
     let rule = at.rule.clone().unwrap_or_else(|| Rule {
         threshold: f32::INFINITY,
+        vocab: f32::INFINITY,
         screen: f32::INFINITY,
         gates: vec![0.0; choice.exits.len()],
     });
     let summary = cascade.summary(tokens, &rule);
-    let does_something = rule.threshold.is_finite() || rule.screen.is_finite();
+    let does_something = [rule.threshold, rule.vocab, rule.screen].iter().any(|threshold| threshold.is_finite());
     let gain = if does_something { cascade.plain() / summary.time.max(f64::MIN_POSITIVE) } else { 1.0 };
-    Level { agreement: at.agreement, threshold: rule.threshold, screen: rule.screen, gates: rule.gates, summary, gain }
+    Level {
+        agreement: at.agreement,
+        threshold: rule.threshold,
+        vocab: rule.vocab,
+        screen: rule.screen,
+        gates: rule.gates,
+        summary,
+        gain,
+    }
 }
 
 #[cfg(test)]
@@ -52,13 +63,13 @@ mod tests {
         let token = |i: usize| {
             let confidence = [0.2, 0.97][i % 2];
             let at = AtExit { confidence, gate: confidence, is_right: i % 2 == 1 && (i / 2) % 50 != 3 };
-            Token { exits: vec![at], screen: (0.9999, (i * 7) % 2000 != 11) }
+            Token { exits: vec![at], vocab: (0.0, false), screen: (0.9999, (i * 7) % 2000 != 11) }
         };
         (0..n).map(token).collect()
     }
 
     fn cascade() -> Cascade {
-        let costs = Costs { layer: 1.0, output: 8.0, screen: 1.0, heads: vec![0.1], skipped: 0.02 };
+        let costs = Costs { layer: 1.0, output: 8.0, screen: 1.0, check: 1.0, heads: vec![0.1], skipped: 0.02 };
         Cascade { layers: vec![9], n_layer: 20, costs }
     }
 

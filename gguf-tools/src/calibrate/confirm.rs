@@ -237,6 +237,9 @@ fn certified_meta(
     if meta.screen.rank > 0 {
         meta.screen.thresholds = rows.iter().map(|row| row.screen).collect();
     }
+    if let Some(vocab) = &mut meta.vocab {
+        vocab.thresholds = rows.iter().map(|row| row.vocab).collect();
+    }
     let certified = |value: fn(&Certified) -> f64| {
         levels.iter().map(|level| level.certified.as_ref().map_or(0.0, value) as f32).collect()
     };
@@ -307,6 +310,7 @@ pub(super) mod tests {
             head_types: vec![HeadType::Affine],
             head_ranks: vec![0],
             screen: ScreenMeta { rank: 32, shortlist: 16, confidence: map.clone(), thresholds: vec![0.4, 0.8] },
+            vocab: None,
             metric: Metric::Margin,
             confidence: vec![map],
             agreements: vec![0.9, 0.99],

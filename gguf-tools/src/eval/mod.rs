@@ -279,6 +279,7 @@ mod tests {
         let map = ConfidenceMap { metric: vec![0.0, 1.0], agreement: vec![0.0, 1.0] };
         let n = thresholds.len();
         ExitMeta {
+            vocab: None,
             base: Base {
                 name: "tiny".to_string(),
                 sha256: "0".repeat(64),

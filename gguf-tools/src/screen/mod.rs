@@ -61,6 +61,11 @@ impl Screen {
 
     /// The bytes that screening one token reads, without the rows that are rescored.
     pub fn bytes(&self) -> u64 {
-        (2 * self.basis.len() + self.output.len()) as u64
+        self.basis_bytes() + self.output.len() as u64
+    }
+
+    /// The bytes of the basis alone.
+    pub fn basis_bytes(&self) -> u64 {
+        2 * self.basis.len() as u64
     }
 }

@@ -133,6 +133,7 @@ mod tests {
     #[test]
     fn confidences_are_held_against_what_came_true() {
         let token = |i: usize| Token {
+            vocab: (0.0, false),
             exits: vec![AtExit { confidence: [0.5, 0.9][i % 2], gate: 1.0, is_right: i % 4 == 0 || i % 2 == 1 }],
             screen: (0.99, true),
         };

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use offramp::SamplerParams;
 
 use crate::failure::Failure;
+use crate::generation_args::GenerationArgs;
 use crate::model_args::ModelArgs;
 use crate::short_flags;
 
@@ -26,7 +26,7 @@ pub struct Cli {
     pub log: LogArgs,
 }
 
-const AFTER_HELP: &str = "llama.cpp's names are understood too: -ngl -tb -ub -ctk -ctv -sys -fa -hf, and LLAMA_ARG_* in the environment.\n\
+const AFTER_HELP: &str = "llama.cpp's names are understood too: -ngl -tb -ub -ctk -ctv -sys -sysf -jf -st -np -fa -hf, and LLAMA_ARG_* in the environment.\n\
     stdout carries the model's text and nothing else. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
@@ -77,13 +77,9 @@ pub struct LogArgs {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
     pub prompt: PromptArgs,
-    #[command(flatten)]
-    pub generation: GenerationArgs,
     /// Give the text to the model as it is, without the chat template; special tokens in it are recognised
-    #[arg(long, conflicts_with = "system_prompt")]
+    #[arg(long, conflicts_with_all = ["system_prompt", "system_prompt_file"])]
     pub raw: bool,
     /// Print one JSON object a prompt, a line each
     #[arg(long)]
@@ -91,6 +87,10 @@ pub struct RunArgs {
     /// Show where each token left the model: by colour on a terminal, by a mark elsewhere
     #[arg(long, conflicts_with = "json")]
     pub show_exits: bool,
+    #[command(flatten)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// What to generate from: exactly one of these.
@@ -111,23 +111,24 @@ pub struct PromptArgs {
 /// Arguments of `offramp chat`.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// The first turn
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
+    /// A file with the first turn
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
     /// End after one reply [llama.cpp's -st]
     #[arg(long)]
     pub single_turn: bool,
     #[command(flatten)]
     pub generation: GenerationArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// Arguments of `offramp bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// A file with one JSON object a line, as for run; of several turns the first is taken [default: six prompts]
     #[arg(long, value_name = "FILE.jsonl")]
     pub prompts: Option<PathBuf>,
@@ -143,6 +144,8 @@ pub struct BenchArgs {
     /// Print a Markdown table
     #[arg(long)]
     pub markdown: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// Arguments of `offramp inspect`.
@@ -150,110 +153,6 @@ pub struct BenchArgs {
 pub struct InspectArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-}
-
-/// How tokens are picked and when a reply ends; the names and defaults are llama.cpp's.
-#[derive(Debug, Args)]
-pub struct GenerationArgs {
-    /// System prompt
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub system_prompt: Option<String>,
-    /// Most tokens of a reply; -1 goes on until the model ends it or the context is full
-    #[arg(
-        short = 'n',
-        long = "predict",
-        visible_alias = "n-predict",
-        value_name = "N",
-        default_value_t = -1,
-        allow_negative_numbers = true,
-        env = "LLAMA_ARG_N_PREDICT"
-    )]
-    pub n_predict: i64,
-    /// End a reply before this text; may be given several times
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub stop: Vec<String>,
-    /// Go on after the model's own end token
-    #[arg(long)]
-    pub ignore_eos: bool,
-    /// Temperature; 0 always takes the best token, of equals the one with the lowest id
-    #[arg(
-        long,
-        visible_alias = "temperature",
-        value_name = "X",
-        default_value_t = SamplerParams::default().temperature,
-        allow_negative_numbers = true,
-        env = "LLAMA_ARG_TEMPERATURE"
-    )]
-    pub temp: f32,
-    /// Keep the K best tokens; 0 keeps all
-    #[arg(
-        long,
-        value_name = "K",
-        default_value_t = SamplerParams::default().top_k,
-        allow_negative_numbers = true,
-        env = "LLAMA_ARG_TOP_K"
-    )]
-    pub top_k: i32,
-    /// Keep the best tokens up to this probability; 1 keeps all
-    #[arg(long, value_name = "P", default_value_t = SamplerParams::default().top_p, env = "LLAMA_ARG_TOP_P")]
-    pub top_p: f32,
-    /// Keep tokens with at least this share of the best one's probability; 0 keeps all
-    #[arg(long, value_name = "P", default_value_t = SamplerParams::default().min_p, env = "LLAMA_ARG_MIN_P")]
-    pub min_p: f32,
-    /// Penalty on repeated tokens; 1 is none
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = SamplerParams::default().repeat_penalty,
-        env = "LLAMA_ARG_REPEAT_PENALTY"
-    )]
-    pub repeat_penalty: f32,
-    /// How many of the last tokens count as repeated; 0 is none
-    #[arg(long, value_name = "N", default_value_t = SamplerParams::default().repeat_last_n)]
-    pub repeat_last_n: i32,
-    /// Seed of the random numbers: the same seed gives the same text; -1 takes a new one each time
-    #[arg(short, long, value_name = "SEED", default_value_t = -1, allow_negative_numbers = true)]
-    pub seed: i64,
-    /// A GBNF grammar that the reply follows
-    #[arg(long, value_name = "GBNF")]
-    pub grammar: Option<String>,
-    /// A file with such a grammar
-    #[arg(long, value_name = "FILE", conflicts_with = "grammar")]
-    pub grammar_file: Option<PathBuf>,
-}
-
-impl GenerationArgs {
-    /// # Errors
-    /// For a seed that is none, and for a grammar file that cannot be read.
-    pub fn sampler(&self) -> Result<SamplerParams, Failure> {
-        let mut params = SamplerParams::default();
-        params.temperature = self.temp;
-        params.top_k = self.top_k;
-        params.top_p = self.top_p;
-        params.min_p = self.min_p;
-        params.repeat_penalty = self.repeat_penalty;
-        params.repeat_last_n = self.repeat_last_n;
-        params.seed = match self.seed {
-            // llama.cpp's own constant for "random" is 2³²-1; both ways of writing it mean the same.
-            -1 | 0xFFFF_FFFF => None,
-            seed => Some(u32::try_from(seed).map_err(|_| {
-                Failure::usage(format!("--seed is {seed}, but must be between 0 and 4294967294, or -1"))
-            })?),
-        };
-        params.grammar = match &self.grammar_file {
-            Some(path) => Some(crate::prompts::read_text(path)?),
-            None => self.grammar.clone(),
-        };
-        Ok(params)
-    }
-
-    pub fn limits(&self) -> offramp::GenerateParams {
-        let mut params = offramp::GenerateParams::default();
-        params.max_tokens = usize::try_from(self.n_predict).unwrap_or(usize::MAX);
-        params.stop = self.stop.clone();
-        params.ignore_eos = self.ignore_eos;
-        params
-    }
 }
 
 /// # Errors
@@ -292,8 +191,9 @@ mod tests {
     fn llama_cpps_flags_are_understood() {
         let arguments = run_args(
             "run -m a.gguf -p hi -c 512 -t 2 -tb 3 -b 64 -ub 32 -ngl all --temp 0 --top-k 1 --top-p 0.5 --min-p 0.1 \
-             --repeat-penalty 1.1 -s 7 -n 9 -sys be --no-mmap --mlock -fa on -ctk q8_0 -ctv q8_0 -v",
+             --repeat-penalty 1.1 -s 7 -n 9 -sys be --no-mmap --mlock -fa on -ctk q8_0 -ctv q8_0 -j {} -v",
         );
+        assert!(arguments.generation.sampler().unwrap().grammar.is_some_and(|grammar| grammar.contains("root")));
         assert_eq!(arguments.generation.sampler().unwrap().seed, Some(7));
         assert_eq!(arguments.generation.limits().max_tokens, 9);
         let params = arguments.model.session_params(4096);
@@ -324,12 +224,33 @@ mod tests {
 
     #[test]
     fn wrong_usage_is_told_apart() {
-        for line in
-            ["run", "run -p a -f b", "run -p a --raw -sys b", "run -p a -n x", "walk", "run -p a --no-such-flag"]
-        {
+        for line in [
+            "run",
+            "run -p a -f b",
+            "chat -p a -f b",
+            "run -p a --raw -sys b",
+            "run -p a --raw -sysf b",
+            "run -p a -j {} --grammar b",
+            "run -p a -n x",
+            "walk",
+            "run -p a --no-such-flag",
+        ] {
             let outcome = parsed(line);
             assert!(matches!(&outcome, Err(Failure::Arguments(error)) if error.use_stderr()), "{line}: {outcome:?}");
         }
         assert!(run_args("run -p a --seed 99999999999").generation.sampler().is_err());
+        assert!(run_args("run -p a -j nonsense").generation.sampler().is_err());
+    }
+
+    #[test]
+    fn the_help_tells_what_is_about_replies_from_what_is_about_models_and_exits() {
+        for name in ["run", "chat"] {
+            let help = Cli::command().find_subcommand_mut(name).unwrap().render_long_help().to_string();
+            let (own, rest) = help.split_once("Reply:").unwrap();
+            let (reply, rest) = rest.split_once("Model:").unwrap();
+            let (model, exits) = rest.split_once("Early exits:").unwrap();
+            assert!(own.contains("--prompt") && reply.contains("--temp") && model.contains("--ctx-size"), "{help}");
+            assert!(exits.contains("--agreement") && !model.contains("--agreement"), "{help}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use offramp::gguf;
 use crate::failure::Failure;
 use crate::hub::{self, Name};
 use crate::machine;
+use crate::output::tamed;
 
 /// Arguments of `offramp list`.
 #[derive(Debug, Args)]
@@ -35,15 +36,15 @@ pub struct RemoveArgs {
 /// Arguments of `offramp show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// A model as `list` names it, or a GGUF file
+    /// A model as `list` names it, or a GGUF file [default: the model that `make model` fetches]
     #[arg(value_name = "USER/MODEL[:QUANT] | FILE")]
-    pub name: String,
+    pub name: Option<String>,
 }
 
 /// A GGUF file of the cache.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Cached {
-    /// `user/model`.
+    /// `user/model`, or `(default)`.
     pub repo: String,
     /// Name within the repository.
     pub file: String,
@@ -98,10 +99,18 @@ fn matching(models: Vec<Cached>, name: &Name<'_>) -> Vec<Cached> {
     models.into_iter().filter(is_wanted).collect()
 }
 
+/// The model that is taken where none is named, if it is there. It is in no repository, and `rm` does not know it.
+fn default_model() -> Option<Cached> {
+    let path = crate::resolve::model_file(None, None).ok()?;
+    let size = std::fs::metadata(&path).ok()?.len();
+    let file = path.file_name()?.to_string_lossy().into_owned();
+    Some(Cached { repo: "(default)".to_owned(), file, path, size })
+}
+
 /// # Errors
 /// When whoever reads the output has gone.
 pub fn list(arguments: &ListArgs) -> Result<(), Failure> {
-    let models = models();
+    let models: Vec<Cached> = default_model().into_iter().chain(models()).collect();
     let mut out = io::stdout().lock();
     for model in &models {
         if arguments.json {
@@ -162,23 +171,29 @@ fn remove_file(model: &Cached) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The file that is called so: itself, or one of the cache.
+fn file_named(name: &str) -> Result<PathBuf, Failure> {
+    let path = PathBuf::from(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let found = matching(models(), &Name::read(name)?).into_iter().next();
+    found
+        .map(|model| model.path)
+        .ok_or_else(|| Failure::failed(format!("there is no file {name}, and the cache has no model {name}")))
+}
+
 /// # Errors
 /// When there is no such model, or it is no GGUF file that can be read.
 pub fn show(arguments: &ShowArgs) -> Result<(), Failure> {
-    let path = PathBuf::from(&arguments.name);
-    let path = if path.is_file() {
-        path
-    } else {
-        let name = Name::read(&arguments.name)?;
-        let found = matching(models(), &name).into_iter().next();
-        found.map(|model| model.path).ok_or_else(|| {
-            Failure::failed(format!("there is no file {0}, and the cache has no model {0}", arguments.name))
-        })?
+    let path = match &arguments.name {
+        Some(name) => file_named(name)?,
+        None => crate::resolve::model_file(None, None)?,
     };
     let file = gguf::File::open(&path).map_err(offramp::Error::from)?;
     let inner = gguf::exits::base(&file).map_err(offramp::Error::from)?;
     let model = inner.as_ref().unwrap_or(&file);
-    let text = |key: &str| model.str(key).ok().flatten().unwrap_or("-");
+    let text = |key: &str| tamed(model.str(key).ok().flatten().unwrap_or("-"));
     let architecture = text("general.architecture");
     let number = |key: &str| {
         let value = model.get(&format!("{architecture}.{key}")).and_then(|value| value.as_u64());

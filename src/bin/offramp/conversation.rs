@@ -88,8 +88,7 @@ impl Conversation {
     /// that is reused differs in its last bits, and a reply must not depend on the conversations before.
     pub fn restart(&mut self) {
         self.session.clear();
-        self.messages = self.settings.system.iter().map(|system| Message::new("system", system)).collect();
-        self.plain = self.settings.system.iter().map(|system| format!("{system}\n\n")).collect();
+        (self.messages, self.plain) = beginning(&self.settings);
         self.past.clear();
     }
 
@@ -189,13 +188,25 @@ impl Conversation {
     /// # Errors
     /// When the template refuses the conversation.
     pub fn prompt(&self, turn: &str) -> Result<(String, Vec<Token>), Failure> {
+        self.render(&self.plain, self.messages.clone(), turn)
+    }
+
+    /// How many tokens `turn` would be in a conversation of its own, system prompt included.
+    ///
+    /// # Errors
+    /// As [`Conversation::prompt`].
+    pub fn tokens_alone(&self, turn: &str) -> Result<usize, Failure> {
+        let (messages, plain) = beginning(&self.settings);
+        Ok(self.render(&plain, messages, turn)?.1.len())
+    }
+
+    fn render(&self, plain: &str, mut messages: Vec<Message>, turn: &str) -> Result<(String, Vec<Token>), Failure> {
         let vocab = self.session.model().vocab();
         let Some(template) = &self.template else {
-            let text = format!("{}{turn}", self.plain);
+            let text = format!("{plain}{turn}");
             let tokens = vocab.tokenize(&text, true, true)?;
             return Ok((text, tokens));
         };
-        let mut messages = self.messages.clone();
         messages.push(Message::new("user", turn));
         let text = template.render(&messages, true).map_err(Failure::failed)?;
         // Templates write out the token that the tokenizer adds by itself; a model must not see it twice.
@@ -208,8 +219,8 @@ impl Conversation {
         let mut sampler = Sampler::new(self.session.model(), &self.settings.sampler)?;
         let _cancels = interrupt::cancels(&self.session.cancel_handle());
         let bar = progress::reading(tokens.len());
-        let report = self.session.set_prompt(tokens, &mut |done| bar.set_position(done.done as u64));
-        bar.finish_and_clear();
+        let report = self.session.set_prompt(tokens, &mut |done| bar.advance(done.done));
+        drop(bar);
         let report = report?;
         let mut reply = Reply {
             prompt_text,
@@ -234,6 +245,12 @@ impl Conversation {
         reply.generation = Some(generation);
         Ok(reply)
     }
+}
+
+/// What a conversation begins with: the system prompt, as a message and as text.
+fn beginning(settings: &Settings) -> (Vec<Message>, String) {
+    let messages = settings.system.iter().map(|system| Message::new("system", system)).collect();
+    (messages, settings.system.iter().map(|system| format!("{system}\n\n")).collect())
 }
 
 /// The model's chat template; `None` if it has none.

@@ -2,13 +2,14 @@
 //! memory is read, because a small model's tokens come no faster than its weights can be read.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use clap::Args;
 use offramp::SessionParams;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::{inspect, machine, model_args};
+use crate::{inspect, machine, model_args, throttle};
 
 /// Arguments of `offramp doctor`.
 #[derive(Debug, Args)]
@@ -66,10 +67,11 @@ fn examine() -> Report {
     let best = bandwidth.iter().map(|(_, bytes)| *bytes).reduce(f64::max);
     let cpu_features: Vec<String> = offramp::cpu_features();
     let devices = offramp::devices().into_iter();
-    let devices = devices.map(|device| format!("{} ({}, {})", device.name, device.description, device.kind)).collect();
+    let devices = devices.map(|device| format!("{}, {}", device.name, device.description)).collect();
     let params = model_args::default_session_params();
     let models = models(&params, memory_available, best);
     let mut problems = problems(&cpu_features, memory_available, &models);
+    problems.extend(throttle::problems(Path::new("/sys")));
     let load = machine::load();
     if load > hardware_threads as f64 {
         problems.push(format!(
@@ -154,9 +156,10 @@ fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
         writeln!(out, "device: {device}")?;
     }
     for model in &report.models {
-        let speed = model.at_most.map_or_else(String::new, |speed| format!(", at most {speed:.0} tokens/s"));
+        let speed = |speed| format!("; reading all its weights for each token allows {speed:.0} tokens/s");
+        let speed = model.at_most.map_or_else(String::new, speed);
         let fits = if model.fits { "fits" } else { "does not fit" };
-        writeln!(out, "model: {}: needs {}, {fits}{speed}", model.name, machine::size(model.needs))?;
+        writeln!(out, "model: {}: needs about {}, {fits}{speed}", model.name, machine::size(model.needs))?;
     }
     for problem in &report.problems {
         writeln!(out, "problem: {problem}")?;

@@ -6,7 +6,7 @@ use offramp::Model;
 
 use crate::args::InspectArgs;
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::{interrupt, output};
 
 /// What build.rs found out, by name.
 const BUILD: &[(&str, &str)] = &[
@@ -30,7 +30,7 @@ const FEATURES: &[(&str, bool)] = &[
 /// # Errors
 /// When the model does not load, or whoever reads the output has gone.
 pub fn inspect(arguments: &InspectArgs) -> Result<(), Failure> {
-    interrupt::install(|| std::process::exit(130))?;
+    interrupt::install(interrupt::leave)?;
     let model = arguments.model.load()?;
     let support = model.gate_support()?.to_string();
     let mut out = io::stdout().lock();
@@ -46,7 +46,7 @@ fn write_info(out: &mut impl Write, model: &Model) -> io::Result<()> {
     let info = model.info();
     writeln!(out, "file: {}", info.path.display())?;
     if let Some(name) = &info.name {
-        writeln!(out, "name: {name}")?;
+        writeln!(out, "name: {}", output::tamed(name))?;
     }
     writeln!(out, "architecture: {} ({})", info.architecture, info.description)?;
     writeln!(out, "weights: {} in {} MiB", info.n_params, info.size >> 20)?;
@@ -63,7 +63,28 @@ fn write_info(out: &mut impl Write, model: &Model) -> io::Result<()> {
         _ => "K/V cache",
     };
     writeln!(out, "memory: {memory}")?;
-    writeln!(out, "chat template: {}", if model.chat_template().is_some() { "yes" } else { "none" })
+    writeln!(out, "chat template: {}", if model.chat_template().is_some() { "yes" } else { "none" })?;
+    write_heads(out, model)
+}
+
+/// Where tokens can leave, and for which agreements they do.
+fn write_heads(out: &mut impl Write, model: &Model) -> io::Result<()> {
+    if !model.has_heads() {
+        return writeln!(out, "exit heads: none");
+    }
+    let n_layer = model.info().n_layer;
+    let blocks: Vec<String> = model.exit_layers().iter().map(|il| (il + 1).to_string()).collect();
+    let after =
+        if blocks.is_empty() { "none".to_owned() } else { format!("after {} of {n_layer} blocks", blocks.join(", ")) };
+    writeln!(out, "exit heads: {after}, and a screen of the output matrix")?;
+    let levels = model.exit_levels();
+    for (level, exits) in &levels {
+        writeln!(out, "  agreement {level}: {}", if *exits { "certified" } else { "not certified, nothing exits" })?;
+    }
+    if levels.is_empty() {
+        writeln!(out, "  never calibrated, nothing exits")?;
+    }
+    Ok(())
 }
 
 /// Features that this was built with.

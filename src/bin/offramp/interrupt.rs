@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock};
 use offramp::CancelHandle;
 
 use crate::failure::Failure;
+use crate::terminal;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 static RUNNING: OnceLock<Mutex<Option<CancelHandle>>> = OnceLock::new();
@@ -20,7 +21,7 @@ const INTERRUPTED: i32 = 130;
 pub fn install(when_idle: impl Fn() + Send + 'static) -> Result<(), Failure> {
     let handler = move || {
         if REQUESTED.swap(true, Ordering::SeqCst) {
-            std::process::exit(INTERRUPTED);
+            leave();
         }
         match running().lock() {
             Ok(running) if running.is_some() => running.iter().for_each(CancelHandle::cancel),
@@ -28,6 +29,12 @@ pub fn install(when_idle: impl Fn() + Send + 'static) -> Result<(), Failure> {
         }
     };
     ctrlc::set_handler(handler).map_err(|error| Failure::failed(format!("cannot catch Ctrl-C: {error}")))
+}
+
+/// Ends the program as one that was interrupted, with the terminal as it was.
+pub fn leave() {
+    terminal::restore();
+    std::process::exit(INTERRUPTED);
 }
 
 /// True since Ctrl-C was pressed, until [`forget`].

@@ -19,14 +19,9 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// Bytes of memory: all of it, and what can be had without swapping.
+/// Bytes of memory: all of it, and what can be had without swapping; zeros where the system does not tell.
 pub fn memory() -> (u64, u64) {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    let limits = system.cgroup_limits();
-    let total = limits.as_ref().map_or(system.total_memory(), |limits| limits.total_memory.min(system.total_memory()));
-    let free = limits.map_or(system.available_memory(), |limits| limits.free_memory.min(system.available_memory()));
-    (total, free)
+    offramp::system_memory().unwrap_or_default()
 }
 
 /// Bytes of memory that can be had without swapping, if the system tells.

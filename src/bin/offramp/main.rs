@@ -10,6 +10,7 @@ mod chat;
 mod conversation;
 mod doctor;
 mod failure;
+mod generation_args;
 #[cfg(feature = "hf")]
 mod hub;
 mod inspect;
@@ -19,6 +20,7 @@ mod machine;
 mod manual;
 mod marks;
 mod model_args;
+mod modes;
 mod output;
 mod progress;
 mod prompts;
@@ -30,7 +32,9 @@ mod run;
 mod serve;
 mod short_flags;
 mod style;
+mod terminal;
 mod thinking;
+mod throttle;
 
 use args::{Cli, Command};
 use failure::Failure;

@@ -1,19 +1,33 @@
 //! Which model, and how it is loaded: arguments that every command with a model shares.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use offramp::{
     CacheType, Error, Exits, FlashAttn, GpuLayers, Kv, Lookup, Model, ModelParams, Policy, Rescorer, Session,
     SessionParams,
 };
 
 use crate::failure::Failure;
+use crate::modes::Modes;
 use crate::{interrupt, progress, resolve};
 
 /// Tokens of context when none are asked for, unless the model was trained with fewer. The whole context of a model of
 /// today takes gigabytes of K/V cache.
 const DEFAULT_CTX: u32 = 8192;
+
+/// Where the help puts what is about early exits.
+const EXITS: &str = "Early exits";
+
+/// Reads one of these names; shells complete them, and the help lists them.
+fn one_of<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = Error> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
+}
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
@@ -30,29 +44,68 @@ pub struct ModelArgs {
     #[arg(long, hide = true)]
     pub hf_repo: Option<String>,
     /// A file with exit heads for the model; a merged model has them inside
-    #[arg(long, value_name = "FILE", env = "OFFRAMP_HEADS")]
+    #[arg(help_heading = EXITS, long, value_name = "FILE", env = "OFFRAMP_HEADS")]
     pub heads: Option<PathBuf>,
     /// Whether tokens may leave the model early: off, calibrated (off without heads) or exact, where drafts are verified
     /// and the text is that of off [default: calibrated]; bench takes several, with commas [default: calibrated,exact]
-    #[arg(long, value_name = "MODE", value_delimiter = ',', env = "OFFRAMP_EXITS")]
+    #[arg(
+        help_heading = EXITS,
+        long,
+        value_name = "MODE",
+        value_delimiter = ',',
+        env = "OFFRAMP_EXITS",
+        value_parser = one_of::<Exits>(&["off", "calibrated", "exact"])
+    )]
     pub exits: Vec<Exits>,
     /// Share of tokens that equal the full model's, for --exits calibrated
-    #[arg(long, value_name = "SHARE", default_value_t = 0.99, env = "OFFRAMP_AGREEMENT")]
+    #[arg(
+        help_heading = EXITS,
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.99,
+        env = "OFFRAMP_AGREEMENT"
+    )]
     pub agreement: f32,
     /// Where the K/V of skipped blocks come from: auto, predict, catch-up or propagate; bench takes several, with commas
-    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "auto", env = "OFFRAMP_KV")]
+    #[arg(
+        help_heading = EXITS,
+        long,
+        value_name = "HOW",
+        value_delimiter = ',',
+        default_value = "auto",
+        env = "OFFRAMP_KV",
+        value_parser = one_of::<Kv>(&["auto", "predict", "catch-up", "propagate"])
+    )]
     pub kv: Vec<Kv>,
     /// Most tokens of a batch that catches up on skipped blocks
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
+    #[arg(
+        help_heading = EXITS,
+        long,
+        value_name = "N",
+        default_value_t = 8,
+        value_parser = clap::value_parser!(u32).range(2..=64)
+    )]
     pub max_pending: u32,
     /// Let no token leave after a block below this one
-    #[arg(long, value_name = "LAYER", default_value_t = 0)]
+    #[arg(help_heading = EXITS, long, value_name = "LAYER", default_value_t = 0)]
     pub min_exit_layer: u32,
     /// Whether --exits exact drafts from the text itself: off or auto
-    #[arg(long, value_name = "WHEN", default_value_t = Lookup::Auto)]
+    #[arg(
+        help_heading = EXITS,
+        long,
+        value_name = "WHEN",
+        default_value_t = Lookup::Auto,
+        value_parser = one_of::<Lookup>(&["off", "auto"])
+    )]
     pub lookup: Lookup,
     /// Which checks are made: auto (those that pay here) or always
-    #[arg(long, value_name = "WHICH", default_value_t = Policy::Auto)]
+    #[arg(
+        help_heading = EXITS,
+        long,
+        value_name = "WHICH",
+        default_value_t = Policy::Auto,
+        value_parser = one_of::<Policy>(&["auto", "always"])
+    )]
     pub policy: Policy,
     /// Where the context is full, forget the older half of the text and go on
     #[arg(long, env = "LLAMA_ARG_CONTEXT_SHIFT")]
@@ -139,6 +192,11 @@ impl ModelArgs {
         params.lookup = self.lookup;
         params.context_shift = self.context_shift;
         params
+    }
+
+    /// How tokens may leave early; of several modes the first.
+    pub fn modes(&self) -> Modes {
+        Modes { exits: self.exits.first().copied().unwrap_or_default(), agreement: self.agreement }
     }
 
     /// Finds the model's file and loads it, with progress on a terminal.

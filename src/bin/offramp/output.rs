@@ -1,5 +1,6 @@
 //! What the user sees: the model's text on stdout, or one JSON object a prompt; everything about it on stderr.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::time::Duration;
 
@@ -49,6 +50,28 @@ impl TextOutput {
         }
         Ok(())
     }
+}
+
+/// Text of a model or of its file, as stdout gets it: unchanged, except that a terminal must not obey what a stranger wrote.
+pub fn for_stdout(text: &str) -> Cow<'_, str> {
+    if io::stdout().is_terminal() { tamed(text) } else { text.into() }
+}
+
+/// `text` with its control characters made visible, but for line breaks and tabs: a terminal would take them for commands,
+/// which can change what it shows, its title, or the clipboard.
+pub fn tamed(text: &str) -> Cow<'_, str> {
+    let is_command = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(is_command) {
+        return text.into();
+    }
+    let visible = |c: char| match u32::from(c) {
+        _ if !is_command(c) => c,
+        0x7F => '\u{2421}',
+        // Unicode has pictures of the first 32, from here on.
+        code @ 0..0x20 => char::from_u32(0x2400 + code).unwrap_or(char::REPLACEMENT_CHARACTER),
+        _ => char::REPLACEMENT_CHARACTER,
+    };
+    text.chars().filter(|c| *c != '\r').map(visible).collect::<String>().into()
 }
 
 /// How long things took. Rates are null where nothing was done.
@@ -152,14 +175,15 @@ pub fn write_record(id: &Value, replies: &[Reply], timings: Timings) -> Result<(
     Ok(())
 }
 
-/// One line on stderr about the model.
-pub fn announce(session: &Session) {
+/// Two lines on stderr: what the model is, and what its text is made with.
+pub fn announce(session: &Session, exits: &str) {
     let model: &Model = session.model();
     let info = model.info();
     let name =
         info.name.clone().unwrap_or_else(|| info.path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    let name = tamed(&name);
     eprintln!(
-        "offramp: {name} ({}), {} layers, {} MiB, context {} tokens",
+        "offramp: {name} ({}), {} layers, {} MiB\nofframp: context {} tokens, {exits}",
         info.description,
         info.n_layer,
         info.size >> 20,
@@ -170,4 +194,15 @@ pub fn announce(session: &Session) {
 /// Says on stderr that a reply ended because nothing more fits.
 pub fn report_full_context(session: &Session) {
     eprintln!("offramp: the context of {} tokens is full; raise it with -c, or start over", session.n_ctx());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_no_commands_from_a_model() {
+        assert_eq!(tamed("a\tb\n\u{e9} \u{1f31f}"), "a\tb\n\u{e9} \u{1f31f}");
+        assert_eq!(tamed("\x1b]52;c;eA==\x07\x7f\u{9b}2J\r\n"), "\u{241b}]52;c;eA==\u{2407}\u{2421}\u{fffd}2J\n");
+    }
 }

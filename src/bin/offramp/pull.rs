@@ -53,7 +53,7 @@ struct Lfs {
 /// # Errors
 /// When the hub does not answer or does not have the model, when it does not fit, and when what came is not what was sent.
 pub fn pull(arguments: &PullArgs) -> Result<(), Failure> {
-    interrupt::install(|| std::process::exit(130))?;
+    interrupt::install(interrupt::leave)?;
     let name = Name::read(&arguments.name)?;
     let api = ApiBuilder::from_env().with_retries(3).build().map_err(Failure::failed)?;
     let remote = api.model(name.repo.to_owned());
@@ -102,7 +102,7 @@ fn check_room(
     let memory = machine::available_memory();
     let told = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), machine::size);
     eprintln!(
-        "offramp: {}: {} to fetch of {} ({} free on the disk); in memory its weights take {} and the context comes on top ({} available)",
+        "offramp: {}: {} to fetch of {} ({} free on the disk)\nofframp: in memory its weights take {}, the context comes on top ({} available)",
         name.repo,
         machine::size(to_fetch),
         machine::size(size),

@@ -5,7 +5,7 @@ use std::time::Instant;
 use offramp::StopReason;
 
 use crate::args::RunArgs;
-use crate::conversation::{Conversation, Reply, Settings};
+use crate::conversation::{Conversation, Reply};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::marks::Marks;
@@ -16,17 +16,13 @@ use crate::prompts::{self, Prompt};
 /// When a prompt cannot be read or answered, and when the user interrupts; what was generated until then has been written.
 pub fn run(arguments: &RunArgs) -> Result<(), Failure> {
     let prompts = prompts::read(&arguments.prompt)?;
-    let settings = Settings {
-        sampler: arguments.generation.sampler()?,
-        limits: arguments.generation.limits(),
-        system: arguments.generation.system_prompt.clone(),
-    };
+    let settings = arguments.generation.settings()?;
     interrupt::install(|| {})?;
     let start = Instant::now();
     let model = arguments.model.load()?;
     let session = arguments.model.open_session(&model)?;
     let load = start.elapsed();
-    output::announce(&session);
+    output::announce(&session, &arguments.model.modes().told_briefly(&model));
     let mut conversation = Conversation::new(session, settings, arguments.raw)?;
     if !arguments.raw && !conversation.has_template() {
         eprintln!("offramp: this model has no chat template, the text is given to it as it is");
@@ -66,8 +62,8 @@ fn answer(
         let mut text = TextOutput::new();
         let reply = conversation.reply(turn, &mut |piece, exit| match marks {
             _ if json => Ok(()),
-            Some(marks) => text.show(&marks.mark(piece, exit)),
-            None => text.show(piece),
+            Some(marks) => text.show(&marks.mark(&output::for_stdout(piece), exit)),
+            None => text.show(&output::for_stdout(piece)),
         })?;
         text.end()?;
         if reply.generation.as_ref().is_some_and(|made| made.context_full) {

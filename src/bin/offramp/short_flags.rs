@@ -11,6 +11,8 @@ const SPELLED_OUT: &[(&str, &str)] = &[
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-sys", "--system-prompt"),
+    ("-sysf", "--system-prompt-file"),
+    ("-jf", "--json-schema-file"),
     ("-fa", "--flash-attn"),
     ("-st", "--single-turn"),
     ("-np", "--parallel"),

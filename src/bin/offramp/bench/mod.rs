@@ -60,7 +60,8 @@ pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
         modes.push(open(arguments, &model, exits, kv, &prompts)?);
     }
     if let Some(mode) = modes.first() {
-        output::announce(&mode.session);
+        let names: Vec<String> = modes.iter().map(|mode| mode.exits.to_string()).collect();
+        output::announce(&mode.session, &format!("exits {}", names.join(", ")));
     }
     let mut rescorer = arguments.model.open_rescorer(&model)?;
     let n = arguments.n_predict;

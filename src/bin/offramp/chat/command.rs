@@ -51,14 +51,14 @@ const COMMANDS: &[(&str, &str, &str)] = &[
     ("/regen", "", "make the last reply again"),
     ("/undo", "", "take the last turn and its reply back"),
     ("/system", "[TEXT]", "set the system prompt, or remove it"),
-    ("/set", "[NAME VALUE]", "change a setting, or show all of them"),
+    ("/set", "[NAME VALUE]", "change a setting, or show all"),
     ("/show", "system|model|template|settings", "show what is set"),
-    ("/read", "FILE", "put a text file before your next message"),
-    ("/save", "FILE", "save the conversation, cache included"),
+    ("/read", "FILE", "put a file before your next message"),
+    ("/save", "FILE", "save the chat, cache included"),
     ("/load", "FILE", "go on with a saved one"),
-    ("/stats", "", "show the figures of the last reply and of the chat"),
+    ("/stats", "", "figures of the last reply and chat"),
     ("/context", "", "show how full the context is"),
-    ("/exits", "[off|calibrated|exact|SHARE|show]", "how tokens may leave early; show colours the last reply"),
+    ("/exits", "[off|calibrated|exact|SHARE|show]", "set, or show, how tokens leave early"),
 ];
 
 /// Other names of commands.
@@ -132,15 +132,15 @@ impl Command {
 pub fn help() -> String {
     let mut text = String::new();
     for (name, arguments, what) in COMMANDS {
-        text.push_str(&format!("{:<44} {what}\n", format!("{name} {arguments}")));
+        text.push_str(&format!("{:<41} {what}\n", format!("{name} {arguments}")));
     }
-    text + "A message of several lines goes between \"\"\" and \"\"\". Tab completes commands, settings and file names.\n\
-            Ctrl-C stops a reply and keeps what there is of it; pressed twice at the prompt it leaves, as Ctrl-D does."
+    text + "Lines between \"\"\" and \"\"\" are one message. Tab completes commands and file names.\n\
+            Ctrl-C stops a reply and keeps what there is of it; two at the prompt leave."
 }
 
 /// What could stand in place of the last word of `line`: each with what it does, where that is known.
 pub fn completions(line: &str) -> Vec<(String, Option<&'static str>)> {
-    let Some((name, rest)) = line.split_once(char::is_whitespace) else {
+    let Some((name, rest)) = line.split_once(char::is_whitespace).map(|(name, rest)| (name, rest.trim_start())) else {
         let known = COMMANDS.iter().filter(|(name, ..)| line.starts_with('/') && name.starts_with(line));
         return known.map(|(name, _, what)| ((*name).to_owned(), Some(*what))).collect();
     };
@@ -211,6 +211,14 @@ mod tests {
         let names: Vec<String> = completions("/set top").into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["top-k", "top-p"]);
         assert!(completions("hello").is_empty());
+        assert_eq!(completions("/set  te"), completions("/set te"), "blanks between do no harm");
+    }
+
+    #[test]
+    fn the_help_fits_on_a_narrow_terminal() {
+        for line in help().lines() {
+            assert!(line.chars().count() < 80, "{line}");
+        }
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use offramp::measure::Depths;
-use offramp::{Generation, Session};
+use offramp::{ExitPoint, Generation, Session};
 
 use crate::conversation::Reply;
 use crate::marks::Marks;
+use crate::output;
 
 /// Columns of the longest bar.
 const BAR: usize = 40;
@@ -37,18 +38,23 @@ impl Totals {
     /// What `/stats` prints of the whole chat.
     pub fn text(&self, n_layer: u32) -> String {
         let mut text = format!(
-            "chat: {} replies of {} tokens ({}), {} prompt tokens ({})",
-            self.n_replies,
-            self.n_tokens,
+            "chat: {}, {} ({}), {} ({})",
+            count(self.n_replies, "reply", "replies"),
+            count(self.n_tokens, "token", "tokens"),
             rate(self.n_tokens, self.decode),
-            self.n_prompt,
+            count(self.n_prompt, "prompt token", "prompt tokens"),
             rate(self.n_prompt, self.prompt),
         );
         if let Some(mean) = self.depths.mean(n_layer) {
-            text.push_str(&format!("; mean depth {mean:.1} of {n_layer}"));
+            text.push_str(&format!(", mean depth {mean:.1}"));
         }
         text
     }
+}
+
+/// `n` of what `one` names, or `many` where it is not one.
+pub fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
 }
 
 fn rate(n: usize, time: Duration) -> String {
@@ -59,7 +65,7 @@ fn rate(n: usize, time: Duration) -> String {
 pub fn line(made: &Generation, session: &Session) -> String {
     let n_layer = session.model().info().n_layer;
     let n = made.tokens.len();
-    let mut parts = vec![format!("{n} tokens"), rate(n, made.elapsed).replace("/s", " tokens/s")];
+    let mut parts = vec![count(n, "token", "tokens"), rate(n, made.elapsed).replace("/s", " tokens/s")];
     let depths = Depths::of(&made.exits);
     let has_left = depths.full < depths.n_tokens() || made.n_drafted > 0;
     // The first token's logits come with the prompt.
@@ -94,22 +100,27 @@ pub fn exits(made: &Generation, session: &Session, marks: Marks) -> String {
         if std::str::from_utf8(&bytes).is_err_and(|error| error.error_len().is_none()) {
             continue;
         }
-        text.push_str(&marks.mark(&String::from_utf8_lossy(&bytes), *exit));
+        text.push_str(&marks.mark(&output::for_stdout(&String::from_utf8_lossy(&bytes)), *exit));
         bytes.clear();
     }
-    text.push('\n');
-    text.push_str(&histogram(&Depths::of(&made.exits), session.model().info().n_layer));
+    text.push_str("\n\n");
+    text.push_str(&histogram(&Depths::of(&made.exits), session.model().info().n_layer, marks));
     text
 }
 
-fn histogram(depths: &Depths, n_layer: u32) -> String {
-    let rows = depths.rows();
-    let most = rows.iter().map(|(_, n)| *n).max().unwrap_or(1).max(1);
+/// A row for each exit that was taken, its bar in the colour of its tokens, so that it explains the colours too.
+fn histogram(depths: &Depths, n_layer: u32, marks: Marks) -> String {
+    let layers = depths.layers.iter().map(|(il, n)| {
+        let name = format!("{} of {n_layer} blocks", il + 1);
+        (name, *n, Some(ExitPoint::Layer(*il)))
+    });
+    let rest = [("screen".to_owned(), depths.screen, Some(ExitPoint::Screen)), ("full".to_owned(), depths.full, None)];
+    let rows: Vec<_> = layers.chain(rest).filter(|(_, n, _)| *n > 0).collect();
+    let most = rows.iter().map(|(_, n, _)| *n).max().unwrap_or(1).max(1);
     let all = depths.n_tokens().max(1);
     let mut text = String::new();
-    for (name, n) in rows {
-        let name = name.parse::<u32>().map_or(name, |il| format!("block {} of {n_layer}", il + 1));
-        let bar = "#".repeat((n * BAR).div_ceil(most));
+    for (name, n, exit) in rows {
+        let bar = marks.paint(&"#".repeat((n * BAR).div_ceil(most)), exit);
         text.push_str(&format!("{name:>16} {n:>5} {:>4.0} % {bar}\n", 100.0 * n as f64 / all as f64));
     }
     text
@@ -118,14 +129,13 @@ fn histogram(depths: &Depths, n_layer: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use offramp::ExitPoint;
 
     #[test]
     fn a_histogram_has_a_row_for_each_exit_that_was_taken() {
         let exits = [None, None, Some(ExitPoint::Layer(9)), Some(ExitPoint::Screen)];
-        let text = histogram(&Depths::of(&exits), 30);
+        let text = histogram(&Depths::of(&exits), 30, Marks::plain(30));
         let rows: Vec<&str> = text.lines().map(str::trim).collect();
-        assert!(rows[0].starts_with("block 10 of 30") && rows[0].ends_with(&"#".repeat(20)), "{text}");
+        assert!(rows[0].starts_with("10 of 30 blocks") && rows[0].ends_with(&"#".repeat(20)), "{text}");
         assert!(rows[1].starts_with("screen") && rows[2].starts_with("full"), "{text}");
         assert!(rows[2].contains("50 %") && rows[2].ends_with(&"#".repeat(40)), "{text}");
     }

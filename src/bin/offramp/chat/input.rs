@@ -6,11 +6,13 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use reedline::{
-    ColumnarMenu, Completer, Emacs, FileBackedHistory, KeyCode, KeyModifiers, MenuBuilder, Prompt, PromptEditMode,
-    PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, Span, Suggestion, ValidationResult, Validator,
-    default_emacs_keybindings,
+    ColumnarMenu, Completer, Emacs, FileBackedHistory, Highlighter, KeyCode, KeyModifiers, MenuBuilder, Prompt,
+    PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, SimpleMatchHighlighter, Span,
+    StyledText, Suggestion, ValidationResult, Validator, default_emacs_keybindings,
 };
 
 use super::command;
@@ -24,7 +26,7 @@ const MENU: &str = "completions";
 
 /// Where turns come from.
 pub enum Input {
-    Editor(Box<Reedline>),
+    Editor(Box<Editor>),
     Pipe,
 }
 
@@ -32,7 +34,7 @@ impl Input {
     pub fn new() -> Self {
         // The editor draws on stderr, so that stdout stays the model's alone.
         if io::stdin().is_terminal() && io::stderr().is_terminal() {
-            Self::Editor(Box::new(editor()))
+            Self::Editor(Box::new(Editor::new()))
         } else {
             Self::Pipe
         }
@@ -49,43 +51,70 @@ impl Input {
     pub fn next_turn(&mut self) -> Result<Option<String>, Failure> {
         match self {
             Self::Editor(editor) => {
-                let line = read_line(editor, "> ")?;
+                let line = editor.read_line()?;
                 Ok(line.map(|line| unquoted(&line).to_owned()))
             }
             Self::Pipe => from_pipe(&mut io::stdin().lock()),
         }
     }
 
-    /// The answer to a question; empty from a pipe and for Ctrl-D.
+    /// The answer to a question, which is no part of the history; empty from a pipe and for Ctrl-C and Ctrl-D.
     ///
     /// # Errors
-    /// As [`Input::next_turn`].
+    /// When the terminal cannot be read.
     pub fn ask(&mut self, question: &str) -> Result<String, Failure> {
-        match self {
-            Self::Editor(editor) => Ok(read_line(editor, question)?.unwrap_or_default().trim().to_owned()),
-            Self::Pipe => Ok(String::new()),
+        if !self.is_terminal() {
+            return Ok(String::new());
+        }
+        let mut editor = Reedline::create().with_ansi_colors(style::is_coloured());
+        match editor.read_line(&Mark(question)) {
+            Ok(Signal::Success(answer)) => Ok(answer.trim().to_owned()),
+            Ok(_) => Ok(String::new()),
+            Err(error) => Err(unreadable(&error)),
         }
     }
 }
 
-fn read_line(editor: &mut Reedline, mark: &str) -> Result<Option<String>, Failure> {
-    let mut pressed = false;
-    loop {
-        match editor.read_line(&Mark(mark)) {
-            Ok(Signal::Success(line)) => {
-                // Now, not at the end: a chat may end by a signal. A history that cannot be written is no reason to stop.
-                let _ = editor.sync_history();
-                return Ok(Some(line));
+/// The line editor.
+pub struct Editor {
+    editor: Reedline,
+    /// Whether there was something on the line when it was last drawn.
+    has_text: Arc<AtomicBool>,
+}
+
+impl Editor {
+    fn new() -> Self {
+        let has_text = Arc::new(AtomicBool::new(false));
+        Self { editor: editor(&has_text), has_text }
+    }
+
+    /// A turn, or `None` for Ctrl-D. Ctrl-C on a line with text clears it; two on empty ones in a row are an interruption.
+    fn read_line(&mut self) -> Result<Option<String>, Failure> {
+        let mut pressed = false;
+        loop {
+            self.has_text.store(false, Ordering::Relaxed);
+            match self.editor.read_line(&Mark("> ")) {
+                Ok(Signal::Success(line)) => {
+                    // Now, not at the end: a chat may end by a signal. A history that cannot be written is no reason to
+                    // stop.
+                    let _ = self.editor.sync_history();
+                    return Ok(Some(line));
+                }
+                Ok(Signal::CtrlC) if self.has_text.load(Ordering::Relaxed) => pressed = false,
+                Ok(Signal::CtrlC) if pressed => return Err(Failure::Interrupted),
+                Ok(Signal::CtrlC) => {
+                    pressed = true;
+                    eprintln!("{}", style::dim("Ctrl-C again, Ctrl-D or /exit leaves"));
+                }
+                Ok(Signal::CtrlD) => return Ok(None),
+                Err(error) => return Err(unreadable(&error)),
             }
-            Ok(Signal::CtrlC) if pressed => return Err(Failure::Interrupted),
-            Ok(Signal::CtrlC) => {
-                pressed = true;
-                eprintln!("{}", style::dim("Ctrl-C again, Ctrl-D or /exit leaves"));
-            }
-            Ok(Signal::CtrlD) => return Ok(None),
-            Err(error) => return Err(Failure::failed(format!("cannot read from the terminal: {error}"))),
         }
     }
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> Failure {
+    Failure::failed(format!("cannot read from the terminal: {error}"))
 }
 
 /// A line, or all lines up to the closing quotes.
@@ -114,15 +143,19 @@ fn unquoted(text: &str) -> &str {
     inner.map_or(text, |inner| inner.trim_matches(['\r', '\n']))
 }
 
-fn editor() -> Reedline {
+fn editor(has_text: &Arc<AtomicBool>) -> Reedline {
     let mut keys = default_emacs_keybindings();
     let complete = ReedlineEvent::UntilFound(vec![ReedlineEvent::Menu(MENU.to_owned()), ReedlineEvent::MenuNext]);
     keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, complete);
-    let menu = ColumnarMenu::default().with_name(MENU).with_columns(1);
+    let menu = ColumnarMenu::default().with_name(MENU).with_columns(1).with_marker("");
     let editor = Reedline::create()
         .use_bracketed_paste(true)
         .with_ansi_colors(style::is_coloured())
         .with_edit_mode(Box::new(Emacs::new(keys)))
+        .with_highlighter(Box::new(AsTyped {
+            has_text: Arc::clone(has_text),
+            plain: SimpleMatchHighlighter::default(),
+        }))
         .with_completer(Box::new(Words))
         .with_quick_completions(true)
         .with_partial_completions(true)
@@ -167,13 +200,26 @@ fn history(path: &Path) -> Result<FileBackedHistory, String> {
     FileBackedHistory::with_file(HISTORY, path.to_owned()).map_err(|error| cannot("read", &error))
 }
 
+/// Shows a line in the terminal's own colour, which is readable on any ground, and notes whether there is one.
+struct AsTyped {
+    has_text: Arc<AtomicBool>,
+    plain: SimpleMatchHighlighter,
+}
+
+impl Highlighter for AsTyped {
+    fn highlight(&self, line: &str, cursor: usize) -> StyledText {
+        self.has_text.store(!line.is_empty(), Ordering::Relaxed);
+        self.plain.highlight(line, cursor)
+    }
+}
+
 /// Completes commands.
 struct Words;
 
 impl Completer for Words {
     fn complete(&mut self, line: &str, position: usize) -> Vec<Suggestion> {
         let line = &line[..position];
-        let start = line.find(char::is_whitespace).map_or(0, |at| at + 1);
+        let start = line.find(char::is_whitespace).map_or(0, |at| line.len() - line[at..].trim_start().len());
         command::completions(line)
             .into_iter()
             .map(|(value, what)| Suggestion {

@@ -3,60 +3,58 @@
 
 use std::path::Path;
 
-use offramp::{Generation, Model, StopReason};
+use offramp::{Generation, Model};
 
 mod command;
 mod figures;
 mod input;
+mod reply;
 mod saved;
 mod settings;
+mod thoughts;
 
 use crate::args::ChatArgs;
-use crate::conversation::{Conversation, Settings};
+use crate::conversation::Conversation;
 use crate::failure::Failure;
 use crate::marks::Marks;
+use crate::modes::Modes;
 use crate::output::{self, TextOutput};
-use crate::thinking::{Part, Thinking};
-use crate::{interrupt, prompts, style};
+use crate::{interrupt, prompts, style, terminal};
 use command::{Command, Line, Shown};
 use figures::Totals;
 use input::Input;
-use settings::Modes;
-
-/// Tokens of the context that are left to a reply where old turns are forgotten to make room: this share of it.
-const ROOM: usize = 8;
 
 /// # Errors
 /// When the model cannot be loaded or fails, and when the user interrupts twice.
 pub fn chat(arguments: &ChatArgs) -> Result<(), Failure> {
-    let settings = Settings {
-        sampler: arguments.generation.sampler()?,
-        limits: arguments.generation.limits(),
-        system: arguments.generation.system_prompt.clone(),
+    let settings = arguments.generation.settings()?;
+    let first = match &arguments.file {
+        Some(path) => Some(prompts::read_text(path)?),
+        None => arguments.prompt.clone(),
     };
     // The line editor sees Ctrl-C as a key. As a signal it comes while loading, or while we wait for a pipe.
-    interrupt::install(|| std::process::exit(130))?;
+    interrupt::install(interrupt::leave)?;
+    let input = Input::new();
+    let _quiet = input.is_terminal().then(terminal::quiet);
     let model = arguments.model.load()?;
     let session = arguments.model.open_chat_session(&model)?;
-    output::announce(&session);
-    let params = arguments.model.session_params(model.info().n_ctx_train);
-    let modes = Modes { exits: params.exits, agreement: params.agreement };
+    let modes = arguments.model.modes();
+    output::announce(&session, &modes.told_briefly(&model));
     let conversation = Conversation::new(session, settings, false)?;
     if !conversation.has_template() {
         eprintln!(
             "offramp: this model has no chat template and will not answer like an assistant; take one that is tuned to chat"
         );
     }
-    let input = Input::new();
     let mut chat = Chat { conversation, input, modes, totals: Totals::default(), last: None, attached: String::new() };
-    if let Some(prompt) = &arguments.prompt {
-        chat.answer(prompt)?;
-    }
-    if arguments.single_turn && arguments.prompt.is_some() {
-        return Ok(());
+    if let Some(turn) = &first {
+        chat.answer(turn)?;
+        if arguments.single_turn {
+            return Ok(());
+        }
     }
     if chat.input.is_terminal() {
-        eprintln!("{}", style::dim("/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"));
+        eprintln!("{}\n", style::dim("/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"));
     }
     chat.talk(arguments.single_turn)
 }
@@ -139,7 +137,8 @@ impl Chat {
                 let has_cache = saved::load(&mut self.conversation, &path)?;
                 self.forget();
                 let what = if has_cache { "" } else { "; its cache was not saved, so the next reply reads it again" };
-                eprintln!("offramp: {} messages loaded{what}", self.conversation.messages().len());
+                let n = figures::count(self.conversation.messages().len(), "message", "messages");
+                eprintln!("offramp: {n} loaded{what}");
             }
             Command::Stats => {
                 if let Some(made) = &self.last {
@@ -148,15 +147,12 @@ impl Chat {
                 eprintln!("{}", self.totals.text(self.model().info().n_layer));
             }
             Command::Context => eprintln!("{}", figures::context(self.conversation.session())),
-            Command::Exits(None) => eprintln!("offramp: exits are {}", self.modes),
+            Command::Exits(None) => self.tell_exits(),
             Command::Exits(Some(word)) => {
                 let modes = self.modes.changed(&word)?;
                 self.conversation.session_mut().set_exits(modes.exits, modes.agreement)?;
                 self.modes = modes;
-                eprintln!("offramp: exits are {modes}");
-                if !self.model().has_heads() && modes.exits == offramp::Exits::Calibrated {
-                    eprintln!("offramp: this model has no exit heads, so that nothing exits; --heads FILE gives some");
-                }
+                self.tell_exits();
             }
             Command::ExitsShow => match &self.last {
                 Some(made) => {
@@ -176,6 +172,10 @@ impl Chat {
         self.conversation.session().model()
     }
 
+    fn tell_exits(&self) {
+        eprintln!("offramp: {}", self.modes.told(self.model()));
+    }
+
     fn forget(&mut self) {
         self.last = None;
         self.attached.clear();
@@ -188,7 +188,8 @@ impl Chat {
                 eprintln!("{}", self.conversation.settings().system.as_deref().unwrap_or("offramp: no system prompt"));
             }
             Shown::Template => {
-                eprintln!("{}", self.model().chat_template().unwrap_or("offramp: this model has no chat template"));
+                let template = self.model().chat_template().unwrap_or("offramp: this model has no chat template");
+                eprintln!("{}", output::tamed(template));
             }
             Shown::Model | Shown::Settings => eprintln!(
                 "{}\n{}, {} layers, trained with {} tokens of context, exit heads: {}",
@@ -208,94 +209,6 @@ impl Chat {
         self.attached.push_str("\n\n");
         eprintln!("offramp: {n} tokens of {} go before your next message", path.display());
         Ok(())
-    }
-
-    /// Answers a turn; where it does not fit, asks what to do on a terminal and fails elsewhere.
-    fn answer(&mut self, turn: &str) -> Result<(), Failure> {
-        let turn = format!("{}{turn}", std::mem::take(&mut self.attached));
-        let is_terminal = self.input.is_terminal();
-        loop {
-            match self.reply(&turn) {
-                Err(Failure::Failed(reason)) if is_terminal => {
-                    eprintln!("offramp: {reason}");
-                    let is_full = reason.starts_with("context_length_exceeded");
-                    if !is_full || !self.make_room(&turn)? {
-                        return Ok(());
-                    }
-                }
-                done => return done,
-            }
-        }
-    }
-
-    /// Asks what to do about a full context. True if the turn is to be tried again.
-    fn make_room(&mut self, turn: &str) -> Result<bool, Failure> {
-        eprintln!(
-            "  1  forget the oldest turns, as many as it takes\n  2  start a new conversation with this message\n  3  take the message back"
-        );
-        match self.input.ask("1, 2 or 3 [3]: ")?.as_str() {
-            "1" => {
-                let n_ctx = self.conversation.session().n_ctx();
-                let mut n_forgotten = 0;
-                while self.conversation.prompt(turn)?.1.len() > n_ctx - n_ctx / ROOM {
-                    if !self.conversation.forget_oldest() {
-                        break;
-                    }
-                    n_forgotten += 1;
-                }
-                eprintln!("offramp: {n_forgotten} turns forgotten");
-                Ok(n_forgotten > 0)
-            }
-            "2" => {
-                let had_turns = self.conversation.messages().iter().any(|message| message.role != "system");
-                self.conversation.restart();
-                self.last = None;
-                // A message that is too long by itself is too long again.
-                Ok(had_turns)
-            }
-            _ => Ok(false),
-        }
-    }
-
-    fn reply(&mut self, turn: &str) -> Result<(), Failure> {
-        let is_terminal = self.input.is_terminal();
-        let mut text = TextOutput::new();
-        let splits = is_terminal && text.is_coloured();
-        let mut thinking = Thinking::new(&self.conversation.prompt(turn)?.0);
-        let reply = self.conversation.reply(turn, &mut |piece, _| match splits {
-            true => thinking.push(piece).into_iter().try_for_each(|part| show_part(&mut text, part)),
-            false => text.show(piece),
-        });
-        if let Some(part) = thinking.finish().filter(|_| splits) {
-            show_part(&mut text, part)?;
-        }
-        text.end()?;
-        let reply = reply?;
-        self.totals.add(&reply);
-        if reply.stop_reason() == StopReason::Cancelled {
-            if !is_terminal {
-                return Err(Failure::Interrupted);
-            }
-            eprintln!("{}", style::dim("stopped"));
-            interrupt::forget();
-        }
-        self.last = reply.generation;
-        let Some(made) = &self.last else { return Ok(()) };
-        if made.context_full {
-            output::report_full_context(self.conversation.session());
-        }
-        if is_terminal {
-            eprintln!("{}", style::dim(&figures::line(made, self.conversation.session())));
-        }
-        Ok(())
-    }
-}
-
-/// Thoughts are dim.
-fn show_part(out: &mut TextOutput, (part, text): (Part, String)) -> Result<(), Failure> {
-    match part {
-        Part::Thought => out.show(&format!("\x1b[2m{text}\x1b[0m")),
-        Part::Answer => out.show(&text),
     }
 }
 

@@ -1,43 +1,8 @@
-//! What `/set` and `/exits` change, under the names of the flags.
-
-use std::fmt;
-
-use offramp::Exits;
+//! What `/set` changes, under the names of the flags.
 
 use crate::conversation::Settings;
 use crate::failure::Failure;
-
-/// How tokens may leave early.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Modes {
-    pub exits: Exits,
-    pub agreement: f32,
-}
-
-impl Modes {
-    /// With a mode's name, or a share for calibrated exits, in place of what was set.
-    ///
-    /// # Errors
-    /// For what is neither.
-    pub fn changed(self, word: &str) -> Result<Self, Failure> {
-        if let Ok(agreement) = word.parse::<f32>() {
-            if !(agreement > 0.0 && agreement <= 1.0) {
-                return Err(Failure::usage(format!("the share is {word}, but must be above 0 and at most 1")));
-            }
-            return Ok(Self { exits: Exits::Calibrated, agreement });
-        }
-        Ok(Self { exits: word.parse()?, ..self })
-    }
-}
-
-impl fmt::Display for Modes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.exits {
-            Exits::Calibrated => write!(f, "{}, for an agreement of {}", self.exits, self.agreement),
-            exits => exits.fmt(f),
-        }
-    }
-}
+use crate::modes::Modes;
 
 /// The largest seed, and more than any other count can be.
 const MOST: i64 = 0xFFFF_FFFE;
@@ -58,14 +23,14 @@ pub fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), Failu
     let small = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
     let mut sampler = settings.sampler.clone();
     match name {
-        "temp" => sampler.temperature = number()?,
+        "temp" | "temperature" => sampler.temperature = number()?,
         "top-k" => sampler.top_k = small(count(0)?),
         "top-p" => sampler.top_p = number()?,
         "min-p" => sampler.min_p = number()?,
         "repeat-penalty" => sampler.repeat_penalty = number()?,
         "repeat-last-n" => sampler.repeat_last_n = small(count(0)?),
         "seed" => sampler.seed = u32::try_from(count(-1)?).ok(),
-        "predict" => {
+        "predict" | "n-predict" => {
             settings.limits.max_tokens = usize::try_from(count(-1)?).unwrap_or(usize::MAX);
             return Ok(());
         }
@@ -104,7 +69,7 @@ pub fn text(settings: &Settings, modes: Modes) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use offramp::{GenerateParams, SamplerParams};
+    use offramp::{Exits, GenerateParams, SamplerParams};
 
     fn settings() -> Settings {
         Settings { sampler: SamplerParams::default(), limits: GenerateParams::default(), system: None }
@@ -120,6 +85,10 @@ mod tests {
         let modes = Modes { exits: Exits::Off, agreement: 0.9 };
         let shown = text(&settings, modes);
         assert!(super::super::command::SETTINGS.iter().all(|name| shown.contains(name)), "{shown}");
+        for alias in ["temperature", "n-predict"] {
+            set(&mut settings, alias, "2").unwrap();
+        }
+        assert_eq!((settings.sampler.temperature, settings.limits.max_tokens), (2.0, 2));
         set(&mut settings, "seed", "-1").unwrap();
         assert_eq!(settings.sampler.seed, None);
     }
@@ -133,15 +102,5 @@ mod tests {
             assert!(set(&mut changed, name, value).is_err(), "{name} {value}");
         }
         assert_eq!(changed.sampler, settings().sampler);
-    }
-
-    #[test]
-    fn a_share_is_a_mode_too() {
-        let modes = Modes { exits: Exits::Off, agreement: 0.99 };
-        assert_eq!(modes.changed("0.95").unwrap(), Modes { exits: Exits::Calibrated, agreement: 0.95 });
-        assert_eq!(modes.changed("exact").unwrap().exits, Exits::Exact);
-        for wrong in ["0", "1.5", "NaN", "sometimes"] {
-            assert!(modes.changed(wrong).is_err(), "{wrong}");
-        }
     }
 }

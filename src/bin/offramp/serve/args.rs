@@ -14,8 +14,6 @@ use crate::prompts;
 /// Arguments of `offramp serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// Address to listen on; beyond this machine an API key is asked for
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", env = "LLAMA_ARG_HOST")]
     pub host: IpAddr,
@@ -69,6 +67,8 @@ pub struct ServeArgs {
     /// A web page's origin, such as https://example.org, that may use this server; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     pub allow_origin: Vec<String>,
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 impl ServeArgs {

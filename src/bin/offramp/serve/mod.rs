@@ -76,7 +76,10 @@ pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     if !ready.has_template() {
         eprintln!("offramp: this model has no chat template; /v1/completions goes on from a text");
     }
-    eprintln!("offramp: listening on http://{address}, {} at once; Ctrl-C stops", ready.engine.n_slots);
+    eprintln!(
+        "offramp: listening on http://{address}, {} at once; open it in a browser to chat, Ctrl-C stops",
+        ready.engine.n_slots
+    );
 
     let mut stopped = stopped;
     runtime.block_on(async {
@@ -98,6 +101,8 @@ pub fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
 fn load(arguments: &ServeArgs, metrics: Arc<Metrics>) -> Result<Ready, Failure> {
     let model = arguments.model.load()?;
     let params = arguments.model.session_params(model.info().n_ctx_train);
+    let exits = arguments.model.modes().told_briefly(&model);
+    eprintln!("offramp: {}, a context of {} tokens each, {exits}", name_of(&model.info().path), params.n_ctx);
     let size = Size { n_slots: arguments.parallel as usize, max_queue: arguments.queue as usize };
     let engine = Engine::start(&model, params, size, arguments.cache_reuse, metrics)?;
     let name = arguments.alias.clone().unwrap_or_else(|| name_of(&model.info().path));
