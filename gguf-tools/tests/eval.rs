@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 use serde_json::Value as Json;
@@ -62,12 +63,20 @@ impl Folder {
     }
 }
 
-/// Heads with a level that is certified and one that is not, and the report that was written with them.
+/// Puts heads with a level that is certified and one that is not beside the model, and the report that was written with
+/// them. They are made once.
 fn certified(folder: &Folder) {
-    folder.text(
-        "add-heads model.gguf -o heads.gguf --sidecar --tokens 500 --answer 8 --layers 0 --screen-rank 64 --shortlist 64 \
-         --agreement-levels 0.5,0.999 --max-prompts 40 --report made",
-    );
+    static MADE: OnceLock<(Vec<u8>, String)> = OnceLock::new();
+    let (heads, page) = MADE.get_or_init(|| {
+        folder.text(
+            "add-heads model.gguf -o heads.gguf --sidecar --tokens 500 --answer 8 --layers 0 --screen-rank 64 \
+             --shortlist 64 --agreement-levels 0.5,0.999 --max-prompts 40 --threads 1 --report made",
+        );
+        (std::fs::read(folder.path("heads.gguf")).unwrap(), folder.page("made"))
+    });
+    std::fs::write(folder.path("heads.gguf"), heads).unwrap();
+    std::fs::create_dir_all(folder.path("made")).unwrap();
+    folder.write("made/report.html", page);
 }
 
 #[test]
@@ -167,7 +176,7 @@ fn what_cannot_be_measured_is_refused() {
     refused(&format!("{with_model} p.jsonl --agreement-levels 0.7"), "no level 0.7");
     refused(&format!("{with_model} p.jsonl --max-prompts 0"), "--max-prompts");
     refused(&format!("{with_model} p.jsonl --delta 1"), "delta");
-    refused(&format!("{with_model} p.jsonl --temp -1"), "temperature");
+    refused(&format!("{with_model} p.jsonl --temp=-1"), "temperature");
     refused(&format!("{with_model} p.jsonl -n 600"), "no prompt leaves room");
     refused(&format!("{with_model} p.jsonl -n 0"), "-n 1 or more");
     refused(&format!("{with_model} missing.jsonl"), "missing.jsonl");
