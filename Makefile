@@ -9,10 +9,10 @@ FEATURES ?=
 CARGO_FLAGS := --release $(if $(FEATURES),--features $(FEATURES))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build model chat test lint fmt clean
+.PHONY: help setup build model chat test test-long lint fmt clean
 
 help: ## Show these targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: ## Check for the build tools and install those that are missing
 	@scripts/setup
@@ -29,6 +29,9 @@ chat: build model ## Build all, fetch the default model and open a chat
 test: setup model ## Build and run every test
 	@python3 -m unittest discover --quiet --start-directory scripts
 	@cargo test $(CARGO_FLAGS) --workspace
+
+test-long: setup model ## Run what takes minutes to hours: crashes, ARM, valgrind, a busy server, fuzzing
+	@scripts/test-long
 
 lint: setup ## Check format and lints; warnings are errors
 	@cargo fmt --all --check

@@ -359,7 +359,7 @@ typedef struct {
 
 // Called with each piece of a reply: `length` bytes of UTF-8 in whole code points, not ended by NUL, valid during the
 // call only. It runs on the thread of the offramp_session_generate that it was given to; it may cancel or free the
-// session, and must not let an exception out. 0 ends the reply after this piece.
+// session, and must not let an exception out. 0 ends the reply after this piece: it is not called again for it.
 typedef int32_t (*offramp_token_callback)(const char *text, size_t length, void *user_data);
 
 // What is known of a session's last prompt and last reply.
@@ -443,7 +443,8 @@ int32_t offramp_log_set(offramp_log_callback callback, void *user_data, int32_t 
 // The caller owns `*model` and frees it with offramp_model_free. Any thread; loads may run at the same time.
 int32_t offramp_model_load(const char *path_to_model, const offramp_model_params *params, offramp_model **model);
 
-// Frees a model; NULL is nothing. Sessions keep what they need of it: it may be freed before them.
+// Frees a model; NULL is nothing. Sessions keep what they need of it: it may be freed before them. No other call may be
+// in progress with this handle on another thread; what was read through offramp_model_info ends with it.
 void offramp_model_free(offramp_model *model);
 
 // Tells what `model` is. `struct_size` is sizeof(*info). Any thread, any time.
@@ -500,7 +501,8 @@ int32_t offramp_sampler_new(const offramp_model *model,
                             const offramp_sampler_params *params,
                             offramp_sampler **sampler);
 
-// Frees a sampler; NULL is nothing. A reply in progress keeps what it needs of it.
+// Frees a sampler; NULL is nothing. A reply that has begun keeps what it needs of it, so that its callback may do this;
+// no other thread may still be about to use the handle.
 void offramp_sampler_free(offramp_sampler *sampler);
 
 // Makes a session on `model` with `params` (NULL for the defaults). It takes the memory of its K/V cache here.
@@ -568,7 +570,7 @@ int32_t offramp_session_save(offramp_session *session, const char *path_to_file)
 int32_t offramp_session_load(offramp_session *session, const char *path_to_file);
 
 // Generates a reply to the session's text and hands it out in pieces. `sampler` may be NULL for a greedy one, `params`
-// for the defaults, `on_token` if only the session's tokens are wanted. A reply that was cancelled or stopped is a
+// for the defaults, `on_token` if only the session's tokens are wanted; the session keeps none of them. A reply that was cancelled or stopped is a
 // success: offramp_session_statistics tells why it ended. One call at a time.
 int32_t offramp_session_generate(offramp_session *session,
                                  const offramp_sampler *sampler,

@@ -38,6 +38,7 @@ pub mod gguf;
 mod heads;
 #[allow(unsafe_code)]
 mod llama;
+pub mod measure;
 mod policy;
 mod session;
 

@@ -79,6 +79,33 @@ fn perfect_heads_change_no_token_and_let_almost_all_leave() {
     }
 }
 
+/// At full depth the tokens that exits choose among are tried first, by the model's own logits; what they are not sure of
+/// goes on to the screen or the output matrix.
+#[test]
+fn frequent_tokens_are_tried_first_at_full_depth() {
+    let files = Files::new(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0));
+    let even: Vec<u32> = (0..128).map(|i| i * 2).collect();
+    let session = |thresholds: [f32; 2]| {
+        let spec = Spec { vocab: Some((&even, thresholds)), ..Spec::new(&[], Kind::Perfect) };
+        let model = files.load(Some(&files.write_exits(&spec)));
+        (Session::new(&model, &params(Exits::Calibrated)).unwrap(), model)
+    };
+    let (mut sure, model) = session([0.0; 2]);
+    let made = reply(&mut sure, 0.0, 40);
+    assert!(made.exits[1..].iter().all(|exit| *exit == Some(ExitPoint::Screen)), "{:?}", made.exits);
+    let mut plain = Session::new(&model, &params(Exits::Off)).unwrap();
+    for n in 1..made.tokens.len() {
+        plain.set_prompt(&[&text(9)[..], &made.tokens[..n]].concat(), &mut |_| {}).unwrap();
+        let logits = plain.gate().logits(0).unwrap();
+        let best = even.iter().copied().reduce(|a, b| if logits[b as usize] > logits[a as usize] { b } else { a });
+        assert_eq!(best, Some(made.tokens[n].0 as u32), "token {n}");
+    }
+    let (mut unsure, model) = session([0.9999; 2]);
+    let off = reply(&mut Session::new(&model, &params(Exits::Off)).unwrap(), 0.0, 40);
+    assert_eq!(reply(&mut unsure, 0.0, 40).tokens, off.tokens);
+    assert_ne!(off.tokens, made.tokens);
+}
+
 /// Whatever heads let go, under catch-up the cache becomes that of a plain decode of the same tokens.
 #[test]
 fn skipped_blocks_are_caught_up_exactly() {

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use gguf_tools::add_heads::split::{self, Split};
+use gguf_tools::add_heads::vocab::Wanted;
 use gguf_tools::add_heads::{Options, heads, screen};
 use gguf_tools::collect::store::Reader;
 use gguf_tools::screen::evaluate::Evaluator;
@@ -31,12 +32,10 @@ fn main() -> anyhow::Result<()> {
     let options = Options {
         screen_rank: Some(128),
         shortlist: Some(2048),
+        vocab: Wanted::All,
         heads: None,
         agreements: Vec::new(),
-        delta: 0.05,
-        certify: false,
         seed: 0,
-        date: String::new(),
     };
     let made = screen::make(&matrix, &reader, &whole, &options, &mut |_, _, _| true)?;
     eprintln!("the screen is made");

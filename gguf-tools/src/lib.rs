@@ -11,5 +11,7 @@
 pub mod add_heads;
 pub mod calibrate;
 pub mod collect;
+pub mod eval;
+pub mod report;
 pub mod screen;
 pub mod train;

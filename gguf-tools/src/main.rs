@@ -4,13 +4,16 @@
 //! 1 where something failed or differs, 2 for wrong usage, 130 when interrupted. No input is ever changed.
 
 mod args;
+mod certify;
 mod compare;
 mod convert;
+mod evaluate;
 mod hash;
 mod heads;
 mod inspect;
 mod output;
 mod recalibrate;
+mod reports;
 mod show;
 mod summary;
 mod verify;
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Train { args } => convert::train(args, &mut out),
         Verb::Collect { args } => convert::collect(args, &mut out),
         Verb::Calibrate { args } => recalibrate::run(args, &mut out),
+        Verb::Eval { args } => evaluate::run(args, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
     };
     match result.and_then(|code| out.flush().map(|()| code)) {

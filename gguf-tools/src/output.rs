@@ -32,7 +32,7 @@ impl Output {
     }
 
     /// Writes JSON, indented.
-    pub fn value(&mut self, value: &Json) -> anyhow::Result<()> {
+    pub fn value(&mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         serde_json::to_writer_pretty(&mut self.stdout, value).map_err(std::io::Error::from)?;
         self.line("")
     }

@@ -1,7 +1,7 @@
-//! What `train` and `add-heads` made, in words or as JSON: tables that decisions were taken from, then the promises.
+//! What `train` and `add-heads` made, in words or as JSON: the tables that decisions were taken from.
 
 use gguf_tools::add_heads::heads::ERRORS;
-use gguf_tools::add_heads::{Made, certify::Level};
+use gguf_tools::add_heads::{Made, suggest::Level};
 use gguf_tools::train::choose::Choice;
 use gguf_tools::train::evaluate::METRICS;
 use serde_json::{Value as Json, json};
@@ -11,17 +11,15 @@ use crate::output::Output;
 /// The sets of layers that are shown without `--verbose`.
 const SHOWN_SETS: usize = 5;
 
-/// Prints what was made and written to `output`; `why` tells what cut the collection short.
-pub fn print(made: &Made, output: &str, bytes: u64, why: &str, out: &mut Output) -> anyhow::Result<()> {
-    if out.json {
-        return out.value(&json_of(made, output, bytes));
-    }
+/// Prints what was made.
+pub fn print(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     if out.verbose {
         screens(made, out)?;
     }
     if !made.quality.is_empty() {
         training(made, out)?;
         qualities(made, out)?;
+        measures(made, out)?;
         sets(made, out)?;
     }
     kv_maps(made, out)?;
@@ -32,7 +30,7 @@ pub fn print(made: &Made, output: &str, bytes: u64, why: &str, out: &mut Output)
             made.times.iter().map(|(what, time)| format!("{what} {:.1} s", time.as_secs_f64())).collect();
         out.line(format!("time: {}", times.join(", ")))?;
     }
-    out.line(format!("{output}: {bytes} bytes are written{why}"))
+    Ok(())
 }
 
 fn percent(share: f64) -> f64 {
@@ -84,16 +82,31 @@ fn qualities(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Metrics and the calibrated map at equal risk, all exits together.
+fn measures(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    let errors: Vec<String> = ERRORS.iter().map(|error| format!("{:>6} %", percent(*error))).collect();
+    out.line(format!(
+        "all exits together, one threshold: may leave where so many of all are wrong{}",
+        errors.concat()
+    ))?;
+    for coverage in &made.comparison {
+        let exits: Vec<String> = coverage.exits.iter().map(|share| format!("{:>6.1} %", percent(*share))).collect();
+        out.line(format!("{:71}{}", coverage.name, exits.concat()))?;
+    }
+    Ok(())
+}
+
 /// The table that layers were chosen from.
 fn sets(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     let (cascade, sets) = &made.sets;
     let costs = &cascade.costs;
     let heads: Vec<String> = costs.heads.iter().map(|cost| format!("{cost:.3}")).collect();
     out.line(format!(
-        "costs in ms: a layer {:.3}, the output matrix {:.3}, the screen {:.3}, heads {}, a skipped layer {:.3}",
+        "costs in ms: a layer {:.3}, the output matrix {:.3}, the screen {:.3}, a check {:.3}, heads {}, a skipped layer {:.3}",
         costs.layer,
         costs.output,
         costs.screen,
+        costs.check,
         heads.join(" "),
         costs.skipped
     ))?;
@@ -140,7 +153,6 @@ fn kv_maps(made: &Made, out: &mut Output) -> anyhow::Result<()> {
 
 fn screen(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     let (chosen, n_tokens) = (&made.chosen, made.n_tokens);
-    let near_ties = made.meta.calibration.as_ref().map(|calibration| f64::from(calibration.near_ties));
     out.line(format!(
         "screen: rank {}, {} candidates, {:.1} % of the output matrix's bytes, with the rescored rows (1/{:.1})",
         chosen.rank,
@@ -156,60 +168,44 @@ fn screen(made: &Made, out: &mut Output) -> anyhow::Result<()> {
         percent(chosen.fallback)
     ))?;
     out.line(format!(
-        "prompts that it changes anywhere: {} (at most {:.1} % of all){}",
+        "prompts that it changes anywhere: {}; near-ties: {:.2} % of the tokens",
         made.n_changed,
-        percent(made.changed_bound),
-        near_ties.map_or_else(String::new, |share| format!("; near-ties: {:.2} % of the tokens", percent(share)))
+        percent(near_ties(made))
     ))
+}
+
+/// The share of tokens whose label depends on the width of a batch.
+fn near_ties(made: &Made) -> f64 {
+    made.n_near_ties as f64 / made.n_tokens.max(1) as f64
 }
 
 fn levels(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     let layers: Vec<String> = made.meta.layers.iter().map(|layer| format!("  layer {layer:<2}")).collect();
-    out.line(format!(
-        "agreement  threshold{}  screened  disagreement  bound    Hoeffding-Bentkus  expected gain",
-        layers.concat()
-    ))?;
+    out.line("expected at each level, in the full model's own contexts; nothing exits before it is calibrated:")?;
+    out.line(format!("agreement  threshold{}  frequent  screened  disagreement  gain", layers.concat()))?;
     for level in &made.levels {
-        out.line(match &level.certified {
-            Some(certified) => {
-                let exits: Vec<String> =
-                    level.summary.exits.iter().map(|share| format!("  {:6.1} %", percent(*share))).collect();
-                format!(
-                    "{:<9}  {:<9.4}{}  {:6.1} %  {:10.3} %  {:5.3} %  {:15.3} %  {:.2}",
-                    level.agreement,
-                    level.threshold,
-                    exits.concat(),
-                    percent(level.summary.screen),
-                    percent(certified.risk),
-                    percent(certified.bound),
-                    percent(certified.reference_bound),
-                    level.gain
-                )
-            }
-            None if level.threshold.is_finite() => {
-                let exits: Vec<String> =
-                    level.summary.exits.iter().map(|share| format!("  {:6.1} %", percent(*share))).collect();
-                format!(
-                    "{:<9}  {:<9.4}{}  {:6.1} %  {:10.3} %  not certified yet           {:.2}",
-                    level.agreement,
-                    level.threshold,
-                    exits.concat(),
-                    percent(level.summary.screen),
-                    percent(level.summary.error),
-                    level.gain
-                )
-            }
-            None => format!(
-                "{:<9}  off: {} prompts cannot certify it, which takes {} or more",
-                level.agreement, made.n_prompts, level.least_prompts
-            ),
-        })?;
+        let exits: Vec<String> =
+            level.summary.exits.iter().map(|share| format!("  {:6.1} %", percent(*share))).collect();
+        out.line(format!(
+            "{:<9}  {:<9.4}{}  {:6.1} %  {:6.1} %  {:10.3} %  {:.2}",
+            level.agreement,
+            level.threshold,
+            exits.concat(),
+            percent(level.summary.vocab),
+            percent(level.summary.screen),
+            percent(level.summary.error),
+            level.gain
+        ))?;
     }
-    Ok(())
+    out.line(format!(
+        "an oracle that leaves at the first head that is right, and pays for blocks alone: {:.2} times",
+        made.oracle
+    ))
 }
 
-fn json_of(made: &Made, output: &str, bytes: u64) -> Json {
-    let (chosen, calibration) = (&made.chosen, made.meta.calibration.as_ref());
+/// What was made, as JSON.
+pub fn json(made: &Made) -> Json {
+    let chosen = &made.chosen;
     let candidates = made.candidates.iter().map(|pair| {
         json!({ "rank": pair.rank, "shortlist": pair.count, "recall": pair.recall, "fallback": pair.fallback,
                 "bytes": pair.screened })
@@ -237,16 +233,28 @@ fn json_of(made: &Made, output: &str, bytes: u64) -> Json {
         let of_layer = |q: &gguf_tools::train::kv::Quality| json!({ "layer": q.layer, "k_r2": q.k.0, "v_r2": q.v.0 });
         json!({ "exit": head.layer, "bytes": head.kv_bytes(), "layers": qualities.iter().map(of_layer).collect::<Vec<_>>() })
     });
+    let comparison = made.comparison.iter().map(|coverage| {
+        let exits = ERRORS.iter().zip(&coverage.exits).map(|(e, share)| json!({ "error": e, "share": share }));
+        json!({ "measure": coverage.name, "exits": exits.collect::<Vec<_>>() })
+    });
+    let reliability = made.reliability.iter().map(|curve| {
+        let group = |(confidence, agreed, n): &(f64, f64, usize)| {
+            json!({ "confidence": confidence, "agreement": agreed, "tokens": n })
+        };
+        json!({ "layer": curve.layer, "groups": curve.groups.iter().map(group).collect::<Vec<_>>() })
+    });
     json!({
-        "output": output, "bytes": bytes,
         "screen": { "rank": chosen.rank, "shortlist": chosen.count, "recall": chosen.recall,
                     "fallback": chosen.fallback, "bytes": chosen.screened },
+        "exit_vocab": made.vocab.as_ref().map(|vocab| json!({ "tokens": vocab.tokens.len(), "shortlist": vocab.shortlist })),
         "layers": made.meta.layers, "metric": made.meta.metric.name(),
         "exits": exits.collect::<Vec<_>>(), "training": looks.collect::<Vec<_>>(),
+        "measures": comparison.collect::<Vec<_>>(), "reliability": reliability.collect::<Vec<_>>(),
         "sets": sets.collect::<Vec<_>>(), "kv_maps": kv.collect::<Vec<_>>(),
         "prompts": made.n_prompts,
         "tokens": made.n_tokens,
-        "near_ties": calibration.map(|calibration| calibration.near_ties),
+        "near_ties": near_ties(made),
+        "oracle": made.oracle,
         "changed_prompts": made.n_changed,
         "candidates": candidates.collect::<Vec<_>>(),
         "levels": made.levels.iter().map(level_json).collect::<Vec<_>>(),
@@ -254,10 +262,7 @@ fn json_of(made: &Made, output: &str, bytes: u64) -> Json {
 }
 
 fn level_json(level: &Level) -> Json {
-    json!({ "agreement": level.agreement, "is_certified": level.certified.is_some(), "threshold": level.threshold,
-            "exits": level.summary.exits, "screened": level.summary.screen, "gain": level.gain,
-            "least_prompts": level.least_prompts,
-            "risk": level.certified.as_ref().map(|certified| certified.risk),
-            "risk_bound": level.certified.as_ref().map(|certified| certified.bound),
-            "hoeffding_bentkus_bound": level.certified.as_ref().map(|certified| certified.reference_bound) })
+    let threshold = level.threshold.is_finite().then_some(level.threshold);
+    json!({ "agreement": level.agreement, "threshold": threshold, "exits": level.summary.exits,
+            "frequent": level.summary.vocab, "screened": level.summary.screen, "disagreement": level.summary.error, "gain": level.gain })
 }

@@ -122,7 +122,7 @@ fn a_file_is_certified_anew_on_other_prompts() {
     let folder = Folder::new();
     folder.text(
         "add-heads model.gguf -o heads.gguf --sidecar --tokens 500 --answer 8 --layers 0 --screen-rank 64 --shortlist 64 \
-         --agreement-levels 0.5,0.9",
+         --agreement-levels 0.5,0.9 --max-prompts 60",
     );
     folder.text("attach model.gguf heads.gguf -o merged.gguf");
     let calibrated = |arguments: &str, output: &str| -> serde_json::Value {
@@ -144,7 +144,8 @@ fn a_file_is_certified_anew_on_other_prompts() {
     assert_eq!(meta.agreements, [0.5, 0.999]);
     assert!(meta.screen.thresholds[0].is_finite() && meta.screen.thresholds[1].is_infinite());
     let calibration = meta.calibration.as_ref().unwrap();
-    assert_eq!(calibration.n_prompts, 40);
+    // A level that is certified needs no more prompts.
+    assert!((5..40).contains(&calibration.n_prompts), "{}", calibration.n_prompts);
     assert!(calibration.sampler.contains("greedy") && calibration.prompts.contains("written by the model"));
     for tensor in old.tensors() {
         let again = new.tensor(tensor.name()).unwrap();
@@ -195,7 +196,8 @@ fn a_base_model_and_a_corpus_give_tokens_too() {
 #[test]
 fn a_model_gets_a_screen_and_the_same_one_again() {
     let folder = Folder::new();
-    let arguments = "--tokens 500 --answer 8 --layers off --screen-rank 64 --shortlist 64 --agreement-levels 0.5,0.9";
+    let arguments = "--tokens 500 --answer 8 --layers off --screen-rank 64 --shortlist 64 --agreement-levels 0.5,0.9 \
+                     --max-prompts 60";
     let text = folder.text(&format!("add-heads model.gguf -o merged.gguf {arguments}"));
     assert!(text.contains("screen: rank 64, 64 candidates"), "{text}");
     assert!(!folder.path("merged.gguf.tokens").exists(), "the tokens were of use for this file alone");
@@ -207,7 +209,7 @@ fn a_model_gets_a_screen_and_the_same_one_again() {
     assert_eq!((meta.screen.rank, meta.screen.shortlist, meta.agreements.as_slice()), (64, 64, [0.5, 0.9].as_slice()));
     assert_eq!(meta.screen.thresholds.len(), 2);
     let calibration = meta.calibration.as_ref().unwrap();
-    assert!(calibration.n_prompts > 10 && calibration.risk[0] <= calibration.risk_bound[0]);
+    assert!(calibration.n_prompts >= 5 && calibration.risk[0] <= calibration.risk_bound[0]);
 
     folder.text("verify merged.gguf");
     folder.text("strip-heads merged.gguf -o again.gguf");

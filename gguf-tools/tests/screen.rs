@@ -2,6 +2,7 @@
 
 mod world;
 
+use gguf_tools::add_heads::vocab::Wanted;
 use gguf_tools::add_heads::{self, Options};
 use gguf_tools::screen::Screen;
 use gguf_tools::screen::basis::{Moments, Subspace};
@@ -42,18 +43,16 @@ fn few_directions_and_four_bits_find_the_choice() {
 }
 
 #[test]
-fn what_is_made_is_certified_written_and_read_back() {
+fn what_is_made_is_judged_written_and_read_back() {
     let world = world();
     let matrix = OutputMatrix::of(&world.model).unwrap();
     let mut options = Options {
         screen_rank: Some(32),
         shortlist: None,
+        vocab: Wanted::Auto,
         heads: None,
         agreements: vec![0.9, 0.99],
-        delta: 0.05,
-        certify: true,
         seed: 0,
-        date: "2026-01-31".into(),
     };
     let made = add_heads::make(&matrix, world.base.clone(), &world.reader, &options, &mut |_, _, _| true);
     assert!(made.unwrap_err().to_string().contains("--shortlist"), "600 tokens are too few to choose for");
@@ -61,9 +60,7 @@ fn what_is_made_is_certified_written_and_read_back() {
     let made = add_heads::make(&matrix, world.base.clone(), &world.reader, &options, &mut |_, _, _| true).unwrap();
     assert_eq!((made.n_prompts, made.levels.len()), (60, 2));
     let [lax, strict] = made.levels.as_slice() else { panic!("two levels") };
-    assert!(lax.certified.is_some() && lax.summary.screen == 1.0, "{lax:?}");
-    // 60 prompts cannot certify 0.99, whatever they show: the level is off.
-    assert!(strict.certified.is_none() && strict.threshold == f32::INFINITY && strict.least_prompts == 299);
+    assert!(lax.summary.screen == 1.0 && lax.screen <= strict.screen, "{lax:?} {strict:?}");
 
     let mut writer = exits::sidecar(&world.model, &made.meta).unwrap();
     made.write_tensors(&mut writer).unwrap();

@@ -10,7 +10,8 @@ use super::pointers::{Versioned, handle, input_struct, output_struct, slice, tex
 use super::sampler::offramp_sampler;
 use super::session::{State, offramp_session};
 use super::status::*;
-use crate::{ExitPoint, GenerateParams, Generation, StopReason};
+use crate::measure::Depths;
+use crate::{GenerateParams, Generation, StopReason};
 
 /// There was no reply yet.
 pub const OFFRAMP_STOP_NONE: i32 = 0;
@@ -25,7 +26,7 @@ pub const OFFRAMP_STOP_CANCELLED: i32 = 4;
 
 /// Called with each piece of a reply: `length` bytes of UTF-8 in whole code points, not ended by NUL, valid during the
 /// call only. It runs on the thread of the offramp_session_generate that it was given to; it may cancel or free the
-/// session, and must not let an exception out. 0 ends the reply after this piece.
+/// session, and must not let an exception out. 0 ends the reply after this piece: it is not called again for it.
 pub type offramp_token_callback =
     Option<unsafe extern "C" fn(text: *const c_char, length: usize, user_data: *mut c_void) -> i32>;
 
@@ -84,17 +85,18 @@ pub(super) struct ReplyFigures {
     stop_reason: i32,
     context_full: bool,
     elapsed: Duration,
-    n_tokens: u64,
-    n_full: u64,
-    n_screen: u64,
+    depths: Depths,
     n_drafted: u64,
     n_accepted: u64,
+    /// What `depths` has, with a place for each block: a C caller reads it in place.
     layers: Vec<u64>,
 }
 
 impl ReplyFigures {
-    fn of(generation: &Generation, n_layer: usize) -> Self {
-        let mut figures = Self {
+    fn of(generation: &Generation, n_layer: u32) -> Self {
+        let depths = Depths::of(&generation.exits);
+        let of_layer = |il| depths.layers.get(&il).copied().unwrap_or_default() as u64;
+        Self {
             stop_reason: match generation.stop_reason {
                 StopReason::Eos => OFFRAMP_STOP_EOS,
                 StopReason::Length => OFFRAMP_STOP_LENGTH,
@@ -103,38 +105,16 @@ impl ReplyFigures {
             },
             context_full: generation.context_full,
             elapsed: generation.elapsed,
-            n_tokens: generation.tokens.len() as u64,
             n_drafted: generation.n_drafted as u64,
             n_accepted: generation.n_right as u64,
-            layers: vec![0; n_layer],
-            ..Self::default()
-        };
-        for exit in &generation.exits {
-            match exit {
-                None => figures.n_full += 1,
-                Some(ExitPoint::Screen) => figures.n_screen += 1,
-                Some(ExitPoint::Layer(il)) => {
-                    if let Some(count) = figures.layers.get_mut(*il as usize) {
-                        *count += 1;
-                    }
-                }
-            }
+            layers: (0..n_layer).map(of_layer).collect(),
+            depths,
         }
-        figures
-    }
-
-    fn mean_depth(&self) -> f64 {
-        if self.n_tokens == 0 {
-            return 0.0;
-        }
-        let blocks_of_exits: u64 = self.layers.iter().zip(1..).map(|(count, blocks)| count * blocks).sum();
-        let blocks = blocks_of_exits + (self.n_full + self.n_screen) * self.layers.len() as u64;
-        blocks as f64 / self.n_tokens as f64
     }
 }
 
 /// Generates a reply to the session's text and hands it out in pieces. `sampler` may be NULL for a greedy one, `params`
-/// for the defaults, `on_token` if only the session's tokens are wanted. A reply that was cancelled or stopped is a
+/// for the defaults, `on_token` if only the session's tokens are wanted; the session keeps none of them. A reply that was cancelled or stopped is a
 /// success: offramp_session_statistics tells why it ended. One call at a time.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_generate(
@@ -157,13 +137,14 @@ pub unsafe extern "C" fn offramp_session_generate(
             // SAFETY: as above.
             unsafe { handle(sampler, "sampler") }?.start(model)?
         };
-        let show = |text: &str| {
-            let Some(on_token) = on_token.filter(|_| !text.is_empty()) else { return ControlFlow::Continue(()) };
+        let mut ended = false;
+        let mut show = |text: &str| {
+            let Some(on_token) = on_token.filter(|_| !text.is_empty() && !ended) else {
+                return ControlFlow::Continue(());
+            };
             // SAFETY: a callback of the caller, with the caller's data; the text outlives the call.
-            match unsafe { on_token(text.as_ptr().cast(), text.len(), user_data) } {
-                0 => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            }
+            ended = unsafe { on_token(text.as_ptr().cast(), text.len(), user_data) } == 0;
+            if ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let mut state = handle_of_session.enter()?;
         let State { session, reply, .. } = &mut *state;
@@ -172,7 +153,7 @@ pub unsafe extern "C" fn offramp_session_generate(
             shown += event.text.len();
             show(event.text)
         })?;
-        *reply = ReplyFigures::of(&generation, model.info().n_layer as usize);
+        *reply = ReplyFigures::of(&generation, model.info().n_layer);
         // What was held back because it could have been the beginning of a stop text.
         let _ = show(generation.text.get(shown..).unwrap_or_default());
         Ok(())
@@ -206,7 +187,8 @@ pub unsafe extern "C" fn offramp_session_statistics(
         let state = session.enter()?;
         let (prompt, reply) = (&state.prompt, &state.reply);
         let seconds = reply.elapsed.as_secs_f64();
-        let after_first = reply.n_tokens.saturating_sub(1) as f64;
+        let n_tokens = reply.depths.n_tokens();
+        let after_first = n_tokens.saturating_sub(1) as f64;
         output.write(offramp_statistics {
             struct_size: size_of::<offramp_statistics>() as u32,
             abi_version: OFFRAMP_ABI_VERSION,
@@ -216,31 +198,18 @@ pub unsafe extern "C" fn offramp_session_statistics(
             n_prompt_reused: prompt.reused as u64,
             n_prompt_decoded: prompt.decoded as u64,
             prompt_seconds: prompt.elapsed.as_secs_f64(),
-            n_tokens: reply.n_tokens,
+            n_tokens: n_tokens as u64,
             seconds,
             tokens_per_second: if seconds > 0.0 { after_first / seconds } else { 0.0 },
-            n_full: reply.n_full,
-            n_screen: reply.n_screen,
+            n_full: reply.depths.full as u64,
+            n_screen: reply.depths.screen as u64,
             layer_exits: reply.layers.as_ptr(),
             n_layer: reply.layers.len() as u64,
-            mean_depth: reply.mean_depth(),
+            mean_depth: reply.depths.mean(reply.layers.len() as u32).unwrap_or(0.0),
             n_drafted: reply.n_drafted,
             n_accepted: reply.n_accepted,
             draft_acceptance: reply.n_accepted as f64 / reply.n_drafted.max(1) as f64,
         });
         Ok(())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mean_depth_counts_the_blocks_that_ran() {
-        let figures =
-            ReplyFigures { n_tokens: 4, n_full: 1, n_screen: 1, layers: vec![0, 2, 0, 0], ..Default::default() };
-        assert_eq!(figures.mean_depth(), (2.0 * 2.0 + 4.0 + 4.0) / 4.0);
-        assert_eq!(ReplyFigures::default().mean_depth(), 0.0);
-    }
 }

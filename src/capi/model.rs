@@ -156,7 +156,8 @@ pub unsafe extern "C" fn offramp_model_load(
     })
 }
 
-/// Frees a model; NULL is nothing. Sessions keep what they need of it: it may be freed before them.
+/// Frees a model; NULL is nothing. Sessions keep what they need of it: it may be freed before them. No other call may be
+/// in progress with this handle on another thread; what was read through offramp_model_info ends with it.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_model_free(model: *mut offramp_model) {
     // SAFETY: the caller's promise (module `capi`).

@@ -59,7 +59,8 @@ pub unsafe extern "C" fn offramp_sampler_new(
     })
 }
 
-/// Frees a sampler; NULL is nothing. A reply in progress keeps what it needs of it.
+/// Frees a sampler; NULL is nothing. A reply that has begun keeps what it needs of it, so that its callback may do this;
+/// no other thread may still be about to use the handle.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_sampler_free(sampler: *mut offramp_sampler) {
     // SAFETY: the caller's promise (module `capi`).

@@ -1,7 +1,7 @@
 //! The session handle: a conversation on a model, one call at a time; only cancelling may come from another thread.
 
 use std::ffi::{c_char, c_void};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use super::chat::{offramp_message, read_messages};
@@ -19,6 +19,9 @@ const MAX_DEFAULT_CTX: u32 = 8192;
 pub struct offramp_session {
     state: Mutex<State>,
     cancel: CancelHandle,
+    /// True between offramp_session_cancel and offramp_session_clear_cancel. `cancel` is set at other times too, where a
+    /// progress callback stops its own call.
+    cancelled: Mutex<bool>,
     pub(super) model: Arc<offramp_model>,
 }
 
@@ -38,24 +41,31 @@ pub(super) struct PromptFigures {
     pub(super) elapsed: Duration,
 }
 
-/// Waits for no one: who comes second has made a mistake.
-pub(super) fn enter<T>(state: &Mutex<T>) -> Result<MutexGuard<'_, T>, Failure> {
-    state.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => Failure::new(
-            OFFRAMP_ERROR_BUSY,
-            "another call on this session is in progress; only offramp_session_cancel may be called meanwhile",
-        ),
-        TryLockError::Poisoned(_) => Failure::new(
-            OFFRAMP_ERROR_PANIC,
-            "an earlier call on this session ended in a defect; free it and make a new one",
-        ),
-    })
-}
-
 impl offramp_session {
-    /// The session for one call.
+    /// The session for one call. Waits for no one: who comes second has made a mistake.
     pub(super) fn enter(&self) -> Result<MutexGuard<'_, State>, Failure> {
-        enter(&self.state)
+        self.state.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Failure::new(
+                OFFRAMP_ERROR_BUSY,
+                "another call on this session is in progress; only offramp_session_cancel may be called meanwhile",
+            ),
+            TryLockError::Poisoned(_) => Failure::new(
+                OFFRAMP_ERROR_PANIC,
+                "an earlier call on this session ended in a defect; free it and make a new one",
+            ),
+        })
+    }
+
+    /// Cancels until further notice, or lets the session go on.
+    fn set_cancelled(&self, cancelled: bool) {
+        // Both under the lock, so that they never disagree. Nothing in here panics and poisons it.
+        let mut wanted = self.cancelled.lock().unwrap_or_else(PoisonError::into_inner);
+        *wanted = cancelled;
+        if cancelled {
+            self.cancel.cancel();
+        } else {
+            self.cancel.reset();
+        }
     }
 
     fn set_prompt(
@@ -76,7 +86,11 @@ impl offramp_session {
             }
         });
         if stopped {
-            self.cancel.reset();
+            // The callback's word was for this call alone; a cancel that came beside it holds.
+            let cancelled = self.cancelled.lock().unwrap_or_else(PoisonError::into_inner);
+            if !*cancelled {
+                self.cancel.reset();
+            }
         }
         let report = report?;
         *prompt = PromptFigures {
@@ -170,6 +184,7 @@ pub unsafe extern "C" fn offramp_session_new(
         let session = Session::new(&model.model, &params.to_session(model.model.info().n_ctx_train)?)?;
         let handle = offramp_session {
             cancel: session.cancel_handle(),
+            cancelled: Mutex::new(false),
             state: Mutex::new(State { session, prompt: PromptFigures::default(), reply: Default::default() }),
             model,
         };
@@ -192,7 +207,7 @@ pub unsafe extern "C" fn offramp_session_free(session: *mut offramp_session) {
 pub unsafe extern "C" fn offramp_session_cancel(session: *const offramp_session) -> i32 {
     boundary("offramp_session_cancel", || {
         // SAFETY: the caller's promise (module `capi`).
-        unsafe { handle(session, "session") }?.cancel.cancel();
+        unsafe { handle(session, "session") }?.set_cancelled(true);
         Ok(())
     })
 }
@@ -202,7 +217,7 @@ pub unsafe extern "C" fn offramp_session_cancel(session: *const offramp_session)
 pub unsafe extern "C" fn offramp_session_clear_cancel(session: *const offramp_session) -> i32 {
     boundary("offramp_session_clear_cancel", || {
         // SAFETY: the caller's promise (module `capi`).
-        unsafe { handle(session, "session") }?.cancel.reset();
+        unsafe { handle(session, "session") }?.set_cancelled(false);
         Ok(())
     })
 }

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use super::confidence;
 use super::ggml::{Graph, Layout, Tensor, Tensors};
 use super::screen::{Candidates, Screen, weight};
 use crate::error::{Error, Result};
@@ -157,8 +156,7 @@ impl ExitHead {
     }
 
     /// Evaluates the head on the state that [`ExitHead::guess`] took. True if the metric over the candidates, which are
-    /// then [`Screen::candidates`], is `sure`. With [`Candidates::Enough`], the first candidates decide where the others
-    /// could not change the answer.
+    /// then [`Screen::candidates`], is `sure`, as [`Screen::is_sure`] finds it.
     ///
     /// # Errors
     /// [`Error::Heads`].
@@ -170,21 +168,7 @@ impl ExitHead {
     ) -> Result<bool> {
         self.work.set_values(self.input, &self.normed);
         screen.score_graph(&mut self.work, &mut self.graph)?;
-        let settled = screen.rescore_few()?.is_some_and(|slack| screen.is_settled(slack));
-        let range = confidence::range(self.metric, screen.candidates(), screen.unseen()).filter(|_| settled);
-        if let Some((least, most)) = range {
-            // Doubtful already: more candidates take further from the best one's share.
-            if !sure(most) {
-                return Ok(false);
-            }
-            if candidates == Candidates::Enough && sure(least) {
-                return Ok(true);
-            }
-        }
-        if screen.rescore_all()?.is_none() {
-            return Ok(false);
-        }
-        Ok(confidence::of(self.metric, screen.candidates()).is_some_and(sure))
+        screen.is_sure(self.metric, candidates, sure)
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) struct Heads {
     model: gguf::File,
     meta: ExitMeta,
     screen: OnceLock<Arc<ScreenWeights>>,
+    exit_screen: OnceLock<Option<Arc<ScreenWeights>>>,
     exits: OnceLock<Vec<Arc<HeadWeights>>>,
     kv_maps: OnceLock<Vec<Option<Arc<KvWeights>>>>,
 }
@@ -43,6 +44,8 @@ pub(crate) struct Heads {
 pub(crate) struct Thresholds {
     /// At the screen.
     pub(crate) screen: f32,
+    /// At the final norm, where the tokens that exits choose among are scored alone; infinite where those are all.
+    pub(crate) vocab: f32,
     /// At each exit, in the order of their layers.
     pub(crate) exits: Vec<f32>,
     /// What each exit's cheap gate must answer before the head is evaluated.
@@ -75,6 +78,7 @@ impl Heads {
             model,
             meta,
             screen: OnceLock::new(),
+            exit_screen: OnceLock::new(),
             exits: OnceLock::new(),
             kv_maps: OnceLock::new(),
         }))
@@ -111,10 +115,14 @@ impl Heads {
             |table: &[Vec<f32>], missing: f32| table.get(level).cloned().unwrap_or_else(|| vec![missing; n_exits]);
         let thresholds = Thresholds {
             screen: meta.screen.thresholds.get(level).copied().unwrap_or(f32::INFINITY),
+            vocab: meta.vocab.as_ref().and_then(|vocab| vocab.thresholds.get(level).copied()).unwrap_or(f32::INFINITY),
             exits: row(&meta.thresholds, f32::INFINITY),
             gates: row(&meta.gate_thresholds, 0.0),
         };
-        let exits = [thresholds.screen].iter().chain(&thresholds.exits).any(|threshold| threshold.is_finite());
+        let exits = [thresholds.screen, thresholds.vocab]
+            .iter()
+            .chain(&thresholds.exits)
+            .any(|threshold| threshold.is_finite());
         Ok(exits.then_some(thresholds))
     }
 
@@ -131,6 +139,26 @@ impl Heads {
         let screen = view.screen().ok_or_else(|| ggml::failed("a file without a screen"))?;
         let weights = Arc::new(ScreenWeights::new(&screen, output, self.meta.screen.shortlist)?);
         Ok(Arc::clone(self.screen.get_or_init(|| weights)))
+    }
+
+    /// The weights of the screen of the tokens that exits choose among, laid out at the first call; `None` where those
+    /// are all.
+    ///
+    /// # Errors
+    /// As [`Heads::screen`].
+    pub(crate) fn exit_screen(&self) -> Result<Option<Arc<ScreenWeights>>> {
+        if let Some(weights) = self.exit_screen.get() {
+            return Ok(weights.clone());
+        }
+        let view = ExitHeads::open(&self.file)?;
+        let weights = match (&self.meta.vocab, view.vocab(), view.screen()) {
+            (Some(vocab), Some(tokens), Some(screen)) => {
+                let output = OutputMatrix::of(&self.model)?;
+                Some(Arc::new(ScreenWeights::among(&screen, output, vocab.shortlist, tokens)?))
+            }
+            _ => None,
+        };
+        Ok(self.exit_screen.get_or_init(|| weights).clone())
     }
 
     /// The exits' weights, by layer, brought into the layout they are multiplied in at the first call.

@@ -2,16 +2,19 @@
 //!
 //! `scores = output^T (basis^T x)` over the whole vocabulary, then the logits of the `shortlist` best are computed from
 //! the raw rows of the output matrix, in its own quantization and in the layout that llama.cpp multiplies it in, so
-//! that they are the full matrix's own, bit for bit.
+//! that they are the full matrix's own, bit for bit. A screen may be of some tokens alone: exits after blocks are for easy
+//! tokens, which are frequent ones.
 
 use std::sync::Arc;
 
 use super::Heads;
+use super::confidence;
 use super::ggml::{Cpu, Graph, Layout, Tensor, Tensors};
 use super::output::OutputMatrix;
 use super::select::Selection;
 use crate::error::{Error, Result};
-use crate::gguf::exits;
+use crate::gguf::TensorType;
+use crate::gguf::exits::{self, Metric};
 use crate::llama::Token;
 use crate::llama::threads::ThreadPool;
 
@@ -31,6 +34,8 @@ pub(crate) struct ScreenWeights {
     output: OutputMatrix,
     /// How llama.cpp lays the output matrix out.
     layout: Layout,
+    /// The tokens that are scored, ascending; `None` for all.
+    tokens: Option<Vec<u32>>,
     shortlist: usize,
 }
 
@@ -40,20 +45,51 @@ impl ScreenWeights {
     /// # Errors
     /// [`Error::Heads`] for types that the CPU backend does not multiply, or without memory.
     pub(super) fn new(screen: &exits::Screen<'_>, output: OutputMatrix, shortlist: u32) -> Result<Self> {
+        let factor = weight(&screen.output, screen.basis.info.dims4()[1] as usize, output.n_vocab)?;
+        Self::with(screen, output, factor, None, (shortlist as usize).min(output.n_vocab))
+    }
+
+    /// Of these tokens alone, which ascend and are in the vocabulary.
+    ///
+    /// # Errors
+    /// As [`ScreenWeights::new`].
+    pub(super) fn among(
+        screen: &exits::Screen<'_>,
+        output: OutputMatrix,
+        shortlist: u32,
+        tokens: &[u32],
+    ) -> Result<Self> {
+        let row_bytes = screen.output.data.len() / output.n_vocab.max(1);
+        let rows = tokens.iter().filter_map(|&id| screen.output.data.get(id as usize * row_bytes..)?.get(..row_bytes));
+        let rows: Vec<u8> = rows.flatten().copied().collect();
         let rank = screen.basis.info.dims4()[1] as usize;
+        let factor = matrix(screen.output.info.ty(), &rows, rank, tokens.len())?;
+        Self::with(screen, output, factor, Some(tokens.to_vec()), (shortlist as usize).min(tokens.len()))
+    }
+
+    fn with(
+        screen: &exits::Screen<'_>,
+        output: OutputMatrix,
+        factor: (Tensors, Tensor),
+        tokens: Option<Vec<u32>>,
+        shortlist: usize,
+    ) -> Result<Self> {
         let layout = Layout::of_weight(output.ty, output.n_embd, output.n_vocab)?;
-        let basis = weight(&screen.basis, output.n_embd, rank)?;
-        let factor = weight(&screen.output, rank, output.n_vocab)?;
-        Ok(Self { basis, factor, output, layout, shortlist: (shortlist as usize).min(output.n_vocab) })
+        let basis = weight(&screen.basis, output.n_embd, screen.basis.info.dims4()[1] as usize)?;
+        Ok(Self { basis, factor, output, layout, tokens, shortlist })
     }
 }
 
 /// A matrix `[n_in, n_out]` in the layout that multiplies it fastest.
 pub(super) fn weight(view: &exits::View<'_>, n_in: usize, n_out: usize) -> Result<(Tensors, Tensor)> {
+    matrix(view.info.ty(), view.data, n_in, n_out)
+}
+
+fn matrix(ty: TensorType, data: &[u8], n_in: usize, n_out: usize) -> Result<(Tensors, Tensor)> {
     let mut tensors = Tensors::new()?;
-    let tensor = tensors.matrix(view.info.ty(), n_in, n_out)?;
-    tensors.allocate(Layout::of_weight(view.info.ty(), n_in, n_out)?)?;
-    tensors.set(tensor, view.data);
+    let tensor = tensors.matrix(ty, n_in, n_out)?;
+    tensors.allocate(Layout::of_weight(ty, n_in, n_out)?)?;
+    tensors.set(tensor, data);
     Ok((tensors, tensor))
 }
 
@@ -69,10 +105,13 @@ pub(crate) struct Screen {
     /// For the first candidates; `None` where the shortlist is not much longer.
     few: Option<Rescoring>,
     all: Rescoring,
+    /// The ids of the candidates among some tokens, with their scores.
+    chosen: Vec<(u32, f32)>,
     candidates: Vec<(Token, f32)>,
     /// By how much the screen misjudged the worst of the candidates that were rescored last, upwards.
     misjudged: f32,
-    /// What the softmax of the candidates can at most grow by if the whole shortlist is rescored.
+    /// An estimate from above of what the shortlist's other candidates would add to the sum of the softmax, in which the
+    /// best candidate weighs 1. 0 after the whole shortlist was rescored.
     unseen: f32,
     weights: Arc<ScreenWeights>,
     heads: Arc<Heads>,
@@ -105,7 +144,7 @@ impl Rescoring {
         let mut gathered = None;
         let mut ids = None;
         if weights.layout.is_plain() {
-            let wanted = work.matrix(crate::gguf::TensorType::I32, n_rows, 1)?;
+            let wanted = work.matrix(TensorType::I32, n_rows, 1)?;
             // SAFETY: the model's file stays mapped as long as `heads`, and `rows` as long as `work`: both are part of
             // the screen.
             gathered = unsafe { work.gather(heads.output_rows()?, output.row_bytes(), wanted, row_data)? };
@@ -166,9 +205,29 @@ impl Screen {
     /// # Errors
     /// [`Error::Heads`], [`Error::Unsupported`].
     pub(crate) fn new(heads: &Arc<Heads>, n_threads: usize, pool: Option<Arc<ThreadPool>>) -> Result<Self> {
-        let weights = heads.screen()?;
+        Self::with(heads, heads.screen()?, n_threads, pool)
+    }
+
+    /// The screen of the tokens that exits choose among; `None` where those are all.
+    ///
+    /// # Errors
+    /// As [`Screen::new`].
+    pub(crate) fn of_exits(
+        heads: &Arc<Heads>,
+        n_threads: usize,
+        pool: Option<Arc<ThreadPool>>,
+    ) -> Result<Option<Self>> {
+        heads.exit_screen()?.map(|weights| Self::with(heads, weights, n_threads, pool)).transpose()
+    }
+
+    fn with(
+        heads: &Arc<Heads>,
+        weights: Arc<ScreenWeights>,
+        n_threads: usize,
+        pool: Option<Arc<ThreadPool>>,
+    ) -> Result<Self> {
         let mut work = Tensors::new()?;
-        let input = work.matrix(crate::gguf::TensorType::F32, weights.output.n_embd, 1)?;
+        let input = work.matrix(TensorType::F32, weights.output.n_embd, 1)?;
         let projected = work.mul_mat(weights.basis.1, input);
         let scores = work.mul_mat(weights.factor.1, projected);
         let score = work.graph(&[scores])?;
@@ -190,6 +249,7 @@ impl Screen {
             selection: Selection::default(),
             few,
             all,
+            chosen: Vec::new(),
             candidates: Vec::with_capacity(weights.shortlist),
             misjudged: f32::INFINITY,
             unseen: f32::INFINITY,
@@ -206,11 +266,7 @@ impl Screen {
     /// # Errors
     /// [`Error::Heads`].
     pub(crate) fn evaluate(&mut self, hidden: &[f32], candidates: Candidates, enough: f32) -> Result<Option<f32>> {
-        if hidden.len() != self.weights.output.n_embd {
-            return Err(Error::Heads { found: format!("a hidden state of {} values", hidden.len()) });
-        }
-        self.work.set_values(self.input, hidden);
-        self.cpu.compute(&mut self.work, &mut self.score)?;
+        self.score(hidden)?;
         if candidates == Candidates::Enough {
             let slack = self.rescore_few()?;
             if slack.is_some_and(|slack| slack >= enough && self.is_settled(slack)) {
@@ -218,6 +274,59 @@ impl Screen {
             }
         }
         self.rescore_all()
+    }
+
+    /// Screens the hidden state `[n_embd]` after the final norm. True if `metric` over the candidates is `sure`, as
+    /// [`Screen::is_sure`] finds it.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(crate) fn evaluate_metric(
+        &mut self,
+        hidden: &[f32],
+        metric: Metric,
+        candidates: Candidates,
+        sure: &dyn Fn(f32) -> bool,
+    ) -> Result<bool> {
+        self.score(hidden)?;
+        self.is_sure(metric, candidates, sure)
+    }
+
+    /// True if `metric` over the candidates, by the scores that were computed last, is `sure`; they are then
+    /// [`Screen::candidates`]. With [`Candidates::Enough`], the first candidates decide where the others could not change the
+    /// answer.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(super) fn is_sure(
+        &mut self,
+        metric: Metric,
+        candidates: Candidates,
+        sure: &dyn Fn(f32) -> bool,
+    ) -> Result<bool> {
+        let settled = self.rescore_few()?.is_some_and(|slack| self.is_settled(slack));
+        let range = confidence::range(metric, &self.candidates, self.unseen).filter(|_| settled);
+        if let Some((least, most)) = range {
+            // Doubtful already: more candidates take further from the best one's share.
+            if !sure(most) {
+                return Ok(false);
+            }
+            if candidates == Candidates::Enough && sure(least) {
+                return Ok(true);
+            }
+        }
+        if self.rescore_all()?.is_none() {
+            return Ok(false);
+        }
+        Ok(confidence::of(metric, &self.candidates).is_some_and(sure))
+    }
+
+    fn score(&mut self, hidden: &[f32]) -> Result<()> {
+        if hidden.len() != self.weights.output.n_embd {
+            return Err(Error::Heads { found: format!("a hidden state of {} values", hidden.len()) });
+        }
+        self.work.set_values(self.input, hidden);
+        self.cpu.compute(&mut self.work, &mut self.score)
     }
 
     /// Computes `graph` (of `tensors`), which computes a hidden state into [`Screen::input`] and then the scores.
@@ -229,18 +338,18 @@ impl Screen {
     }
 
     /// Rescores the first candidates alone. `None` where that saves nothing, or for scores that are no numbers.
-    pub(super) fn rescore_few(&mut self) -> Result<Option<f32>> {
+    fn rescore_few(&mut self) -> Result<Option<f32>> {
         if self.few.is_some() { self.rescore(true) } else { Ok(None) }
     }
 
     /// True if a slack among few candidates is large enough for the best of them to be the best of all: any other would
     /// have to be misjudged far worse than the worst of those that were rescored.
-    pub(super) fn is_settled(&self, slack: f32) -> bool {
+    fn is_settled(&self, slack: f32) -> bool {
         slack >= SAFETY * self.misjudged
     }
 
     /// Rescores the whole shortlist.
-    pub(super) fn rescore_all(&mut self) -> Result<Option<f32>> {
+    fn rescore_all(&mut self) -> Result<Option<f32>> {
         self.rescore(false)
     }
 
@@ -251,6 +360,14 @@ impl Screen {
         if chosen.len() < rescoring.n {
             return Ok(None);
         }
+        let chosen = match &self.weights.tokens {
+            None => chosen,
+            Some(tokens) => {
+                self.chosen.clear();
+                self.chosen.extend(chosen.iter().map(|&(i, score)| (tokens[i as usize], score)));
+                &self.chosen
+            }
+        };
         let last = chosen.iter().map(|&(_, score)| score).fold(f32::INFINITY, f32::min);
         let matrix = (self.heads.output_rows()?, self.weights.output.row_bytes());
         let (best, misjudged) = rescoring.run(chosen, &mut self.cpu, &mut self.work, matrix, &mut self.candidates)?;
@@ -261,18 +378,12 @@ impl Screen {
         Ok(Some(best - last))
     }
 
-    /// An estimate from above of what the shortlist's other candidates would add to the sum of the softmax, in which the
-    /// best candidate weighs 1. 0 after the whole shortlist was rescored.
-    pub(super) fn unseen(&self) -> f32 {
-        self.unseen
-    }
-
     /// What is screened, `[n_embd]`.
     pub(super) fn input(&self) -> Tensor {
         self.input
     }
 
-    /// The scores of all tokens, `[n_vocab]`, computed from [`Screen::input`].
+    /// The scores of all tokens that it chooses among, computed from [`Screen::input`].
     pub(super) fn scores(&self) -> Tensor {
         self.scores
     }

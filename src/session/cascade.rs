@@ -16,7 +16,7 @@ use super::model::Model;
 use super::params::SessionParams;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Outcome, Tap};
-use crate::gguf::exits::KvPolicy;
+use crate::gguf::exits::{KvPolicy, VocabMeta};
 use crate::heads::kv::KvWriter;
 use crate::heads::{Candidates, ExitHead, Heads, Screen, Thresholds};
 use crate::llama::Token;
@@ -54,12 +54,13 @@ impl Cascade {
         }
         let meta = heads.meta();
         let (n_threads, pool) = gate.threads();
-        let screen = Screen::new(heads, n_threads, pool)?;
+        let screen = Screen::new(heads, n_threads, pool.clone())?;
+        let exit_screen = Screen::of_exits(heads, n_threads, pool)?;
         let mut exits = Vec::new();
         for (i, weights) in heads.exits()?.iter().enumerate() {
             let threshold = thresholds.exits[i];
             if threshold.is_finite() && meta.layers[i] >= params.min_exit_layer {
-                let head = ExitHead::new(weights, meta.metric, &screen)?;
+                let head = ExitHead::new(weights, meta.metric, exit_screen.as_ref().unwrap_or(&screen))?;
                 let bar = Bar::new(meta.confidence[i].clone(), threshold);
                 exits.push(LayerExit { head, bar, gate: thresholds.gates[i], kv: None });
             }
@@ -74,14 +75,22 @@ impl Cascade {
         }
         let bar = || Bar::new(meta.screen.confidence.clone(), thresholds.screen);
         let norm = thresholds.screen.is_finite().then(bar);
-        if exits.is_empty() && norm.is_none() {
+        let of_vocab = |vocab: &VocabMeta| (meta.metric, Bar::new(vocab.confidence.clone(), thresholds.vocab));
+        let vocab = meta.vocab.as_ref().filter(|_| thresholds.vocab.is_finite()).map(of_vocab);
+        if exits.is_empty() && norm.is_none() && vocab.is_none() {
             return Ok(None);
         }
         let n_layer = model.info().n_layer;
         let layers: Vec<u32> = exits.iter().map(|exit| exit.head.layer()).collect();
         let kv = if writes { KvCost::AtExit } else { KvCost::Later };
-        let policy = CascadePolicy::new(n_layer, &layers, norm.is_some(), kv, params.policy == Policy::Always);
-        let checks = Checks { screen, norm, exits };
+        let policy = CascadePolicy::new(
+            n_layer,
+            &layers,
+            norm.is_some() || vocab.is_some(),
+            kv,
+            params.policy == Policy::Always,
+        );
+        let checks = Checks { screen, exit_screen, vocab, norm, exits, is_among: false };
         Ok(Some(Self { checks, max_pending: params.max_pending as usize, n_layer, policy }))
     }
 
@@ -192,7 +201,7 @@ impl Cascade {
 
     /// The candidates of the last token that left, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
-        self.checks.screen.candidates()
+        self.checks.candidates()
     }
 }
 

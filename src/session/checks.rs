@@ -9,18 +9,33 @@ use std::time::Instant;
 use super::ExitPoint;
 use crate::error::{Error, Result};
 use crate::gate::{Outcome, Tap};
-use crate::gguf::exits::ConfidenceMap;
+use crate::gguf::exits::{ConfidenceMap, Metric};
 use crate::heads::kv::KvWriter;
 use crate::heads::{Candidates, ExitHead, Screen};
+use crate::llama::Token;
 use crate::policy::{AtNorm, CaughtUp, Plan, Reached, Seen};
 
 /// What can be evaluated inside a decode.
 #[derive(Debug)]
 pub(super) struct Checks {
     pub(super) screen: Screen,
+    /// The screen of the tokens that exits choose among; `None` where it is the other one.
+    pub(super) exit_screen: Option<Screen>,
+    /// What the tokens that exits choose among must reach at the final norm, by which metric; `None` where they are not
+    /// tried there.
+    pub(super) vocab: Option<(Metric, Bar)>,
     /// `None` where the screen lets no token go by itself.
     pub(super) norm: Option<Bar>,
     pub(super) exits: Vec<LayerExit>,
+    /// True if the last check was among the tokens that exits choose among.
+    pub(super) is_among: bool,
+}
+
+impl Checks {
+    /// The candidates of the last check, with their logits, by ascending id.
+    pub(super) fn candidates(&self) -> &[(Token, f32)] {
+        self.exit_screen.as_ref().filter(|_| self.is_among).unwrap_or(&self.screen).candidates()
+    }
 }
 
 #[derive(Debug)]
@@ -126,7 +141,8 @@ impl<'a> Watch<'a> {
     /// True if the token leaves after this block.
     fn check_exit(&mut self, layer: u32, hidden: &[f32]) -> Result<bool> {
         let Some(&planned) = self.plan.exits.get(self.next) else { return Ok(false) };
-        let exit = &mut self.checks.exits[planned.exit];
+        let Checks { screen, exit_screen, exits, is_among, .. } = &mut *self.checks;
+        let exit = &mut exits[planned.exit];
         if exit.head.layer() != layer {
             return Ok(false);
         }
@@ -136,8 +152,10 @@ impl<'a> Watch<'a> {
         }
         let start = Instant::now();
         let bar = &exit.bar;
+        *is_among = true;
+        let screen = exit_screen.as_mut().unwrap_or(screen);
         let leaves = exit.head.guess(hidden)? >= exit.gate
-            && exit.head.evaluate(&mut self.checks.screen, self.candidates, &|metric| bar.is_reached(metric))?;
+            && exit.head.evaluate(screen, self.candidates, &|metric| bar.is_reached(metric))?;
         self.trial_failed |= planned.on_trial && !leaves;
         self.seen.exits.push(Reached { exit: planned.exit, seconds: start.elapsed().as_secs_f64(), left: leaves });
         Ok(leaves)
@@ -146,10 +164,22 @@ impl<'a> Watch<'a> {
     /// True if the token leaves before the output matrix.
     fn check_norm(&mut self, hidden: &[f32]) -> Result<bool> {
         self.at_norm = true;
-        let Some(bar) = self.checks.norm.as_ref().filter(|_| self.plan.norm != AtNorm::Plain) else { return Ok(false) };
+        if self.plan.norm == AtNorm::Plain {
+            return Ok(false);
+        }
+        let Checks { screen, exit_screen, vocab, norm, is_among, .. } = &mut *self.checks;
         let start = Instant::now();
-        let slack = self.checks.screen.evaluate(hidden, self.candidates, bar.enough)?;
-        let confident = slack.is_some_and(|slack| bar.is_reached(slack));
+        let mut confident = false;
+        if let (Some((metric, bar)), Some(among)) = (vocab, exit_screen) {
+            // Most tokens are frequent, and a fraction of the screen's work shows it.
+            *is_among = true;
+            confident = among.evaluate_metric(hidden, *metric, self.candidates, &|metric| bar.is_reached(metric))?;
+        }
+        if let (Some(bar), false) = (norm, confident) {
+            *is_among = false;
+            let slack = screen.evaluate(hidden, self.candidates, bar.enough)?;
+            confident = slack.is_some_and(|slack| bar.is_reached(slack));
+        }
         self.seen.screen = Some((start.elapsed().as_secs_f64(), confident));
         Ok(confident && self.plan.norm == AtNorm::Screen)
     }

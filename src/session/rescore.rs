@@ -69,6 +69,7 @@ impl Scored {
 pub struct Rescorer {
     gate: Gate,
     width: usize,
+    width_difference: f32,
 }
 
 impl Rescorer {
@@ -77,10 +78,16 @@ impl Rescorer {
     /// # Errors
     /// As [`Session::new`](super::Session::new), and when the model's self-test cannot decode.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
-        let is_exact = model.gate_support()?.width_difference == 0.0;
+        let width_difference = model.gate_support()?.width_difference;
         let gate = model.new_gate(&SessionParams { exits: Exits::Off, gate: false, ..params.clone() })?;
-        let width = if is_exact { WIDTH.min(gate.n_ubatch()).max(1) } else { 1 };
-        Ok(Self { gate, width })
+        let width = if width_difference == 0.0 { WIDTH.min(gate.n_ubatch()).max(1) } else { 1 };
+        Ok(Self { gate, width, width_difference })
+    }
+
+    /// The largest difference that the model's self-test found between logits of single tokens and of batches: a margin
+    /// below it is a near-tie.
+    pub fn width_difference(&self) -> f32 {
+        self.width_difference
     }
 
     /// Shows the score of each of `emitted`, which followed `prompt`, in their order, until `on_token` breaks.

@@ -140,6 +140,7 @@ pub fn meta(base: Base, layers: &[u32], types: &[HeadType]) -> ExitMeta {
             confidence: map.clone(),
             thresholds: vec![0.9, 0.95],
         },
+        vocab: None,
         metric: Metric::TopProbability,
         confidence: vec![map; n],
         agreements: vec![0.95, 0.99],

@@ -1,8 +1,8 @@
 //! Exit heads by construction: perfect ones (where the blocks above add nothing), ones that are always wrong, random ones.
 
-use offramp::gguf::exits::{self, Base, ConfidenceMap, ExitMeta, HeadType, Metric};
+use offramp::gguf::exits::{self, Base, ConfidenceMap, ExitMeta, HeadType, Metric, VocabMeta};
 use offramp::gguf::quants::dequantize;
-use offramp::gguf::{File, Writer};
+use offramp::gguf::{File, TensorType, Writer};
 
 /// What a head's map is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,12 +27,14 @@ pub struct Spec<'a> {
     /// The cheap gate's answer at every exit, and what it must reach; `None` writes no gates.
     pub gate: Option<(f32, f32)>,
     pub shortlist: u32,
+    /// The tokens that exits choose among, and for each level what they must reach at full depth; `None` for all.
+    pub vocab: Option<(&'a [u32], [f32; 2])>,
 }
 
 impl<'a> Spec<'a> {
     /// Exits that always leave, and a screen that never does.
     pub fn new(layers: &'a [u32], kind: Kind) -> Self {
-        Self { layers, kind, thresholds: [0.0; 2], screen: [f32::INFINITY; 2], gate: None, shortlist: 64 }
+        Self { layers, kind, thresholds: [0.0; 2], screen: [f32::INFINITY; 2], gate: None, shortlist: 64, vocab: None }
     }
 }
 
@@ -46,6 +48,12 @@ pub fn sidecar(model: &File, spec: &Spec<'_>) -> Writer {
         layers: spec.layers.to_vec(),
         head_types: vec![HeadType::Affine; n_exits],
         head_ranks: vec![0; n_exits],
+        vocab: spec.vocab.map(|(tokens, thresholds)| VocabMeta {
+            n_tokens: tokens.len() as u32,
+            shortlist: tokens.len() as u32,
+            confidence: one_each.clone(),
+            thresholds: thresholds.to_vec(),
+        }),
         metric: Metric::TopProbability,
         confidence: vec![one_each; n_exits],
         thresholds: spec.thresholds.iter().map(|&threshold| vec![threshold; n_exits]).collect(),
@@ -58,6 +66,10 @@ pub fn sidecar(model: &File, spec: &Spec<'_>) -> Writer {
     let own = model.tensor("output.weight").or(model.tensor("token_embd.weight")).unwrap();
     let rows = dequantize(own.ty(), model.data(own)).unwrap();
     writer.tensor_f32("exit_screen.output", &[n, n_vocab], &rows).unwrap();
+    if let Some((tokens, _)) = spec.vocab {
+        let ids = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+        writer.tensor("exit_vocab.tokens", TensorType::I32, &[tokens.len() as u64], ids).unwrap();
+    }
     let norm = model.tensor("output_norm.weight").unwrap();
     let norm = dequantize(norm.ty(), model.data(norm)).unwrap();
     for &layer in spec.layers {

@@ -108,6 +108,7 @@ fn meta(base: Base, shortlist: u32, thresholds: [f32; 2], calibrated: bool) -> E
             confidence: ConfidenceMap { metric: vec![0.0, 100.0], agreement: vec![0.0, 1.0] },
             thresholds: thresholds.to_vec(),
         },
+        vocab: None,
         base,
         layers: Vec::new(),
         head_types: Vec::new(),

@@ -19,11 +19,12 @@ void nulls(void) {
     size_t n = 77;
     int32_t ids[4];
     char text[4];
-    offramp_message no_role = { NULL, "x" }, no_content = { "user", NULL };
+    offramp_message turn = { "user", "x" }, no_role = { NULL, "x" }, no_content = { "user", NULL };
     const char * no_stop[1] = { NULL };
-    offramp_generate_params generate = limit(1);
+    offramp_generate_params generate = limit(1), no_stops = limit(1);
     generate.stop = no_stop;
-    generate.n_stop = 1;
+    generate.n_stop = no_stops.n_stop = 1;
+    offramp_statistics found;
     set_text(session, "text");
 #define NULLED(call) FAILS(OFFRAMP_ERROR_NULL, call)
     NULLED(offramp_model_default_params(NULL, sizeof(offramp_model_params)));
@@ -36,16 +37,17 @@ void nulls(void) {
     NULLED(offramp_model_get_info(model, NULL, sizeof info));
     NULLED(offramp_memory_estimate(NULL, NULL, &memory, sizeof memory));
     NULLED(offramp_memory_estimate(model_path, NULL, NULL, sizeof memory));
-    NULLED(offramp_chat_render(NULL, NULL, 0, text, 4, &n));
+    NULLED(offramp_chat_render(NULL, &turn, 1, text, 4, &n));
     NULLED(offramp_chat_render(model, NULL, 1, text, 4, &n));
     NULLED(offramp_chat_render(model, &no_role, 1, text, 4, &n));
     NULLED(offramp_chat_render(model, &no_content, 1, text, 4, &n));
-    NULLED(offramp_chat_render(model, NULL, 0, NULL, 4, &n));
-    NULLED(offramp_chat_render(model, NULL, 0, text, 4, NULL));
+    NULLED(offramp_chat_render(model, &turn, 1, NULL, 4, &n));
+    NULLED(offramp_chat_render(model, &turn, 1, text, 4, NULL));
     NULLED(offramp_tokenize(NULL, "a", 1, 0, 0, ids, 4, &n));
     NULLED(offramp_tokenize(model, NULL, 1, 0, 0, ids, 4, &n));
     NULLED(offramp_tokenize(model, "a", 1, 0, 0, NULL, 4, &n));
     NULLED(offramp_tokenize(model, "a", 1, 0, 0, ids, 4, NULL));
+    NULLED(offramp_tokenize(model, "a", 1, 0, 0, NULL, 0, NULL));
     NULLED(offramp_detokenize(NULL, ids, 0, 0, text, 4, &n));
     NULLED(offramp_detokenize(model, NULL, 1, 0, text, 4, &n));
     NULLED(offramp_detokenize(model, ids, 0, 0, NULL, 4, &n));
@@ -60,9 +62,10 @@ void nulls(void) {
     NULLED(offramp_session_set_prompt(session, NULL, 1, NULL, NULL));
     NULLED(offramp_session_set_text(NULL, "a", 1, NULL, NULL));
     NULLED(offramp_session_set_text(session, NULL, 1, NULL, NULL));
-    NULLED(offramp_session_set_chat(NULL, NULL, 0, NULL, NULL));
+    NULLED(offramp_session_set_chat(NULL, &turn, 1, NULL, NULL));
     NULLED(offramp_session_set_chat(session, NULL, 1, NULL, NULL));
     NULLED(offramp_session_set_chat(session, &no_role, 1, NULL, NULL));
+    NULLED(offramp_session_set_chat(session, &no_content, 1, NULL, NULL));
     NULLED(offramp_session_tokens(NULL, ids, 4, &n));
     NULLED(offramp_session_tokens(session, NULL, 4, &n));
     NULLED(offramp_session_tokens(session, ids, 4, NULL));
@@ -76,7 +79,8 @@ void nulls(void) {
     NULLED(offramp_session_load(session, NULL));
     NULLED(offramp_session_generate(NULL, NULL, NULL, NULL, NULL));
     NULLED(offramp_session_generate(session, NULL, &generate, NULL, NULL));
-    NULLED(offramp_session_statistics(NULL, NULL, sizeof(offramp_statistics)));
+    NULLED(offramp_session_generate(session, NULL, &no_stops, NULL, NULL));
+    NULLED(offramp_session_statistics(NULL, &found, sizeof found));
     NULLED(offramp_session_statistics(session, NULL, sizeof(offramp_statistics)));
 #undef NULLED
     CHECK(n == 77 && sampler == NULL);
@@ -98,15 +102,22 @@ void struct_sizes(void) {
     offramp_model_info info;
     offramp_memory memory;
     offramp_statistics found;
+    session = start(model);
     const size_t wrong[] = { 0, 1, 8, 31, 1000, 1 << 30, (size_t) -1 };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         FAILS(OFFRAMP_ERROR_ABI, offramp_model_default_params(&model_params, wrong[i]));
         FAILS(OFFRAMP_ERROR_ABI, offramp_session_default_params(&session_params, wrong[i]));
+        FAILS(OFFRAMP_ERROR_ABI, offramp_sampler_default_params(&sampler_params, wrong[i]));
         FAILS(OFFRAMP_ERROR_ABI, offramp_generate_default_params(&generate_params, wrong[i]));
         FAILS(OFFRAMP_ERROR_ABI, offramp_model_get_info(model, &info, wrong[i]));
+        FAILS(OFFRAMP_ERROR_ABI, offramp_memory_estimate(model_path, NULL, &memory, wrong[i]));
+        FAILS(OFFRAMP_ERROR_ABI, offramp_session_statistics(session, &found, wrong[i]));
     }
     FAILS(OFFRAMP_ERROR_ABI, offramp_sampler_default_params(&sampler_params, sizeof sampler_params - 8));
     FAILS(OFFRAMP_ERROR_ABI, offramp_memory_estimate(model_path, NULL, &memory, sizeof memory + 1));
+    FAILS(OFFRAMP_ERROR_ABI, offramp_session_statistics(session, &found, sizeof found - 8));
+    offramp_session_free(session);
+    session = NULL;
     OK(offramp_model_default_params(&model_params, sizeof model_params));
     OK(offramp_session_default_params(&session_params, sizeof session_params));
     OK(offramp_sampler_default_params(&sampler_params, sizeof sampler_params));
@@ -126,7 +137,6 @@ void struct_sizes(void) {
         FAILS(OFFRAMP_ERROR_ABI, offramp_sampler_new(model, &sampler_params, &sampler));
         session = start(model);
         FAILS(OFFRAMP_ERROR_ABI, offramp_session_generate(session, NULL, &generate_params, NULL, NULL));
-        FAILS(OFFRAMP_ERROR_ABI, offramp_session_statistics(session, &found, sizeof found - 8));
         offramp_session_free(session);
         session = NULL;
     }

@@ -46,6 +46,18 @@ void replies(void) {
     OK(offramp_session_generate(session, NULL, &params, collect, &again));
     CHECK(statistics(session).stop_reason == OFFRAMP_STOP_STOP && !again.broken && again.length <= at);
     CHECK(memcmp(reply.text, again.text, again.length) == 0);
+    /* Who ends a reply is not called again with what was held back for a stop text that did not come. */
+    again.stop_after = 1;
+    for (size_t i = 0; i < reply.length && i < 30; i++) {
+        char never[] = { reply.text[i], '\1', 0 };
+        const char * nevers[] = { never };
+        if ((unsigned char) never[0] >= 0x80) continue;
+        params.stop = nevers;
+        again.pieces = 0;
+        OK(offramp_session_set_chat(session, turns, 1, NULL, NULL));
+        OK(offramp_session_generate(session, NULL, &params, collect, &again));
+        CHECK(again.pieces <= 1);
+    }
     /* The context is full in the end. */
     params = limit(0);
     OK(offramp_session_generate(session, NULL, &params, NULL, NULL));
@@ -150,6 +162,11 @@ static int stopping_progress(float done, void * user_data) {
     return 0;
 }
 
+static int cancelling_progress(float done, void * user_data) {
+    OK(offramp_session_cancel(user_data));
+    return done < 0;
+}
+
 void callbacks(void) {
     offramp_model * model = load();
     offramp_generate_params limits = limit(50);
@@ -189,7 +206,72 @@ void callbacks(void) {
     CHECK(done > 0 && done < 1);
     OK(offramp_session_set_prompt(session, tokens, 200, NULL, NULL));
     CHECK(statistics(session).n_prompt_reused >= 32);
+    /* A progress callback's 0 is for its own call; a cancel that comes with it holds. */
+    tokens[0]++;
+    FAILS(OFFRAMP_ERROR_CANCELLED, offramp_session_set_prompt(session, tokens, 200, cancelling_progress, session));
+    FAILS(OFFRAMP_ERROR_CANCELLED, offramp_session_set_prompt(session, tokens, 200, NULL, NULL));
+    OK(offramp_session_clear_cancel(session));
+    OK(offramp_session_set_prompt(session, tokens, 200, NULL, NULL));
     offramp_session_free(session);
+    offramp_model_free(model);
+}
+
+/*
+ * A model of 24 blocks of which those above the second add nothing, with heads that are therefore right: tokens leave
+ * after the second block, or are drafted there, where that pays; the text is the same.
+ */
+void exits(void) {
+    const int32_t modes[] = { OFFRAMP_EXITS_OFF, OFFRAMP_EXITS_CALIBRATED, OFFRAMP_EXITS_EXACT };
+    char path[512], heads[512];
+    offramp_model_params params;
+    OK(offramp_model_default_params(&params, sizeof params));
+    params.heads_path = file_in_folder(heads, sizeof heads, "heads.gguf");
+    offramp_model * model = NULL;
+    OK(offramp_model_load(file_in_folder(path, sizeof path, "exits.gguf"), &params, &model));
+    offramp_model_info info;
+    OK(offramp_model_get_info(model, &info, sizeof info));
+    CHECK(info.has_heads && info.n_layer == 24);
+    static struct reply replies_[3];
+    memset(replies_, 0, sizeof replies_);
+    offramp_generate_params limits = limit(100);
+    for (int mode = 0; mode < 3; mode++) {
+        offramp_session_params session_params;
+        OK(offramp_session_default_params(&session_params, sizeof session_params));
+        session_params.n_ctx = 256;
+        session_params.n_threads = 1;
+        session_params.agreement = 0.9f;
+        session_params.kv = OFFRAMP_KV_CATCH_UP;
+        session_params.exits = modes[mode];
+        offramp_session * session = NULL;
+        OK(offramp_session_new(model, &session_params, &session));
+        /* Whether something pays is measured, so that a disturbed reply may have none of it; 20 of them do not. */
+        uint64_t n_early = 0;
+        for (int i = 0; i < 20 && (i == 0 || (n_early == 0 && mode > 0)); i++) {
+            memset(&replies_[mode], 0, sizeof replies_[mode]);
+            OK(offramp_session_clear(session));
+            set_text(session, "one two one two one two one two");
+            OK(offramp_session_generate(session, NULL, &limits, collect, &replies_[mode]));
+            offramp_statistics found = statistics(session);
+            uint64_t n_layers = 0, n_blocks = 24 * (found.n_full + found.n_screen);
+            for (uint64_t il = 0; il < found.n_layer; il++) {
+                n_layers += found.layer_exits[il];
+                n_blocks += found.layer_exits[il] * (il + 1);
+                CHECK(il == 1 || found.layer_exits[il] == 0);
+            }
+            CHECK(found.n_tokens == 100 && found.n_full + found.n_screen + n_layers == 100);
+            CHECK(found.mean_depth == (double) n_blocks / 100);
+            CHECK(found.n_accepted <= found.n_drafted);
+            CHECK(found.draft_acceptance * (double) found.n_drafted == (double) found.n_accepted);
+            CHECK(found.draft_acceptance > 0 || found.n_accepted == 0);
+            n_early = mode == 1 ? n_layers : found.n_accepted;
+            CHECK(mode == 1 || n_layers == 0);
+            CHECK(mode == 2 || found.n_drafted == 0);
+        }
+        CHECK((n_early > 0) == (mode > 0));
+        CHECK(replies_[mode].length == replies_[0].length);
+        CHECK(memcmp(replies_[mode].text, replies_[0].text, replies_[0].length) == 0);
+        offramp_session_free(session);
+    }
     offramp_model_free(model);
 }
 

@@ -4,7 +4,8 @@
  *
  *   suite MODEL FOLDER [TEST [COUNT]]      without TEST all of them; `suite --list` names them
  *
- * MODEL is a tiny model of random weights with a chat template. Prints one line a test, stops at the first failure.
+ * MODEL is a tiny model of random weights with a chat template; FOLDER takes files and has `exits.gguf` and `heads.gguf`.
+ * Prints one line a test, stops at the first failure.
  */
 #include "suite.h"
 
@@ -78,7 +79,8 @@ static const struct {
 } tests[] = {
     { "versions", versions }, { "nulls", nulls }, { "struct_sizes", struct_sizes }, { "values", values },
     { "buffers", buffers }, { "replies", replies }, { "samplers", samplers }, { "saved_sessions", saved_sessions },
-    { "callbacks", callbacks }, { "logs", logs }, { "cancels", cancels }, { "threads", threads }, { "cycles", cycles },
+    { "callbacks", callbacks }, { "exits", exits }, { "logs", logs }, { "cancels", cancels }, { "threads", threads },
+    { "cycles", cycles },
 };
 
 int main(int argc, char ** argv) {

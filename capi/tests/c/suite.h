@@ -57,6 +57,7 @@ void replies(void);
 void samplers(void);
 void saved_sessions(void);
 void callbacks(void);
+void exits(void);
 void logs(void);
 /* lives.c */
 void cancels(void);

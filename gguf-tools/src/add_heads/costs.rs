@@ -12,6 +12,7 @@ use anyhow::{bail, ensure};
 use offramp::gate::{Gate, Outcome, Tap};
 use offramp::{Model, Session, SessionParams, Token};
 
+use super::vocab::ExitVocab;
 use crate::screen::Screen;
 use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::Costs;
@@ -91,9 +92,21 @@ impl Timing {
 
     /// What a cascade of `heads` with `screen` costs. Keys and values of skipped blocks are predicted where the heads
     /// have maps, and computed later otherwise.
-    pub fn costs(&self, matrix: &OutputMatrix<'_>, screen: &Screen, count: usize, heads: &[Head]) -> Costs {
+    pub fn costs(
+        &self,
+        matrix: &OutputMatrix<'_>,
+        screen: &Screen,
+        count: usize,
+        vocab: Option<&ExitVocab>,
+        heads: &[Head],
+    ) -> Costs {
         let per_byte = self.output / matrix.bytes().max(1) as f64;
-        let factor = screen.bytes() as f64 * per_byte * FACTOR_SLOWNESS;
+        let n_vocab = matrix.n_vocab();
+        let of = |n_tokens: usize, count: usize| {
+            let bytes = screen.basis_bytes() as f64 + screen.output.len() as f64 * n_tokens as f64 / n_vocab as f64;
+            bytes * per_byte * FACTOR_SLOWNESS + n_tokens as f64 * SELECTION + count as f64 * RESCORING
+        };
+        let whole = of(n_vocab, count);
         let maps =
             heads.iter().filter(|head| !head.kv.is_empty()).map(|head| head.kv_bytes() as f64 / head.kv.len() as f64);
         let predicted = maps.fold(0.0f64, f64::max) * per_byte;
@@ -101,7 +114,8 @@ impl Timing {
         Costs {
             layer: self.layer,
             output: self.output,
-            screen: factor + matrix.n_vocab() as f64 * SELECTION + count as f64 * RESCORING,
+            screen: whole,
+            check: vocab.map_or(whole, |vocab| of(vocab.tokens.len(), vocab.shortlist)),
             heads: heads.iter().map(|head| head.bytes() as f64 * per_byte).collect(),
             skipped,
         }

@@ -105,12 +105,13 @@ pub fn train(
         Some(metric) => METRICS.iter().position(|other| *other == metric).context("a metric that is not measured")?,
         None => best_metric(&outcomes),
     };
-    let confidence = outcomes.iter().map(|outcomes| confidence(&outcomes.concat(), chosen)).collect();
+    let confidence = outcomes.iter().map(|outcomes| confidence(&outcomes.concat(), METRICS[chosen])).collect();
     Ok(Candidates { heads, quality, looks: fitted.looks, metric: METRICS[chosen], confidence, outcomes })
 }
 
 /// From one of [`METRICS`] to the probability of agreement.
-fn confidence(outcomes: &[Outcome], metric: usize) -> ConfidenceMap {
+pub fn confidence(outcomes: &[Outcome], metric: Metric) -> ConfidenceMap {
+    let metric = METRICS.iter().position(|other| *other == metric).unwrap_or(0);
     let observations: Vec<(f32, bool)> =
         outcomes.iter().map(|outcome| (outcome.metrics[metric], outcome.is_right)).collect();
     isotonic::fit(&observations)

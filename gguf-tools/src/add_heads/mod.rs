@@ -1,22 +1,22 @@
-//! From collected tokens to exits that can be written: split, fit, choose, certify.
+//! From collected tokens to exits that can be written: split, fit, choose, judge.
 //!
 //! The screen comes first, because every exit's candidates are its candidates. Then heads are trained after all candidate layers;
-//! the layers that pay are chosen by their measured outcomes and costs; and the cascade of them and the screen is certified as a
-//! whole. It refuses collections that are too small for that, those of another model, and layers that were not collected.
+//! the layers that pay are chosen by their measured outcomes and costs; and the cascade of them and the screen is judged on
+//! prompts that nothing was made from. It certifies nothing: only `calibrate` does. It refuses collections that are too small for that, those of another model, and layers that were not collected.
 
-pub mod certify;
 pub mod costs;
 pub mod heads;
 pub mod screen;
 pub mod split;
+pub mod suggest;
+pub mod vocab;
 
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gguf::exits::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta};
+use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, ScreenMeta, VocabMeta};
 use offramp::gguf::{TensorType, Writer};
 
-use crate::calibrate::bounds;
 use crate::calibrate::isotonic;
 use crate::collect::store::Reader;
 use crate::screen::Screen;
@@ -25,14 +25,16 @@ use crate::screen::evaluate::{Evaluator, Found};
 use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::{AtExit, Cascade, Token};
 use crate::train::choose::{self, Choice};
-use crate::train::evaluate::{METRICS, Outcome};
+use crate::train::compare::{self, Coverage, Reliability};
+use crate::train::evaluate::{self, METRICS, Outcome};
 use crate::train::fit::{Look, Settings};
 use crate::train::head::Head;
 use crate::train::kv;
-use certify::Level;
 use costs::Timing;
 use heads::{Candidates, Quality};
 use split::Split;
+use suggest::Level;
+use vocab::ExitVocab;
 
 /// The tokens that confidences, layers and gates are chosen by, at most.
 const CHOOSING_TOKENS: u64 = 10_000;
@@ -44,19 +46,14 @@ pub struct Options {
     pub screen_rank: Option<usize>,
     /// The number of candidates; `None` chooses.
     pub shortlist: Option<usize>,
+    /// The tokens that exits choose among, and the first check at full depth.
+    pub vocab: vocab::Wanted,
     /// The exits; `None` makes a screen alone.
     pub heads: Option<HeadOptions>,
     /// The levels of agreement, ascending.
     pub agreements: Vec<f32>,
-    /// The probability with which a certified level may be broken.
-    pub delta: f64,
-    /// Whether to certify. Otherwise the thresholds are those that the choosing tokens suggest, and there is no record
-    /// of a calibration, without which nothing exits.
-    pub certify: bool,
     /// The seed of everything random.
     pub seed: u64,
-    /// The day, as `2026-01-31`.
-    pub date: String,
 }
 
 /// Which exits to make, and how.
@@ -86,28 +83,37 @@ pub struct Made {
     pub screen: Screen,
     /// The exits, lowest first.
     pub heads: Vec<Head>,
+    /// The tokens that exits choose among; `None` for all.
+    pub vocab: Option<ExitVocab>,
     /// Every pair of rank and number of candidates that was measured.
     pub candidates: Vec<Candidate>,
-    /// The chosen one, measured on the prompts that certify.
+    /// The chosen one, measured on the prompts that judge.
     pub chosen: Candidate,
     /// How the candidate layers turned out; empty without exits.
     pub quality: Vec<Quality>,
     /// How training went; empty without exits.
     pub looks: Vec<Look>,
+    /// What all exits together let leave by each metric, and by the calibrated map; empty without exits.
+    pub comparison: Vec<Coverage>,
+    /// How far the confidence of each exit and of the screen can be believed, on the prompts that judge.
+    pub reliability: Vec<Reliability>,
     /// How well skipped keys and values are predicted, exit by exit.
     pub kv_quality: Vec<Vec<kv::Quality>>,
     /// All candidates as a cascade with its costs, and every set of them that was simulated, best first.
     pub sets: (Cascade, Vec<Choice>),
-    /// The certified levels.
+    /// The levels, as simulated.
     pub levels: Vec<Level>,
-    /// Prompts that certify.
+    /// How many times as many tokens an oracle would give that asks no head but the first that is right, and pays for
+    /// nothing but blocks: what no rule over these heads can reach.
+    pub oracle: f64,
+    /// Prompts that judge.
     pub n_prompts: usize,
     /// Their tokens.
     pub n_tokens: u64,
     /// How many of them the screen alone would have changed.
     pub n_changed: usize,
-    /// The exact upper bound on the share of prompts that the screen alone changes.
-    pub changed_bound: f64,
+    /// Tokens at which the full model's two best are closer than logits differ by between batch widths.
+    pub n_near_ties: u64,
     /// How long each part took.
     pub times: Vec<(&'static str, Duration)>,
 }
@@ -137,19 +143,31 @@ pub fn make(
     let mut clock = Clock::default();
     let split = Split::of(reader, options.seed)?;
     let screen::Chosen { screen, choice: size, candidates } = screen::make(matrix, reader, &split, options, progress)?;
-    let mut evaluator = Evaluator::new(*matrix, &screen)?;
+    let evaluator = Evaluator::new(*matrix, &screen)?;
     let mut screened = |what: &'static str, sequences: &[usize]| -> anyhow::Result<Vec<Vec<Found>>> {
         let total = split::count(reader, sequences);
         let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
         Ok(found.into_iter().next().unwrap_or_default())
     };
     let chooses = split::first(reader, &split.choose, CHOOSING_TOKENS);
-    let (choosing, certifying) = (screened("mapping", &chooses)?, screened("certifying", &split.certify)?);
+    let (choosing, judging) = (screened("mapping", &chooses)?, screened("judging", &split.judge)?);
     let of_tokens: Vec<(f32, bool)> = choosing.concat().iter().map(|token| (token.slack, token.is_found)).collect();
     let screen_map = isotonic::fit(&of_tokens);
     clock.lap("screen");
 
     let mut trained = None;
+    let vocab = ExitVocab::choose(options.vocab, matrix.n_vocab(), reader, &split, progress)?;
+    let (mut evaluator, mut count) = (evaluator, size.count);
+    let mut among = None;
+    if let Some(vocab) = &vocab {
+        (evaluator, count) = (evaluator.among(&vocab.tokens)?, vocab.shortlist);
+        evaluator.unpack()?;
+        let mut outcomes = |sequences: &[usize]| {
+            let total = split::count(reader, sequences);
+            evaluate::run_final(&evaluator, count, reader, sequences, &mut |done| progress("judging", done, total))
+        };
+        among = Some((outcomes(&chooses)?, outcomes(&split.judge)?));
+    }
     if let Some(wanted) = &options.heads {
         evaluator.unpack()?;
         let layers = layers(wanted, reader)?;
@@ -157,7 +175,7 @@ pub fn make(
         let candidates = heads::train(
             matrix,
             &evaluator,
-            size.count,
+            count,
             reader,
             &split,
             &chooses,
@@ -169,7 +187,16 @@ pub fn make(
         trained = Some((wanted, candidates));
         clock.lap("heads");
     }
-    let (cascade, tokens) = simulated(&base, matrix, &screen, size.count, trained.as_ref(), &screen_map, &choosing);
+    let metric = trained.as_ref().map_or(Metric::TopProbability, |(_, candidates)| candidates.metric);
+    let vocab_map =
+        among.as_ref().map(|(choosing, _)| heads::confidence(&choosing.concat(), metric)).unwrap_or_default();
+    let at_norm = |screened: &[Vec<Found>], among: Option<&Vec<Vec<Outcome>>>| {
+        at_norm(screened, &screen_map, among, &vocab_map, metric)
+    };
+    let choosing = at_norm(&choosing, among.as_ref().map(|(choosing, _)| choosing));
+    let judging_norm = at_norm(&judging, among.as_ref().map(|(_, judging)| judging));
+    let (cascade, tokens) =
+        simulated(&base, matrix, (&screen, size.count, vocab.as_ref()), trained.as_ref(), &choosing);
     let tokens = tokens.concat();
     let mut sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
         // Layers that the user gave are all taken.
@@ -184,7 +211,7 @@ pub fn make(
     clock.lap("layers");
 
     let (mut chosen_heads, mut kv_quality, mut confidence) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut quality, mut looks, mut metric) = (Vec::new(), Vec::new(), Metric::TopProbability);
+    let (mut quality, mut looks) = (Vec::new(), Vec::new());
     let mut outcomes = Vec::new();
     if let Some((wanted, candidates)) = trained {
         for exit in &choice.exits {
@@ -199,21 +226,17 @@ pub fn make(
             chosen_heads.push(head);
         }
         clock.lap("K/V maps");
-        outcomes =
-            heads::outcomes(&chosen_heads, &evaluator, size.count, reader, &split.certify, "certifying", progress)?;
-        (quality, looks, metric) = (candidates.quality, candidates.looks, candidates.metric);
+        outcomes = heads::outcomes(&chosen_heads, &evaluator, count, reader, &split.judge, "judging", progress)?;
+        (quality, looks) = (candidates.quality, candidates.looks);
     }
-    let prompts = tokens_of(&outcomes, &confidence, metric, &certifying, &screen_map);
+    let judged = tokens_of(&outcomes, &confidence, metric, &judging_norm).concat();
     let chosen_cascade = cascade.of(&choice.exits);
-    let levels = if options.certify {
-        certify::levels(&chosen_cascade, &choice, &prompts, options.delta)?
-    } else {
-        certify::suggested(&chosen_cascade, &choice, &prompts, options.delta)
-    };
-    clock.lap("certificate");
+    let levels = suggest::levels(&chosen_cascade, &choice, &judged);
+    let oracle = chosen_cascade.plain() / chosen_cascade.oracle(&judged).max(f64::MIN_POSITIVE);
+    clock.lap("judging");
     // Tables of no exit have no rows.
     let with_exits = if chosen_heads.is_empty() { &[][..] } else { &levels[..] };
-    let n_changed = certifying.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count();
+    let n_changed = judging.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count();
     let meta = ExitMeta {
         base,
         layers: chosen_heads.iter().map(|head| head.layer).collect(),
@@ -225,31 +248,44 @@ pub fn make(
             confidence: screen_map,
             thresholds: levels.iter().map(|level| level.screen).collect(),
         },
+        vocab: match &vocab {
+            Some(vocab) => Some(VocabMeta {
+                n_tokens: u32::try_from(vocab.tokens.len())?,
+                shortlist: u32::try_from(vocab.shortlist)?,
+                confidence: vocab_map,
+                thresholds: levels.iter().map(|level| level.vocab).collect(),
+            }),
+            None => None,
+        },
         metric,
         confidence,
         agreements: options.agreements.clone(),
         thresholds: with_exits.iter().map(|level| vec![level.threshold; chosen_heads.len()]).collect(),
         gate_thresholds: with_exits.iter().map(|level| level.gates.clone()).collect(),
-        calibration: match options.certify {
-            true => Some(calibration(reader, &split.certify, &levels, &chosen_heads, options)?),
-            false => None,
-        },
+        // Without the record of a calibration nothing exits.
+        calibration: None,
     };
+    let comparison = compare::metrics(&outcomes, &meta.confidence, metric);
+    let reliability = compare::reliability(&meta.layers, &judged);
     Ok(Made {
         meta,
-        chosen: Candidate::measure(size.rank, size.count, size.screened, &certifying),
+        chosen: Candidate::measure(size.rank, size.count, size.screened, &judging),
         screen,
+        vocab,
         heads: chosen_heads,
         candidates,
         quality,
         looks,
+        comparison,
+        reliability,
         kv_quality,
         sets: (cascade, sets),
         levels,
-        n_prompts: certifying.len(),
-        n_tokens: split::count(reader, &split.certify),
+        oracle,
+        n_prompts: judging.len(),
+        n_tokens: split::count(reader, &split.judge),
         n_changed,
-        changed_bound: bounds::binomial_upper_bound(n_changed, certifying.len(), options.delta),
+        n_near_ties: near_ties(reader, &split.judge)?,
         times: clock.laps,
     })
 }
@@ -270,11 +306,9 @@ fn layers(wanted: &HeadOptions, reader: &Reader) -> anyhow::Result<Vec<u32>> {
 fn simulated(
     base: &Base,
     matrix: &OutputMatrix<'_>,
-    screen: &Screen,
-    count: usize,
+    (screen, count, vocab): (&Screen, usize, Option<&ExitVocab>),
     trained: Option<&(&HeadOptions, Candidates)>,
-    screen_map: &ConfidenceMap,
-    choosing: &[Vec<Found>],
+    choosing: &[Vec<AtNorm>],
 ) -> (Cascade, Vec<Vec<Token>>) {
     // Without exits no time is compared, so that any will do.
     let timing = trained.map_or(Timing { layer: 1.0, output: 1.0, caught_up: None }, |(wanted, _)| wanted.timing);
@@ -287,20 +321,49 @@ fn simulated(
     let cascade = Cascade {
         layers: heads.iter().map(|head| head.layer).collect(),
         n_layer: base.n_layer,
-        costs: timing.costs(matrix, screen, count, heads),
+        costs: timing.costs(matrix, screen, count, vocab, heads),
     };
-    (cascade, tokens_of(outcomes, confidence, metric, choosing, screen_map))
+    (cascade, tokens_of(outcomes, confidence, metric, choosing))
 }
 
-/// What is known of each token: outcomes of each exit, and what the screen found, sequence by sequence.
+/// What the checks at the final norm say of a token, as [`Token`] has it.
+struct AtNorm {
+    vocab: (f32, bool),
+    screen: (f32, bool),
+}
+
+/// Of each token of each sequence: what the screen found, and what was best among the tokens that exits choose among.
+fn at_norm(
+    screened: &[Vec<Found>],
+    screen_map: &ConfidenceMap,
+    among: Option<&Vec<Vec<Outcome>>>,
+    vocab_map: &ConfidenceMap,
+    metric: Metric,
+) -> Vec<Vec<AtNorm>> {
+    let metric = position(metric);
+    let of_token = |sequence: usize, token: usize, found: &Found| {
+        let outcome = among.and_then(|among| among.get(sequence)?.get(token));
+        let vocab = outcome.map(|outcome| (vocab_map.agreement_at(outcome.metrics[metric]), outcome.is_right));
+        AtNorm { vocab: vocab.unwrap_or((0.0, false)), screen: (screen_map.agreement_at(found.slack), found.is_found) }
+    };
+    let of_sequence = |(sequence, found): (usize, &Vec<Found>)| {
+        found.iter().enumerate().map(|(token, found)| of_token(sequence, token, found)).collect()
+    };
+    screened.iter().enumerate().map(of_sequence).collect()
+}
+
+fn position(metric: Metric) -> usize {
+    METRICS.iter().position(|other| *other == metric).unwrap_or(0)
+}
+
+/// What is known of each token: outcomes of each exit, and of the checks at the final norm, sequence by sequence.
 fn tokens_of(
     outcomes: &[Vec<Vec<Outcome>>],
     confidence: &[ConfidenceMap],
     metric: Metric,
-    screened: &[Vec<Found>],
-    screen_map: &ConfidenceMap,
+    at_norm: &[Vec<AtNorm>],
 ) -> Vec<Vec<Token>> {
-    let metric = METRICS.iter().position(|other| *other == metric).unwrap_or(0);
+    let metric = position(metric);
     let at = |exit: usize, sequence: usize, token: usize| {
         let outcome = outcomes[exit][sequence][token];
         AtExit {
@@ -309,14 +372,15 @@ fn tokens_of(
             is_right: outcome.is_right,
         }
     };
-    let of_sequence = |(sequence, found): (usize, &Vec<Found>)| {
-        let tokens = found.iter().enumerate().map(|(token, found)| Token {
+    let of_sequence = |(sequence, tokens): (usize, &Vec<AtNorm>)| {
+        let tokens = tokens.iter().enumerate().map(|(token, norm)| Token {
             exits: (0..outcomes.len()).map(|exit| at(exit, sequence, token)).collect(),
-            screen: (screen_map.agreement_at(found.slack), found.is_found),
+            vocab: norm.vocab,
+            screen: norm.screen,
         });
         tokens.collect()
     };
-    screened.iter().enumerate().map(of_sequence).collect()
+    at_norm.iter().enumerate().map(of_sequence).collect()
 }
 
 impl Made {
@@ -332,6 +396,10 @@ impl Made {
         writer.tensor("exit_screen.basis", TensorType::F16, &[n_embd, rank], basis)?;
         let output = self.screen.output.clone();
         writer.tensor("exit_screen.output", TensorType::Q4_0, &[rank, base.n_vocab.into()], output)?;
+        if let Some(vocab) = &self.vocab {
+            let ids = vocab.tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+            writer.tensor("exit_vocab.tokens", TensorType::I32, &[vocab.tokens.len() as u64], ids)?;
+        }
         self.heads.iter().try_for_each(|head| head.write(writer))
     }
 
@@ -346,38 +414,15 @@ impl Made {
     }
 }
 
-fn calibration(
-    reader: &Reader,
-    sequences: &[usize],
-    levels: &[Level],
-    heads: &[Head],
-    options: &Options,
-) -> anyhow::Result<Calibration> {
-    // A margin that is smaller than what logits differ by between batch widths.
+/// Tokens whose margin is smaller than what logits differ by between batch widths.
+fn near_ties(reader: &Reader, sequences: &[usize]) -> anyhow::Result<u64> {
     let near_tie = reader.manifest().width_difference;
-    let mut near_ties = 0u64;
+    let mut n = 0;
     for &i in sequences {
         let labels = reader.labels(reader.sequences()[i].clone())?;
-        near_ties += labels.iter().filter(|label| label.margin < near_tie).count() as u64;
+        n += labels.iter().filter(|label| label.margin < near_tie).count() as u64;
     }
-    let n_tokens = split::count(reader, sequences);
-    let of = |value: fn(&Level) -> f64| levels.iter().map(|level| value(level) as f32).collect();
-    let has_maps = !heads.is_empty() && heads.iter().all(|head| !head.kv.is_empty());
-    Ok(Calibration {
-        prompts: reader.manifest().prompts.clone(),
-        n_prompts: u32::try_from(sequences.len())?,
-        n_tokens,
-        delta: options.delta as f32,
-        risk: of(|level| level.certified.as_ref().map_or(0.0, |certified| certified.risk)),
-        risk_bound: of(|level| level.certified.as_ref().map_or(0.0, |certified| certified.bound)),
-        exit_rate: of(|level| level.summary.exits.iter().sum::<f64>() + level.summary.screen),
-        kv_policy: if has_maps { KvPolicy::Predict } else { KvPolicy::CatchUp },
-        sampler: "greedy, and temperature 0.8 with min-p 0.05, by turns".to_string(),
-        batch_width: reader.manifest().batch_width,
-        near_ties: near_ties as f32 / n_tokens.max(1) as f32,
-        engine: reader.manifest().engine.clone(),
-        date: options.date.clone(),
-    })
+    Ok(n)
 }
 
 /// Times of parts, one after another.

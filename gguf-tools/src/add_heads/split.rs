@@ -19,8 +19,8 @@ pub struct Split {
     pub held_out: Vec<usize>,
     /// What maps metrics to confidences and chooses sizes, layers and gates: three twentieths.
     pub choose: Vec<usize>,
-    /// What certifies: a quarter.
-    pub certify: Vec<usize>,
+    /// What judges all of it: a quarter.
+    pub judge: Vec<usize>,
 }
 
 impl Split {
@@ -34,10 +34,10 @@ impl Split {
         }
         let mut order: Vec<usize> = (0..n).collect();
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        let certify = order.split_off(n * 3 / 4);
+        let judge = order.split_off(n * 3 / 4);
         let choose = order.split_off(n * 3 / 5);
         let held_out = order.split_off(n / 2);
-        Ok(Split { fit: order, held_out, choose, certify })
+        Ok(Split { fit: order, held_out, choose, judge })
     }
 }
 

@@ -31,47 +31,62 @@ impl std::error::Error for OutOfRange {}
 
 /// Losses that were checked, in the order in which they are bet on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Losses(Vec<f64>);
+pub struct Losses {
+    losses: Vec<f64>,
+    /// How many there were to be, which the stakes are made for.
+    n_planned: usize,
+}
 
 impl Losses {
     /// # Errors
     ///
     /// [`OutOfRange`] for the first loss that is no share.
     pub fn new(losses: Vec<f64>) -> Result<Losses, OutOfRange> {
+        let n_planned = losses.len();
+        Losses::of_planned(losses, n_planned)
+    }
+
+    /// The first losses of a sample that was planned to have `n_planned`. The betting bound holds whenever one stops,
+    /// also because of what the losses say: its capital is a supermartingale, and its stakes know the plan and the past.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] for the first loss that is no share.
+    pub fn of_planned(losses: Vec<f64>, n_planned: usize) -> Result<Losses, OutOfRange> {
         match losses.iter().find(|loss| !(0.0..=1.0).contains(*loss)) {
             Some(&found) => Err(OutOfRange { name: "a loss", found }),
-            None => Ok(Losses(losses)),
+            None => Ok(Losses { losses, n_planned }),
         }
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.losses.len()
     }
 
     /// Whether there are none, which certifies nothing.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.losses.is_empty()
     }
 
     /// Their mean, the empirical risk; 0 where there are none.
     pub fn mean(&self) -> f64 {
-        self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
+        self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64
     }
 
     /// How many are not 0.
     pub fn n_positive(&self) -> usize {
-        self.0.iter().filter(|loss| **loss > 0.0).count()
+        self.losses.iter().filter(|loss| **loss > 0.0).count()
     }
 }
 
 /// The stakes of the betting bound: predictable, never above 1, larger where the losses so far vary little.
 fn stakes(losses: &Losses, delta: f64) -> Vec<f64> {
-    let n = losses.len() as f64;
+    let n = losses.n_planned.max(1) as f64;
     let (mut sum, mut spread) = (0.5, 0.25);
     let mut variance = 0.25;
     let mut stakes = Vec::with_capacity(losses.len());
-    for (i, loss) in losses.0.iter().enumerate() {
+    for (i, loss) in losses.losses.iter().enumerate() {
         stakes.push((2.0 * (1.0 / delta).ln() / (n * variance)).sqrt().min(1.0));
         let seen = i as f64 + 2.0;
         sum += loss;
@@ -84,7 +99,7 @@ fn stakes(losses: &Losses, delta: f64) -> Vec<f64> {
 /// The logarithm of the largest capital that betting against "the risk is above `level`" ever reached.
 fn log_capital(losses: &Losses, stakes: &[f64], level: f64) -> f64 {
     let (mut capital, mut largest) = (0.0f64, 0.0f64);
-    for (loss, stake) in losses.0.iter().zip(stakes) {
+    for (loss, stake) in losses.losses.iter().zip(stakes) {
         capital += (1.0 - stake * (loss - level)).ln();
         largest = largest.max(capital);
     }

@@ -17,6 +17,8 @@ pub struct Candidate {
     pub exits: Vec<f32>,
     /// What each layer's gate must say before its head is evaluated; empty for a file without gates.
     pub gates: Vec<f32>,
+    /// The confidence that the tokens that exits choose among must reach at full depth; infinite without them.
+    pub vocab: f32,
     /// The confidence that the screen must reach at full depth.
     pub screen: f32,
 }
@@ -26,7 +28,7 @@ impl Candidate {
     pub fn off(meta: &ExitMeta) -> Candidate {
         let never = vec![f32::INFINITY; meta.layers.len()];
         let gates = if meta.gate_thresholds.is_empty() { Vec::new() } else { never.clone() };
-        Candidate { agreement: 1.0, exits: never, gates, screen: f32::INFINITY }
+        Candidate { agreement: 1.0, exits: never, gates, vocab: f32::INFINITY, screen: f32::INFINITY }
     }
 
     /// The thresholds of one level of a file.
@@ -36,19 +38,24 @@ impl Candidate {
             agreement: meta.agreements.get(level).copied().unwrap_or(1.0),
             exits: row(&meta.thresholds),
             gates: row(&meta.gate_thresholds),
+            vocab: meta.vocab.as_ref().and_then(|vocab| vocab.thresholds.get(level).copied()).unwrap_or(f32::INFINITY),
             screen: meta.screen.thresholds.get(level).copied().unwrap_or(f32::INFINITY),
         }
     }
 
     fn is_like(&self, other: &Candidate) -> bool {
-        (&self.exits, &self.gates, self.screen) == (&other.exits, &other.gates, other.screen)
+        (&self.exits, &self.gates, self.vocab, self.screen) == (&other.exits, &other.gates, other.vocab, other.screen)
     }
 
     /// Whether a token can be so sure that it leaves.
     fn exits_somewhere(&self, meta: &ExitMeta) -> bool {
         let reaches = |threshold: &f32, map: &ConfidenceMap| map.agreement.last().is_some_and(|most| most >= threshold);
         let exits = self.exits.iter().zip(&meta.confidence);
-        exits.chain([(&self.screen, &meta.screen.confidence)]).any(|(threshold, map)| reaches(threshold, map))
+        let vocab = meta.vocab.as_ref().map(|vocab| (&self.vocab, &vocab.confidence));
+        exits
+            .chain([(&self.screen, &meta.screen.confidence)])
+            .chain(vocab)
+            .any(|(threshold, map)| reaches(threshold, map))
     }
 
     /// Whether it leaves clearly less room for error than `agreement`; rounding aside.
@@ -64,6 +71,7 @@ impl Candidate {
             agreement: half(self.agreement),
             exits: self.exits.iter().copied().map(half).collect(),
             gates: self.gates.clone(),
+            vocab: half(self.vocab),
             screen: half(self.screen),
         }
     }
@@ -118,6 +126,9 @@ pub fn as_levels(meta: &ExitMeta, candidates: &[Candidate], kv_policy: KvPolicy)
     if meta.screen.rank > 0 {
         meta.screen.thresholds = lax_first().map(|candidate| candidate.screen).collect();
     }
+    if let Some(vocab) = &mut meta.vocab {
+        vocab.thresholds = lax_first().map(|candidate| candidate.vocab).collect();
+    }
     // Without a calibration a runtime lets nothing exit; the figures of this one are never read.
     let mut calibration = meta.calibration.take().unwrap_or_else(super::confirm::no_calibration);
     calibration.kv_policy = kv_policy;
@@ -170,6 +181,7 @@ mod tests {
             agreement,
             exits: vec![threshold],
             gates: vec![0.3],
+            vocab: f32::INFINITY,
             screen: threshold,
         };
         let candidates = [candidate(0.99, 0.9), candidate(0.95, 0.7), candidate(0.9, 0.5)];

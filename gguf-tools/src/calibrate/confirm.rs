@@ -1,7 +1,7 @@
 //! The certificate of a file: its levels, confirmed by free-running decodes on prompts that made none of it.
 //!
-//! The thresholds of the file are the sequence ([`candidates`](super::candidates)), the levels walk it together
-//! ([`walk`](super::walk)), and each step decodes every prompt ([`free_run`](super::free_run)). What comes out replaces the
+//! The thresholds of the file are the sequence ([`candidates`](super::candidates)), a pilot thins it out
+//! ([`pilot`](super::pilot)), the levels walk it together ([`walk`](super::walk)), and each step decodes every prompt ([`free_run`](super::free_run)). What comes out replaces the
 //! file's levels and their record; nothing else of it changes. A level that cannot be certified is off.
 
 use std::time::Instant;
@@ -11,9 +11,10 @@ use offramp::gguf::Error;
 use offramp::gguf::exits::{Calibration, ExitMeta, KvPolicy};
 use offramp::{Model, SessionParams, Token};
 
-use super::bounds;
+use super::bounds::{self, Losses};
 use super::candidates::{self, Candidate};
 use super::free_run::{Judge, Run};
+use super::pilot;
 use super::sequence::Certified;
 use super::walk::Walk;
 
@@ -61,6 +62,11 @@ pub struct Confirmed {
     /// The thresholds that were walked, strictest first, and what their decodes gave; of the last one possibly not all
     /// prompts.
     pub steps: Vec<(Candidate, Step)>,
+    /// For each of these the betting bound on its risk, from the prompts that were decoded.
+    pub bounds: Vec<f64>,
+    /// All thresholds, strictest first, and what the decodes of the pilot gave; empty where the prompts were too few for
+    /// one. They certify nothing.
+    pub pilot: Vec<(Candidate, Step)>,
     /// Whether the time was over before the walk was.
     pub is_cut_short: bool,
 }
@@ -78,6 +84,8 @@ pub struct Step {
     pub n_exited: u64,
     /// Tokens at a near-tie of the full model.
     pub n_near_ties: u64,
+    /// The losses of the prompts, added up.
+    pub loss: f64,
 }
 
 impl Step {
@@ -87,6 +95,12 @@ impl Step {
         self.n_wrong += run.n_wrong as u64;
         self.n_exited += run.n_exited as u64;
         self.n_near_ties += run.n_near_ties as u64;
+        self.loss += run.loss();
+    }
+
+    /// The mean loss of the prompts.
+    pub fn risk(&self) -> f64 {
+        self.loss / self.n_prompts.max(1) as f64
     }
 
     /// The share of tokens that left the model early.
@@ -110,7 +124,7 @@ pub fn highest_certifiable(agreements: &[f32], delta: f64, n_prompts: usize) -> 
     Ok(highest)
 }
 
-/// Confirms the levels of a file on `prompts`. `model` was loaded with heads whose levels are `sequence`
+/// Confirms the levels of a file on `prompts`, the first of which are a pilot's. `model` was loaded with heads whose levels are `sequence`
 /// ([`candidates::as_levels`] of `meta`); `progress` is told of the prompts decoded and to be decoded, and stops the work
 /// with `false`.
 ///
@@ -127,32 +141,58 @@ pub fn confirm(
 ) -> anyhow::Result<Confirmed> {
     ensure!(!prompts.is_empty(), "no prompts to certify anything with");
     let levels: Vec<f64> = options.agreements.iter().map(|agreement| disagreement(*agreement)).collect();
+    let (first, prompts) = prompts.split_at(pilot::size(prompts.len()));
+    let is_over = || options.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    let n = sequence.len();
+
+    let mut tried: Vec<(Candidate, Step)> = Vec::new();
+    if !first.is_empty() {
+        let mut judge = Judge::new(model, options.session.clone(), options.tokens, first.len())?;
+        for (index, candidate) in sequence.iter().enumerate() {
+            judge.set_level(candidates::agreement(index, n))?;
+            let mut step = Step::default();
+            for (i, prompt) in first.iter().enumerate() {
+                // As if half of the thresholds were to be walked.
+                if !progress((index * first.len() + i) as u64, (n * (first.len() + prompts.len() / 2)) as u64) {
+                    return Err(Error::Interrupted.into());
+                }
+                step.add(&judge.run(i, prompt)?);
+            }
+            tried.push((candidate.clone(), step));
+        }
+    }
+    let risks: Vec<f64> = tried.iter().map(|(_, step)| step.risk()).collect();
+    let risks = (!risks.is_empty()).then_some(&risks[..]);
+    let walked = pilot::thinned(risks, n, &levels, options.delta, prompts.len())?;
+
     let mut walk = Walk::new(&levels, options.delta, prompts.len())?;
     let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts.len())?;
     let mut steps: Vec<(Candidate, Step)> = Vec::new();
-    let is_over = || options.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-    let total = (sequence.len() * prompts.len()) as u64;
+    let mut step_bounds = Vec::new();
+    let (before, total) = (tried.len() * first.len(), tried.len() * first.len() + walked.len() * prompts.len());
     let mut is_cut_short = false;
-    for (index, candidate) in sequence.iter().enumerate() {
+    for (position, &index) in walked.iter().enumerate() {
         if !walk.is_walking() || is_cut_short {
             break;
         }
-        judge.set_level(candidates::agreement(index, sequence.len()))?;
+        judge.set_level(candidates::agreement(index, n))?;
         let (mut losses, mut step) = (Vec::new(), Step::default());
         for (i, prompt) in prompts.iter().enumerate() {
-            if !progress((index * prompts.len() + i) as u64, total) {
+            if !progress((before + position * prompts.len() + i) as u64, total as u64) {
                 return Err(Error::Interrupted.into());
             }
             is_cut_short = is_over();
-            if is_cut_short || !walk.can_pass(&losses)? {
+            if is_cut_short || !walk.needs_more(&losses)? {
                 break;
             }
             let run = judge.run(i, prompt)?;
             step.add(&run);
             losses.push(run.loss());
         }
-        walk.conclude(index, losses)?;
-        steps.push((candidate.clone(), step));
+        let seen = Losses::of_planned(losses.clone(), prompts.len())?;
+        step_bounds.push(bounds::betting_upper_bound(&seen, options.delta));
+        walk.conclude(position, losses)?;
+        steps.push((sequence[index].clone(), step));
     }
     let levels: Vec<Level> = options
         .agreements
@@ -166,8 +206,8 @@ pub fn confirm(
             least_prompts: bounds::least_prompts(level, options.delta),
         })
         .collect();
-    let meta = certified_meta(meta, sequence, &levels, &steps, prompts.len(), options)?;
-    Ok(Confirmed { meta, levels, steps, is_cut_short })
+    let meta = certified_meta(meta, &levels, &steps, prompts.len(), options)?;
+    Ok(Confirmed { meta, levels, steps, bounds: step_bounds, pilot: tried, is_cut_short })
 }
 
 /// The share of tokens that may differ at a level of agreement; in single precision 1 - 0.99 is more than 0.01.
@@ -178,14 +218,13 @@ fn disagreement(agreement: f32) -> f64 {
 /// The keys with the levels that were certified, and how.
 fn certified_meta(
     meta: &ExitMeta,
-    sequence: &[Candidate],
     levels: &[Level],
     steps: &[(Candidate, Step)],
-    n_prompts: usize,
+    n_planned: usize,
     options: &Options,
 ) -> anyhow::Result<ExitMeta> {
     let off = Candidate::off(meta);
-    let of = |level: &Level| level.certified.as_ref().map_or(&off, |certified| &sequence[certified.index]).clone();
+    let of = |level: &Level| level.certified.as_ref().map_or(&off, |certified| &steps[certified.index].0).clone();
     let rows: Vec<Candidate> = levels.iter().map(of).collect();
     let mut meta = meta.clone();
     meta.agreements = options.agreements.clone();
@@ -198,10 +237,16 @@ fn certified_meta(
     if meta.screen.rank > 0 {
         meta.screen.thresholds = rows.iter().map(|row| row.screen).collect();
     }
+    if let Some(vocab) = &mut meta.vocab {
+        vocab.thresholds = rows.iter().map(|row| row.vocab).collect();
+    }
     let certified = |value: fn(&Certified) -> f64| {
         levels.iter().map(|level| level.certified.as_ref().map_or(0.0, value) as f32).collect()
     };
-    // The record has one count of tokens; the laxest threshold that certified anything is where most levels come from.
+    // The record has one count of prompts, the most that any level took, and one of tokens: the laxest threshold that
+    // certified anything is where most levels come from.
+    let n_prompts =
+        levels.iter().filter_map(|level| level.certified.as_ref()).map(|certified| certified.n_prompts).max();
     let last = levels.iter().filter_map(|level| level.certified.as_ref()).map(|certified| certified.index).max();
     let step = last
         .or(steps.len().checked_sub(1))
@@ -209,7 +254,7 @@ fn certified_meta(
         .map_or_else(Step::default, |step| step.1);
     meta.calibration = Some(Calibration {
         prompts: options.prompts.clone(),
-        n_prompts: u32::try_from(n_prompts)?,
+        n_prompts: u32::try_from(n_prompts.unwrap_or(n_planned))?,
         n_tokens: step.n_tokens,
         delta: options.delta as f32,
         risk: certified(|certified| certified.risk),
@@ -265,6 +310,7 @@ pub(super) mod tests {
             head_types: vec![HeadType::Affine],
             head_ranks: vec![0],
             screen: ScreenMeta { rank: 32, shortlist: 16, confidence: map.clone(), thresholds: vec![0.4, 0.8] },
+            vocab: None,
             metric: Metric::Margin,
             confidence: vec![map],
             agreements: vec![0.9, 0.99],
@@ -278,7 +324,8 @@ pub(super) mod tests {
     fn certified_levels_get_their_thresholds_and_the_others_are_off() {
         let meta = meta();
         let sequence = candidates::of_file(&meta, 0.95).unwrap();
-        let certified = Certified { index: 0, risk: 0.01, bound: 0.02, reference_bound: 0.03, p_value: 0.04 };
+        let certified =
+            Certified { index: 0, n_prompts: 100, risk: 0.01, bound: 0.02, reference_bound: 0.03, p_value: 0.04 };
         let level = |agreement, certified: Option<Certified>| Level {
             agreement,
             exit_rate: if certified.is_some() { 0.5 } else { 0.0 },
@@ -286,7 +333,7 @@ pub(super) mod tests {
             least_prompts: 1,
         };
         let levels = [level(0.9, Some(certified)), level(0.95, None)];
-        let step = Step { n_prompts: 100, n_tokens: 200, n_wrong: 2, n_exited: 100, n_near_ties: 4 };
+        let step = Step { n_prompts: 100, n_tokens: 200, n_wrong: 2, n_exited: 100, n_near_ties: 4, loss: 1.0 };
         let options = Options {
             agreements: vec![0.9, 0.95],
             delta: 0.05,
@@ -298,7 +345,7 @@ pub(super) mod tests {
             deadline: None,
         };
         let steps = [(sequence[0].clone(), step)];
-        let meta = certified_meta(&meta, &sequence, &levels, &steps, 100, &options).unwrap();
+        let meta = certified_meta(&meta, &levels, &steps, 100, &options).unwrap();
         assert_eq!(meta.thresholds, [[0.9], [f32::INFINITY]], "the strictest of the sequence is the file's own 0.99");
         assert_eq!(meta.gate_thresholds, [[0.2], [f32::INFINITY]]);
         assert_eq!(meta.screen.thresholds, [0.8, f32::INFINITY]);

@@ -6,10 +6,9 @@
 //! were wrong, and those of full depth that predicted K and V have changed. It refuses texts that are longer than the
 //! context.
 
-use std::ops::ControlFlow;
-
 use anyhow::Context;
-use offramp::{GenerateParams, Model, Rescorer, Sampler, SamplerParams, Session, SessionParams, Token};
+use offramp::measure::{Reply, Rescored};
+use offramp::{Model, Rescorer, SamplerParams, Session, SessionParams, Token};
 
 /// One prompt's decode, judged.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,7 +17,7 @@ pub struct Run {
     pub n_tokens: usize,
     /// Those that the full model would not have emitted.
     pub n_wrong: usize,
-    /// Those that left the model early.
+    /// Those that left the model early, an end token included.
     pub n_exited: usize,
     /// Those at which the full model's two best are closer than the difference between batch widths.
     pub n_near_ties: usize,
@@ -36,11 +35,10 @@ pub struct Judge<'a> {
     model: &'a Model,
     params: SessionParams,
     n_tokens: usize,
-    near_tie: f32,
     session: Option<Session>,
     rescorer: Rescorer,
     /// The last text of each prompt, and what the judge said: laxer thresholds often emit the same.
-    judged: Vec<Option<(Vec<Token>, usize, usize)>>,
+    judged: Vec<Option<(Vec<Token>, Rescored)>>,
 }
 
 impl<'a> Judge<'a> {
@@ -55,9 +53,8 @@ impl<'a> Judge<'a> {
         n_tokens: usize,
         n_prompts: usize,
     ) -> anyhow::Result<Judge<'a>> {
-        let near_tie = model.gate_support()?.width_difference;
         let rescorer = Rescorer::new(model, &params)?;
-        Ok(Judge { model, params, n_tokens, near_tie, session: None, rescorer, judged: vec![None; n_prompts] })
+        Ok(Judge { model, params, n_tokens, session: None, rescorer, judged: vec![None; n_prompts] })
     }
 
     /// Goes on with the level of this agreement.
@@ -80,37 +77,23 @@ impl<'a> Judge<'a> {
     /// A decode that fails, a level that was never set.
     pub fn run(&mut self, index: usize, prompt: &[Token]) -> anyhow::Result<Run> {
         let session = self.session.as_mut().context("a prompt before the level it is decoded at")?;
-        session.clear();
-        session.set_prompt(prompt, &mut |_| {})?;
         let mut greedy = SamplerParams::default();
         greedy.temperature = 0.0;
-        let mut sampler = Sampler::new(self.model, &greedy)?;
-        let mut params = GenerateParams::default();
-        params.max_tokens = self.n_tokens;
-        let made = session.generate(&mut sampler, &params, &mut |_| ControlFlow::Continue(()))?;
-        // The session's text has the end token, which the generation leaves out.
-        let emitted = session.tokens().get(prompt.len()..).context("a text without its prompt")?.to_vec();
-        let n_exited = made.exits.iter().filter(|exit| exit.is_some()).count();
-        let known = self.judged.get(index).and_then(Option::as_ref).filter(|(tokens, ..)| *tokens == emitted);
-        let (n_wrong, n_near_ties) = match known {
-            Some((_, n_wrong, n_near_ties)) => (*n_wrong, *n_near_ties),
-            None => self.judge(prompt, &emitted)?,
+        let reply = Reply::decode(session, prompt, &greedy, self.n_tokens)?;
+        let known = self.judged.get(index).and_then(Option::as_ref).filter(|(tokens, _)| *tokens == reply.tokens);
+        let judged = match known {
+            Some((_, judged)) => judged.with_exits_of(&reply),
+            None => Rescored::of(&mut self.rescorer, prompt, &reply, &mut || true)?,
         };
-        let run = Run { n_tokens: emitted.len(), n_wrong, n_exited, n_near_ties };
+        let run = Run {
+            n_tokens: reply.tokens.len(),
+            n_wrong: judged.differing.len(),
+            n_exited: reply.n_exited(),
+            n_near_ties: judged.n_near_ties,
+        };
         if let Some(place) = self.judged.get_mut(index) {
-            *place = Some((emitted, n_wrong, n_near_ties));
+            *place = Some((reply.tokens, judged));
         }
         Ok(run)
-    }
-
-    fn judge(&mut self, prompt: &[Token], emitted: &[Token]) -> anyhow::Result<(usize, usize)> {
-        let (mut n_wrong, mut n_near_ties) = (0, 0);
-        let near_tie = self.near_tie;
-        self.rescorer.score(prompt, emitted, &mut |scored| {
-            n_wrong += usize::from(!scored.agrees());
-            n_near_ties += usize::from(scored.margin < near_tie);
-            ControlFlow::Continue(())
-        })?;
-        Ok((n_wrong, n_near_ties))
     }
 }

@@ -8,7 +8,7 @@
 //! - [`bounds`]: p-values and upper bounds on the risk;
 //! - [`sequence`]: Learn-then-Test along a fixed sequence of thresholds;
 //! - [`isotonic`]: from a metric to the probability of agreement;
-//! - [`candidates`], [`walk`], [`free_run`], [`confirm`]: the certificate of a file, by free-running decodes.
+//! - [`candidates`], [`pilot`], [`walk`], [`free_run`], [`confirm`]: the certificate of a file, by free-running decodes.
 //!
 //! All but the last two are pure arithmetic: no model, no file, no randomness. It refuses losses outside [0, 1].
 
@@ -17,6 +17,7 @@ pub mod candidates;
 pub mod confirm;
 pub mod free_run;
 pub mod isotonic;
+pub mod pilot;
 pub mod sequence;
 pub mod walk;
 

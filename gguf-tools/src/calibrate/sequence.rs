@@ -14,6 +14,8 @@ use super::bounds::{self, Losses, OutOfRange};
 pub struct Certified {
     /// Its position in the sequence.
     pub index: usize,
+    /// The prompts that certified it.
+    pub n_prompts: usize,
     /// The mean loss.
     pub risk: f64,
     /// The betting bound: with probability `1 - delta` the risk of this one threshold is below it.
@@ -55,6 +57,7 @@ pub fn certify(
     }
     Ok(passed.map(|(index, p_value, losses)| Certified {
         index,
+        n_prompts: losses.len(),
         risk: losses.mean(),
         bound: bounds::betting_upper_bound(&losses, delta),
         reference_bound: bounds::hoeffding_bentkus_upper_bound(&losses, delta),

@@ -2,8 +2,9 @@
 //!
 //! Each level walks as [`sequence`](super::sequence) says: from strict to lax, up to its first failure, with an error of
 //! delta of its own. Decoding is what costs, so that a threshold's losses are shared by the levels, a walk that no level
-//! needs any further ends, and a threshold is given up as soon as no level can pass it whatever the prompts to come say.
-//! Giving up is failing: it can only make a level stricter.
+//! needs any further ends, and a threshold's prompts end as soon as each level either has passed or cannot pass any more,
+//! whatever the prompts to come say. The betting bound may be looked at after every prompt; giving up is failing, which can
+//! only make a level stricter.
 
 use super::bounds::{self, Losses, OutOfRange};
 use super::sequence::Certified;
@@ -52,18 +53,18 @@ impl Walk {
         self.levels.iter().any(|level| level.is_walking)
     }
 
-    /// Whether a level could still pass the present threshold, where `losses` are those of the first prompts and all others
-    /// turn out without loss.
+    /// Whether a level needs another prompt at the present threshold, where `losses` are those of the first prompts: it
+    /// has not passed, and would if all others turned out without loss.
     ///
     /// # Errors
     ///
     /// [`OutOfRange`] for a loss that is no share.
-    pub fn can_pass(&self, losses: &[f64]) -> Result<bool, OutOfRange> {
+    pub fn needs_more(&self, losses: &[f64]) -> Result<bool, OutOfRange> {
         let mut best = losses.to_vec();
         best.resize(self.n_prompts.max(losses.len()), 0.0);
-        let best = Losses::new(best)?;
-        let walking = self.levels.iter().filter(|level| level.is_walking);
-        Ok(walking.max_by(|a, b| a.level.total_cmp(&b.level)).is_some_and(|laxest| self.passes(&best, laxest.level)))
+        let (so_far, best) = (Losses::of_planned(losses.to_vec(), self.n_prompts)?, Losses::new(best)?);
+        let is_open = |level: &LevelWalk| !self.passes(&so_far, level.level) && self.passes(&best, level.level);
+        Ok(losses.len() < self.n_prompts && self.levels.iter().any(|level| level.is_walking && is_open(level)))
     }
 
     /// Concludes threshold `index`: levels that its losses certify walk on, the others stay where they are.
@@ -72,15 +73,15 @@ impl Walk {
     ///
     /// [`OutOfRange`] for a loss that is no share.
     pub fn conclude(&mut self, index: usize, losses: Vec<f64>) -> Result<(), OutOfRange> {
-        let is_whole = losses.len() == self.n_prompts;
-        let losses = Losses::new(losses)?;
+        let losses = Losses::of_planned(losses, self.n_prompts)?;
         let delta = self.delta;
         for level in self.levels.iter_mut().filter(|level| level.is_walking) {
             let p_value = bounds::betting_p_value(&losses, level.level, delta);
-            level.is_walking = is_whole && p_value <= delta;
+            level.is_walking = p_value <= delta;
             if level.is_walking {
                 level.certified = Some(Certified {
                     index,
+                    n_prompts: losses.len(),
                     risk: losses.mean(),
                     bound: bounds::betting_upper_bound(&losses, delta),
                     reference_bound: bounds::hoeffding_bentkus_upper_bound(&losses, delta),
@@ -127,7 +128,7 @@ mod tests {
                 break;
             }
             let mut losses = Vec::new();
-            while losses.len() < n && walk.can_pass(&losses).unwrap() {
+            while walk.needs_more(&losses).unwrap() {
                 losses.push(row[losses.len()]);
                 seen += 1;
             }
@@ -153,15 +154,32 @@ mod tests {
     #[test]
     fn levels_that_so_few_prompts_cannot_certify_do_not_walk() {
         let mut walk = Walk::new(&[0.001], 0.05, 300).unwrap();
-        assert!(!walk.is_walking() && !walk.can_pass(&[]).unwrap());
+        assert!(!walk.is_walking() && !walk.needs_more(&[]).unwrap());
         walk.conclude(0, vec![0.0; 300]).unwrap();
         assert_eq!(walk.certified().collect::<Vec<_>>(), [None]);
     }
 
     #[test]
+    fn prompts_end_where_each_level_has_passed_or_cannot_pass_any_more() {
+        let mut walk = Walk::new(&[0.1, 0.02], 0.05, 300).unwrap();
+        // Without loss 0.1 has passed long before 0.02 has.
+        let n = |walk: &Walk| (1..).find(|n| !walk.needs_more(&vec![0.0; *n]).unwrap()).unwrap();
+        assert!((bounds::least_prompts(0.02, 0.05)..200).contains(&n(&walk)));
+        let n = n(&walk);
+        walk.conclude(0, vec![0.0; n]).unwrap();
+        assert!(walk.certified().all(|certified| certified.is_some_and(|certified| certified.n_prompts == n)));
+        // With a loss of 0.05, 0.02 is lost soon, and 0.1 still passes.
+        let losses = |n: usize| vec![0.05; n];
+        let end = (1..).find(|n| !walk.needs_more(&losses(*n)).unwrap()).unwrap();
+        walk.conclude(1, losses(end)).unwrap();
+        let found: Vec<usize> = walk.certified().map(|certified| certified.unwrap().index).collect();
+        assert!(end < 300 && found == [1, 0] && walk.is_walking(), "{end} {found:?}");
+    }
+
+    #[test]
     fn a_threshold_that_was_given_up_certifies_nothing() {
         let mut walk = Walk::new(&[0.1], 0.05, 100).unwrap();
-        walk.conclude(0, vec![0.0; 99]).unwrap();
+        walk.conclude(0, vec![0.0; 20]).unwrap();
         assert!(!walk.is_walking() && walk.certified().all(|certified| certified.is_none()));
         assert!(Walk::new(&[0.0], 0.05, 1).is_err() && Walk::new(&[0.1], 1.0, 1).is_err());
         assert!(Walk::new(&[0.1], 0.05, 1).unwrap().conclude(0, vec![2.0]).is_err());

@@ -10,7 +10,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use offramp::{ChatTemplate, Message, Model, Token};
-use rand::Rng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// The most tokens of a user's turn that the model writes.
@@ -101,6 +102,46 @@ impl Source {
             bail!("the corpus holds no prompt: plain text gives one a paragraph, JSONL one a line");
         }
         Ok(Source { template: template_of(model)?, opening: Vec::new(), corpus: Some(prompts) })
+    }
+
+    /// The tokens of each of `texts`, as the runtime's prompt for a user's turn.
+    ///
+    /// # Errors
+    ///
+    /// A template that does not parse or that fails, a text that cannot be tokenized.
+    pub fn tokens_of(model: &Model, texts: &[String]) -> anyhow::Result<Vec<Vec<Token>>> {
+        let source = Source { template: template_of(model)?, opening: Vec::new(), corpus: None };
+        texts.iter().map(|text| source.tokens(model, text)).collect()
+    }
+
+    /// How many prompts a corpus has; none where the model writes them.
+    pub fn n_prompts(&self) -> Option<usize> {
+        self.corpus.as_ref().map(Vec::len)
+    }
+
+    /// The first `n` prompts of a corpus alone.
+    pub fn first(mut self, n: usize) -> Source {
+        if let Some(prompts) = &mut self.corpus {
+            prompts.truncate(n);
+        }
+        self
+    }
+
+    /// A corpus without its first `n` prompts.
+    pub fn after(mut self, n: usize) -> Source {
+        if let Some(prompts) = &mut self.corpus {
+            prompts.drain(..n.min(prompts.len()));
+        }
+        self
+    }
+
+    /// Brings the prompts of a corpus into an order by chance: a bound on a sample wants prompts that come as they would, not
+    /// sorted by kind. Prompts that the model writes come by chance already.
+    pub fn shuffled(mut self, seed: u64) -> Source {
+        if let Some(prompts) = &mut self.corpus {
+            prompts.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        }
+        self
     }
 
     /// How the prompts are described in a file.

@@ -1,6 +1,7 @@
 //! What a screen finds on tokens that it was not fitted to, as stored: 4-bit rows, half-precision basis, and the 8-bit
 //! rounding that ggml gives the vector that 4-bit rows are multiplied by.
 
+use anyhow::Context;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use offramp::gate::Tap;
@@ -38,7 +39,9 @@ pub struct Evaluator<'a> {
     rank: usize,
     basis: Vec<f32>,
     output: Vec<f32>,
-    /// The whole matrix, `[n_embd, n_vocab]`, where [`Evaluator::unpack`] was asked for and there is room.
+    /// The tokens that are scored, ascending; `None` for all.
+    tokens: Option<Vec<u32>>,
+    /// The rows of the scored tokens, `[n_embd, n]`, where [`Evaluator::unpack`] was asked for and there is room.
     unpacked: Vec<f32>,
 }
 
@@ -50,28 +53,59 @@ impl<'a> Evaluator<'a> {
         let mut basis = vec![0.0; screen.basis.len()];
         screen.basis.convert_to_f32_slice(&mut basis);
         let output = quants::dequantize(TensorType::Q4_0, &screen.output)?;
-        Ok(Evaluator { matrix, rank: screen.rank, basis, output, unpacked: Vec::new() })
+        Ok(Evaluator { matrix, rank: screen.rank, basis, output, tokens: None, unpacked: Vec::new() })
     }
 
-    /// Unpacks the output matrix, so that rescoring need not do it row by row; not for one above [`MAX_UNPACKED`].
+    /// The same for `tokens` alone, which ascend: what exits after layers choose among.
+    ///
+    /// # Errors
+    ///
+    /// A token that is not in the vocabulary.
+    pub fn among(&self, tokens: &[u32]) -> anyhow::Result<Evaluator<'a>> {
+        let mut output = Vec::with_capacity(tokens.len() * self.rank);
+        for id in tokens {
+            let first = *id as usize * self.rank;
+            let row = self.output.get(first..first + self.rank);
+            output.extend_from_slice(row.with_context(|| format!("token {id} is not in the vocabulary"))?);
+        }
+        Ok(Evaluator {
+            matrix: self.matrix,
+            rank: self.rank,
+            basis: self.basis.clone(),
+            output,
+            tokens: Some(tokens.to_vec()),
+            unpacked: Vec::new(),
+        })
+    }
+
+    /// Unpacks the rows of the scored tokens, so that rescoring need not do it row by row; not for one above [`MAX_UNPACKED`].
     ///
     /// # Errors
     ///
     /// Rows that cannot be read.
     pub fn unpack(&mut self) -> anyhow::Result<()> {
-        let n_values = self.matrix.n_embd() * self.matrix.n_vocab();
-        if n_values * size_of::<f32>() <= MAX_UNPACKED && self.unpacked.is_empty() {
-            let mut unpacked = Vec::with_capacity(n_values);
-            self.matrix.for_each_chunk(&mut |_, rows| {
+        let n_tokens = self.tokens.as_ref().map_or(self.matrix.n_vocab(), Vec::len);
+        let n_values = self.matrix.n_embd() * n_tokens;
+        if n_values * size_of::<f32>() > MAX_UNPACKED || !self.unpacked.is_empty() {
+            return Ok(());
+        }
+        let mut unpacked = Vec::with_capacity(n_values);
+        match &self.tokens {
+            Some(tokens) => {
+                for id in tokens {
+                    unpacked.extend(self.matrix.row(*id as usize)?);
+                }
+            }
+            None => self.matrix.for_each_chunk(&mut |_, rows| {
                 unpacked.extend_from_slice(rows);
                 Ok(())
-            })?;
-            self.unpacked = unpacked;
+            })?,
         }
+        self.unpacked = unpacked;
         Ok(())
     }
 
-    /// The screened scores of all tokens for hidden states `[n_embd, n]` in the output matrix's space: `[n_vocab, n]`.
+    /// The screened scores of the tokens that are chosen among, for hidden states `[n_embd, n]` in the output matrix's space.
     pub fn scores(&self, hidden: &[f32]) -> Vec<f32> {
         let halves: Vec<f32> = hidden.iter().map(|x| f16::from_f32(*x).to_f32()).collect();
         let mut inner = basis::product_of_rows(&halves, &self.basis, self.matrix.n_embd());
@@ -92,25 +126,30 @@ impl<'a> Evaluator<'a> {
         let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut n_ties = count - scores.iter().filter(|score| **score > last).count();
         let mut candidates = Vec::with_capacity(count);
-        for (id, score) in scores.iter().enumerate().filter(|(_, score)| **score >= last) {
+        for (i, score) in scores.iter().enumerate().filter(|(_, score)| **score >= last) {
             if *score == last {
                 if n_ties == 0 {
                     continue;
                 }
                 n_ties -= 1;
             }
-            let logit = if *score >= highest - NEAR { self.logit(id, hidden)? } else { *score };
+            let id = self
+                .tokens
+                .as_ref()
+                .map_or(Ok(u32::try_from(i)?), |tokens| tokens.get(i).copied().context("more scores than tokens"))?;
+            let logit = if *score >= highest - NEAR { self.logit(i, id, hidden)? } else { *score };
             let cap = |logit: f32| self.matrix.softcap().map_or(logit, |cap| cap * (logit / cap).tanh());
-            candidates.push((u32::try_from(id)?, cap(logit)));
+            candidates.push((id, cap(logit)));
         }
         Ok(candidates)
     }
 
-    fn logit(&self, id: usize, hidden: &[f32]) -> anyhow::Result<f32> {
+    /// Of the `i`-th scored token.
+    fn logit(&self, i: usize, id: u32, hidden: &[f32]) -> anyhow::Result<f32> {
         let n_embd = self.matrix.n_embd();
-        match self.unpacked.get(id * n_embd..(id + 1) * n_embd) {
+        match self.unpacked.get(i * n_embd..(i + 1) * n_embd) {
             Some(row) => Ok(dot(row, hidden)),
-            None => Ok(dot(&self.matrix.row(id)?, hidden)),
+            None => Ok(dot(&self.matrix.row(id as usize)?, hidden)),
         }
     }
 

@@ -13,7 +13,6 @@
 //! It refuses models whose logits have a bias, and ranks that 4-bit blocks do not divide.
 
 pub mod basis;
-pub mod certify;
 pub mod choose;
 pub mod evaluate;
 pub mod output_matrix;
@@ -62,6 +61,11 @@ impl Screen {
 
     /// The bytes that screening one token reads, without the rows that are rescored.
     pub fn bytes(&self) -> u64 {
-        (2 * self.basis.len() + self.output.len()) as u64
+        self.basis_bytes() + self.output.len() as u64
+    }
+
+    /// The bytes of the basis alone.
+    pub fn basis_bytes(&self) -> u64 {
+        2 * self.basis.len() as u64
     }
 }

@@ -15,9 +15,12 @@ use super::cascade::{Cascade, Rule, Summary, Token};
 pub const MAX_EXITS: usize = 4;
 /// The thresholds that are tried at every level, strictest first: what is allowed to be missing from certainty.
 pub const STEPS: usize = 41;
-/// The share of a level's errors that the screen may make: it saves the output matrix of every token, exits save blocks of
+/// The share of a level's errors that each check at full depth may make by itself: the screen saves the output matrix of every token, exits save blocks of
 /// some.
 const SCREEN_SHARE: f64 = 0.1;
+/// Shares of them that are tried for the check among frequent tokens when rules are searched thoroughly: what it costs in errors
+/// buys the screen of many tokens.
+const VOCAB_SHARES: [f64; 5] = [0.0, SCREEN_SHARE, 0.2, 0.35, 0.5];
 /// Rounds of setting each gate in turn.
 const ROUNDS: usize = 2;
 /// Of the thresholds, one in so many is tried with gates of its own.
@@ -91,8 +94,10 @@ pub fn refined(cascade: &Cascade, tokens: &[Token], choice: &Choice) -> Choice {
     let tokens: Vec<Token> = tokens.iter().map(|token| token.of(&choice.exits)).collect();
     let settings = settings(&tokens, choice.exits.len());
     let better = |level: &AtLevel| {
-        let found = Search::new(&cascade, &tokens, &settings, level.agreement).thorough();
-        if found.gain > level.gain { found } else { level.clone() }
+        let of_share =
+            |share: f64| Search::new(&cascade, &tokens, &settings, level.agreement).with_vocab(share).thorough();
+        let found = VOCAB_SHARES.into_iter().map(of_share);
+        found.fold(level.clone(), |best, found| if found.gain > best.gain { found } else { best })
     };
     Choice { exits: choice.exits.clone(), levels: choice.levels.par_iter().map(better).collect() }
 }
@@ -119,6 +124,7 @@ struct Search<'a> {
     agreement: f32,
     /// The share of tokens that may differ.
     allowed: f64,
+    vocab: f32,
     screen: f32,
     best: Option<(Rule, Summary)>,
 }
@@ -127,8 +133,18 @@ impl<'a> Search<'a> {
     fn new(cascade: &'a Cascade, tokens: &'a [Token], settings: &'a [Vec<f32>], agreement: f32) -> Search<'a> {
         // In single precision 1 - 0.99 is more than 0.01.
         let allowed = 1.0 - (f64::from(agreement) * 1e6).round() / 1e6;
-        let screen = screen_threshold(tokens, allowed);
-        Search { cascade, tokens, settings, agreement, allowed, screen, best: None }
+        let vocab = threshold_of_share(tokens, SCREEN_SHARE * allowed, |token| token.vocab);
+        let screen = threshold_of_share(tokens, SCREEN_SHARE * allowed, |token| token.screen);
+        Search { cascade, tokens, settings, agreement, allowed, vocab, screen, best: None }
+    }
+
+    /// With this share of the errors for the check among frequent tokens; none of them is tried at 0.
+    fn with_vocab(self, share: f64) -> Search<'a> {
+        let vocab = match share {
+            0.0 => f32::INFINITY,
+            share => threshold_of_share(self.tokens, share * self.allowed, |token| token.vocab),
+        };
+        Search { vocab, ..self }
     }
 
     /// The laxest threshold that keeps the level with all gates open, then the gates.
@@ -156,8 +172,12 @@ impl<'a> Search<'a> {
         self.found()
     }
 
+    fn rule(&self, threshold: f32, gates: &[f32]) -> Rule {
+        Rule { threshold, vocab: self.vocab, screen: self.screen, gates: gates.to_vec() }
+    }
+
     fn summary(&self, threshold: f32, gates: &[f32]) -> Summary {
-        self.cascade.summary(self.tokens, &Rule { threshold, screen: self.screen, gates: gates.to_vec() })
+        self.cascade.summary(self.tokens, &self.rule(threshold, gates))
     }
 
     /// The time of a rule that keeps the level; infinite for others.
@@ -168,7 +188,7 @@ impl<'a> Search<'a> {
         }
         let time = summary.time;
         if self.best.as_ref().is_none_or(|(_, best)| time < best.time) {
-            self.best = Some((Rule { threshold, screen: self.screen, gates: gates.to_vec() }, summary));
+            self.best = Some((self.rule(threshold, gates), summary));
         }
         time
     }
@@ -205,14 +225,19 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The laxest confidence at which the screen by itself misses at most its share of the `allowed` errors.
-fn screen_threshold(tokens: &[Token], allowed: f64) -> f32 {
-    let most = SCREEN_SHARE * allowed * tokens.len() as f64;
-    let misses = |threshold: f32| tokens.iter().filter(|token| token.screen.0 >= threshold && !token.screen.1).count();
+/// The laxest confidence at which one of the checks at full depth by itself is wrong about at most this share of the
+/// tokens. Infinite where it lets nothing go.
+fn threshold_of_share(tokens: &[Token], share: f64, check: impl Fn(&Token) -> (f32, bool)) -> f32 {
+    let most = share * tokens.len() as f64;
+    let misses = |threshold: f32| {
+        let wrong = |token: &&Token| matches!(check(token), (confidence, false) if confidence >= threshold);
+        tokens.iter().filter(wrong).count()
+    };
     // Misses never grow as the threshold does.
     let thresholds = thresholds();
     let n_kept = thresholds.partition_point(|threshold| misses(*threshold) as f64 <= most);
-    n_kept.checked_sub(1).and_then(|i| thresholds.get(i).copied()).unwrap_or(f32::INFINITY)
+    let laxest = n_kept.checked_sub(1).and_then(|i| thresholds.get(i).copied()).unwrap_or(f32::INFINITY);
+    if tokens.iter().any(|token| check(token).0 >= laxest) { laxest } else { f32::INFINITY }
 }
 
 #[cfg(test)]
@@ -229,13 +254,13 @@ mod tests {
                 let is_right = is_sure && i % 200 != 7;
                 AtExit { confidence: if is_sure { 0.995 } else { 0.3 }, gate: ease, is_right }
             };
-            Token { exits: vec![at(0.9), at(0.5), at(0.4)], screen: (1.0, true) }
+            Token { exits: vec![at(0.9), at(0.5), at(0.4)], vocab: (0.0, false), screen: (1.0, true) }
         };
         (0..n).map(token).collect()
     }
 
     fn cascade(screen: f64) -> Cascade {
-        let costs = Costs { layer: 1.0, output: 8.0, screen, heads: vec![0.1; 3], skipped: 0.02 };
+        let costs = Costs { layer: 1.0, output: 8.0, screen, check: screen, heads: vec![0.1; 3], skipped: 0.02 };
         Cascade { layers: vec![4, 9, 17], n_layer: 20, costs }
     }
 
@@ -280,10 +305,10 @@ mod tests {
             let (ease, luck) = (i as f32 / 4000.0, (i * 7 % 10) as f32 / 10.0);
             let is_right = ease > 0.6 && luck > 0.15;
             let at = AtExit { confidence: if is_right { 0.99 } else { 0.2 }, gate: ease, is_right };
-            Token { exits: vec![at], screen: (1.0, true) }
+            Token { exits: vec![at], vocab: (0.0, false), screen: (1.0, true) }
         };
         let tokens: Vec<Token> = (0..4000).map(token).collect();
-        let costs = Costs { layer: 1.0, output: 8.0, screen: 5.0, heads: vec![0.1], skipped: 0.0 };
+        let costs = Costs { layer: 1.0, output: 8.0, screen: 5.0, check: 5.0, heads: vec![0.1], skipped: 0.0 };
         let cascade = Cascade { layers: vec![9], n_layer: 20, costs };
         let quick = set(&cascade, &tokens, &[0], &[0.99]);
         let refined = refined(&cascade, &tokens, &quick);

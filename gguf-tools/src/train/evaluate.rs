@@ -3,6 +3,9 @@
 //! For each token of each exit: whether its best candidate is the full model's choice, and the three metrics of how sure it is.
 //! Where exits go, how sure they must be and what that promises is all decided on these.
 
+use std::ops::Range;
+
+use offramp::gate::Tap;
 use offramp::gguf::Error;
 use offramp::gguf::exits::Metric;
 use rayon::prelude::*;
@@ -63,6 +66,39 @@ pub fn run(
     sequences: &[usize],
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> anyhow::Result<Vec<Vec<Outcome>>> {
+    let n_embd = head.norm.len();
+    by_batch(reader, sequences, progress, &mut |batch| {
+        let x = data::inputs(reader, head.layer, &head.norm, batch.clone())?;
+        let gates: Vec<f32> = x.chunks(n_embd).map(|x| head.gate_output(x)).collect();
+        of_batch(evaluator, count, &head.apply(&x), &reader.labels(batch)?, &gates)
+    })
+}
+
+/// Evaluates what the true final hidden state says among the tokens of `evaluator`, as [`run`] does an exit.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_final(
+    evaluator: &Evaluator<'_>,
+    count: usize,
+    reader: &Reader,
+    sequences: &[usize],
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> anyhow::Result<Vec<Vec<Outcome>>> {
+    by_batch(reader, sequences, progress, &mut |batch| {
+        let labels = reader.labels(batch.clone())?;
+        of_batch(evaluator, count, &reader.hidden(Tap::ResultNorm, batch)?, &labels, &vec![1.0; labels.len()])
+    })
+}
+
+/// Sequence by sequence, some tokens at a time.
+fn by_batch(
+    reader: &Reader,
+    sequences: &[usize],
+    progress: &mut dyn FnMut(u64) -> bool,
+    of_batch: &mut dyn FnMut(Range<u64>) -> anyhow::Result<Vec<Outcome>>,
+) -> anyhow::Result<Vec<Vec<Outcome>>> {
     let mut outcomes = Vec::with_capacity(sequences.len());
     let mut done = 0;
     for &sequence in sequences {
@@ -74,32 +110,27 @@ pub fn run(
                 return Err(Error::Interrupted.into());
             }
             done += batch.end - batch.start;
-            let x = data::inputs(reader, head.layer, &head.norm, batch.clone())?;
-            let labels = reader.labels(batch)?;
-            of_sequence.extend(of_batch(head, evaluator, count, &x, &labels)?);
+            of_sequence.extend(of_batch(batch)?);
         }
         outcomes.push(of_sequence);
     }
     Ok(outcomes)
 }
 
-/// One batch of inputs, `[n_embd, n]`.
+/// One batch of states `z`, `[n_embd, n]`, where the final norm ends.
 fn of_batch(
-    head: &Head,
     evaluator: &Evaluator<'_>,
     count: usize,
-    x: &[f32],
+    z: &[f32],
     labels: &[Label],
+    gates: &[f32],
 ) -> anyhow::Result<Vec<Outcome>> {
-    let n_embd = head.norm.len();
-    let z = head.apply(x);
-    let scores = evaluator.scores(&z);
-    let n_vocab = scores.len() / labels.len().max(1);
+    let scores = evaluator.scores(z);
+    let (n_scores, n_embd) = (scores.len() / labels.len().max(1), z.len() / labels.len().max(1));
     let of_token = |i: usize| {
-        let scores = &scores[i * n_vocab..(i + 1) * n_vocab];
-        let (z, x) = (&z[i * n_embd..(i + 1) * n_embd], &x[i * n_embd..(i + 1) * n_embd]);
-        let candidates = evaluator.candidates(scores, z, count)?;
-        Ok(Outcome::of(&candidates, &labels[i], head.gate_output(x)))
+        let scores = &scores[i * n_scores..(i + 1) * n_scores];
+        let candidates = evaluator.candidates(scores, &z[i * n_embd..(i + 1) * n_embd], count)?;
+        Ok(Outcome::of(&candidates, &labels[i], gates[i]))
     };
     (0..labels.len()).into_par_iter().map(of_token).collect()
 }

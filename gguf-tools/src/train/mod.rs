@@ -16,6 +16,7 @@
 
 pub mod cascade;
 pub mod choose;
+pub mod compare;
 pub mod data;
 pub mod evaluate;
 pub mod fit;

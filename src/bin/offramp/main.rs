@@ -8,7 +8,6 @@ mod bench;
 mod cache;
 mod chat;
 mod conversation;
-mod depth;
 mod doctor;
 mod failure;
 mod generation_args;

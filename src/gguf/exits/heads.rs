@@ -17,6 +17,7 @@ pub struct ExitHeads<'a> {
     form: Form,
     meta: ExitMeta,
     screen: Option<Screen<'a>>,
+    vocab: Option<Vec<u32>>,
     heads: Vec<Head<'a>>,
 }
 
@@ -150,6 +151,7 @@ impl<'a> ExitHeads<'a> {
         let meta = ExitMeta::read(file)?;
         let mut finder = Finder { file, n_embd: meta.base.n_embd.into(), seen: HashSet::new() };
         let screen = finder.screen(&meta)?;
+        let vocab = finder.vocab(&meta)?;
         let mut heads = Vec::new();
         for (index, &layer) in meta.layers.iter().enumerate() {
             heads.push(finder.head(layer, meta.head_types[index], meta.head_ranks[index].into(), &meta.base)?);
@@ -159,7 +161,7 @@ impl<'a> ExitHeads<'a> {
         if has_gate && meta.gate_thresholds.is_empty() && !meta.agreements.is_empty() {
             return Err(Error::MissingKey { key: "exit.gate_thresholds".into(), why: "the heads have gates" });
         }
-        let heads = ExitHeads { file, form, meta, screen, heads };
+        let heads = ExitHeads { file, form, meta, screen, vocab, heads };
         if let Some(base) = &base {
             heads.check_base(base, BaseCheck::Infos, &mut |_, _| true)?;
         }
@@ -179,6 +181,11 @@ impl<'a> ExitHeads<'a> {
     /// The screen that all exits share.
     pub fn screen(&self) -> Option<Screen<'a>> {
         self.screen
+    }
+
+    /// The tokens that exits choose among, ascending; `None` for all.
+    pub fn vocab(&self) -> Option<&[u32]> {
+        self.vocab.as_deref()
     }
 
     /// The exits, in the order of their layers.
@@ -267,6 +274,21 @@ impl<'a> Finder<'a> {
             basis: self.matrix("exit_screen.basis", self.n_embd, Some(rank))?,
             output: self.matrix("exit_screen.output", rank, Some(meta.base.n_vocab.into()))?,
         }))
+    }
+
+    /// The ids of `exit_vocab.tokens`.
+    fn vocab(&mut self, meta: &ExitMeta) -> Result<Option<Vec<u32>>> {
+        let Some(vocab) = &meta.vocab else { return Ok(None) };
+        let view = self.required("exit_vocab.tokens")?;
+        if view.info.dims4() != [vocab.n_tokens.into(), 1, 1, 1] || view.info.ty() != TensorType::I32 {
+            return Err(shape_error(view.info, format!("[{}] of type I32", vocab.n_tokens)));
+        }
+        let ids: Vec<u32> = view.data.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
+        // As unsigned numbers, negative ids are too large.
+        if !ids.is_sorted_by(|a, b| a < b) || ids.last().is_none_or(|&last| last >= meta.base.n_vocab) {
+            return Err(shape_error(view.info, format!("ascending ids below {}", meta.base.n_vocab)));
+        }
+        Ok(Some(ids))
     }
 
     fn head(&mut self, layer: u32, ty: HeadType, rank: u64, base: &Base) -> Result<Head<'a>> {

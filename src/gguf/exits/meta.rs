@@ -24,6 +24,8 @@ pub struct ExitMeta {
     pub head_ranks: Vec<u32>,
     /// The screen that all exits share.
     pub screen: ScreenMeta,
+    /// The tokens that exits choose among; `None` for all.
+    pub vocab: Option<VocabMeta>,
     /// What is measured on a head's candidates.
     pub metric: Metric,
     /// For each layer, how the metric translates into the probability of agreement.
@@ -193,6 +195,20 @@ pub struct ScreenMeta {
     pub thresholds: Vec<f32>,
 }
 
+/// What the keys say about the tokens that exits after layers choose among, and the first check at full depth. Easy tokens
+/// are frequent ones: scoring those alone makes a check cost a fraction of what the screen of the whole vocabulary does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VocabMeta {
+    /// How many tokens there are.
+    pub n_tokens: u32,
+    /// How many candidates among them are handed on to exact rescoring.
+    pub shortlist: u32,
+    /// How the metric translates into agreement when these tokens alone are scored at full depth.
+    pub confidence: ConfidenceMap,
+    /// For each level of agreement, the confidence that they must reach there to stand for the whole vocabulary.
+    pub thresholds: Vec<f32>,
+}
+
 /// How thresholds were measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
@@ -258,6 +274,16 @@ impl ExitMeta {
         ensure(screen.rank <= self.base.n_embd, "exit.screen.rank", "at most n_embd", &screen.rank)?;
         let right = screen.shortlist <= self.base.n_vocab && (screen.rank > 0) == (screen.shortlist > 0);
         ensure(right, "exit.screen.shortlist", "1 to n_vocab with a screen, 0 without", &screen.shortlist)?;
+        if let Some(vocab) = &self.vocab {
+            let right = screen.rank > 0 && (1..=self.base.n_vocab).contains(&vocab.n_tokens);
+            ensure(right, "exit.vocab.n_tokens", "1 to n_vocab, beside a screen", &vocab.n_tokens)?;
+            let right = (1..=vocab.n_tokens).contains(&vocab.shortlist);
+            ensure(right, "exit.vocab.shortlist", "1 to exit.vocab.n_tokens", &vocab.shortlist)?;
+            vocab.confidence.check()?;
+            let right = vocab.thresholds.len() == self.agreements.len()
+                && vocab.thresholds.iter().all(|value| (0.0..=f32::INFINITY).contains(value));
+            ensure(right, "exit.vocab.thresholds", "one threshold for each level", &vocab.thresholds)?;
+        }
         ensure(self.confidence.len() == n_exits, "exit.confidence.*", &one_each, &self.confidence.len())?;
         for map in self.confidence.iter().chain([&screen.confidence]) {
             map.check()?;

@@ -17,7 +17,7 @@ mod meta;
 
 pub use hash::{base_sha256, file_sha256, infos_sha256, sample_sha256, tensor_sha256};
 pub use heads::{BaseCheck, ExitHeads, Form, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View};
-pub use meta::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta};
+pub use meta::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta, VocabMeta};
 
 use std::path::Path;
 
@@ -92,6 +92,7 @@ pub fn base_offset(file: &File) -> Result<u64> {
 /// Whether a tensor's name is one that heads have: `exit_screen.*` or `blk.N.exit_*`.
 pub fn is_head_name(name: &str) -> bool {
     name.starts_with("exit_screen.")
+        || name.starts_with("exit_vocab.")
         || name
             .strip_prefix("blk.")
             .and_then(|rest| rest.split_once('.'))

@@ -1,7 +1,7 @@
 //! A head against the same mathematics in plain Rust, in f64.
 
 use super::*;
-use crate::gguf::exits::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, ScreenMeta};
+use crate::gguf::exits::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, ScreenMeta, VocabMeta};
 use crate::gguf::quants::dequantize;
 use crate::gguf::{File, WriteOptions};
 use crate::heads::Heads;
@@ -53,6 +53,11 @@ struct Written {
 
 /// A sidecar with one random head of type `ty` and a screen of full rank.
 fn write(ty: HeadType, metric: Metric) -> Written {
+    write_among(ty, metric, None)
+}
+
+/// The same, whose exits choose among `tokens`.
+fn write_among(ty: HeadType, metric: Metric, tokens: Option<&[u32]>) -> Written {
     let folder = tempfile::tempdir().unwrap();
     let model_path = folder.path().join("model.gguf");
     TinyModel::new(Arch::Llama).write_to(&model_path).unwrap();
@@ -68,6 +73,12 @@ fn write(ty: HeadType, metric: Metric) -> Written {
             confidence: confidence.clone(),
             thresholds: vec![0.5],
         },
+        vocab: tokens.map(|tokens| VocabMeta {
+            n_tokens: tokens.len() as u32,
+            shortlist: tokens.len() as u32,
+            confidence: confidence.clone(),
+            thresholds: vec![0.5],
+        }),
         layers: vec![2],
         head_types: vec![ty],
         head_ranks: vec![rank],
@@ -99,6 +110,10 @@ fn write(ty: HeadType, metric: Metric) -> Written {
     let identity: Vec<f32> = (0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect();
     writer.tensor_f32("exit_screen.basis", &[n as u64, n as u64], &identity).unwrap();
     writer.tensor_f32("exit_screen.output", own.dims(), &output).unwrap();
+    if let Some(tokens) = tokens {
+        let ids = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+        writer.tensor("exit_vocab.tokens", TensorType::I32, &[tokens.len() as u64], ids).unwrap();
+    }
     let mut list: Vec<(&str, Vec<usize>)> =
         vec![("norm.weight", vec![n]), ("head.bias", vec![n]), ("gate.weight", vec![n]), ("gate.bias", vec![1])];
     if ty.has_mlp() {
@@ -224,6 +239,32 @@ fn every_type_of_head_computes_its_mathematics() {
         }
         assert!(head.guess(&[0.0; 3]).is_err());
     }
+}
+
+#[test]
+fn exits_choose_among_the_tokens_that_the_file_names() {
+    let tokens: Vec<u32> = (0..48).map(|i| i * 5 + i % 3).collect();
+    let (ty, metric) = (HeadType::Affine, Metric::TopProbability);
+    let written = write_among(ty, metric, Some(&tokens));
+    let mut screen = Screen::of_exits(&written.heads, 1, None).unwrap().unwrap();
+    let mut head = ExitHead::new(&written.heads.exits().unwrap()[0], metric, &screen).unwrap();
+    for seed in 0..20 {
+        let hidden = numbers(written.n_embd, 3000 + seed, 7.0);
+        let (_, logits, _) = reference(&written, ty, metric, &hidden);
+        head.guess(&hidden).unwrap();
+        let found = f64::from(metric_of(&mut head, &mut screen));
+        let ids: Vec<u32> = screen.candidates().iter().map(|&(token, _)| token.0 as u32).collect();
+        assert_eq!(ids, tokens);
+        for &(token, logit) in screen.candidates() {
+            assert!((f64::from(logit) - logits[token.0 as usize]).abs() < 1e-3);
+        }
+        let of_tokens: Vec<f64> = tokens.iter().map(|&id| logits[id as usize]).collect();
+        let best = of_tokens.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let expected = 1.0 / of_tokens.iter().map(|logit| (logit - best).exp()).sum::<f64>();
+        assert!((found - expected).abs() < 1e-4, "{found}, not {expected}");
+    }
+    // Where the file names none, there is no second screen.
+    assert!(Screen::of_exits(&write(ty, metric).heads, 1, None).unwrap().is_none());
 }
 
 #[test]

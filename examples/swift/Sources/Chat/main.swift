@@ -14,7 +14,8 @@ while engine.state == .ready, let line = readLine() {
     await engine.send(line, maxTokens: maxTokens) { piece in
         FileHandle.standardOutput.write(Data(piece.utf8))
     }
-    print()
+    // Not `print`, whose buffer would let the pieces overtake it where the output is a file.
+    FileHandle.standardOutput.write(Data("\n".utf8))
 }
 if case .failed(let reason) = engine.state {
     FileHandle.standardError.write(Data("chat: \(reason)\n".utf8))

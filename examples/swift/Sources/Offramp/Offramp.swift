@@ -16,7 +16,7 @@ private func check(_ status: Int32) throws {
 }
 
 /// A Swift closure behind a C callback; the C side borrows it for the length of one call.
-private final class Box<Closure> {
+private final class Box<Closure: Sendable>: Sendable {
     let closure: Closure
     init(_ closure: Closure) { self.closure = closure }
 
@@ -34,7 +34,7 @@ private func onProgress(done: Float, data: UnsafeMutableRawPointer?) -> Int32 {
     return progress(done) ? 1 : 0
 }
 
-private typealias Sink = (String) -> Bool
+private typealias Sink = @Sendable (String) -> Bool
 
 private func onToken(text: UnsafePointer<CChar>?, length: Int, data: UnsafeMutableRawPointer?) -> Int32 {
     guard let text, let sink = Box<Sink>.at(data) else { return 0 }
@@ -194,10 +194,10 @@ public actor Session {
     }
 
     private func generate(
-        _ messages: [Message], _ sampler: Sampler?, _ maxTokens: UInt32, sink: @escaping (String) -> Bool
+        _ messages: [Message], _ sampler: Sampler?, _ maxTokens: UInt32, sink: @escaping Sink
     ) throws {
         try check(offramp_session_clear_cancel(handle.pointer))
-        try setChat(messages)
+        try check(withCMessages(messages) { offramp_session_set_chat(handle.pointer, $0, $0.count, nil, nil) })
         var params = offramp_generate_params()
         try check(offramp_generate_default_params(&params, MemoryLayout<offramp_generate_params>.size))
         params.max_tokens = maxTokens
@@ -206,18 +206,6 @@ public actor Session {
             offramp_session_generate(handle.pointer, sampler?.handle, &params, onToken, box.pointer)
         }
         try check(status)
-    }
-
-    private func setChat(_ messages: [Message]) throws {
-        let texts = messages.map { (strdup($0.role), strdup($0.content)) }
-        defer {
-            for (role, content) in texts {
-                free(role)
-                free(content)
-            }
-        }
-        let raw = texts.map { offramp_message(role: $0.0, content: $0.1) }
-        try check(offramp_session_set_chat(handle.pointer, raw, raw.count, nil, nil))
     }
 
     /// About the last prompt and the last reply.
@@ -238,6 +226,18 @@ public actor Session {
 
     /// Goes on with what `save` wrote, on the same model.
     public func load(from path: String) throws { try check(offramp_session_load(handle.pointer, path)) }
+}
+
+/// The messages as C has them, for as long as `body` runs.
+private func withCMessages<Result>(_ messages: [Message], _ body: ([offramp_message]) -> Result) -> Result {
+    let texts = messages.map { (strdup($0.role), strdup($0.content)) }
+    defer {
+        for (role, content) in texts {
+            free(role)
+            free(content)
+        }
+    }
+    return body(texts.map { offramp_message(role: $0.0, content: $0.1) })
 }
 
 private func withOptionalCString<Result>(_ text: String?, _ body: (UnsafePointer<CChar>?) -> Result) -> Result {

@@ -4,12 +4,12 @@
 //! slows all of them. What was emitted is scored again by the full model, at the widths where it rounds as `off` does. It
 //! measures what `run` does and has no switches of its own for how to decode.
 
-mod measure;
+mod memory;
 mod report;
-mod stats;
 
 use std::time::Duration;
 
+use offramp::measure::{Reply, Rescored};
 use offramp::{Exits, GenerateParams, Kv, Model, SamplerParams, Session, Token};
 
 use crate::args::BenchArgs;
@@ -17,7 +17,6 @@ use crate::conversation::{Conversation, Settings};
 use crate::failure::Failure;
 use crate::prompts::{self, Prompt};
 use crate::{interrupt, output};
-use measure::{Measured, Rescored};
 use report::{ModeReport, Report, Totals};
 
 /// Prompts when none are given.
@@ -40,7 +39,7 @@ struct Mode {
     kv: Option<Kv>,
     session: Session,
     resident: u64,
-    runs: Vec<Measured>,
+    replies: Vec<Reply>,
     rescored: Rescored,
 }
 
@@ -70,19 +69,19 @@ pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
         let n_modes = modes.len();
         for turn in 0..n_modes {
             let mode = &mut modes[(turn + i) % n_modes];
-            let run = measure::run(&mut mode.session, prompt, n)?;
-            mode.runs.push(run);
+            let reply = reply(&mut mode.session, prompt, n)?;
+            mode.replies.push(reply);
         }
         // A text that equals `off`'s needs no second scoring.
         let mut scored: Option<(Vec<Token>, Rescored)> = None;
         for mode in &mut modes {
-            let Some(run) = mode.runs.last() else { continue };
+            let Some(reply) = mode.replies.last() else { continue };
             let result = match &scored {
-                Some((tokens, result)) if *tokens == run.emitted => result.clone(),
-                _ => measure::rescore(&mut rescorer, prompt, run)?,
+                Some((tokens, result)) if *tokens == reply.tokens => result.with_exits_of(reply),
+                _ => Rescored::of(&mut rescorer, prompt, reply, &mut || !interrupt::is_requested())?,
             };
             mode.rescored.add(&result);
-            scored.get_or_insert((run.emitted.clone(), result));
+            scored.get_or_insert((reply.tokens.clone(), result));
         }
         eprintln!("offramp: prompt {} of {}", i + 1, prompts.len());
     }
@@ -127,27 +126,35 @@ fn open(
     kv: Option<Kv>,
     prompts: &[Vec<Token>],
 ) -> Result<Mode, Failure> {
-    let before = measure::resident();
+    let before = memory::resident();
     let mut session = arguments.model.open_session_with(model, exits, kv.unwrap_or_default())?;
     if let Some(prompt) = prompts.first() {
-        measure::run(&mut session, prompt, N_WARM_UP)?;
+        reply(&mut session, prompt, N_WARM_UP)?;
     }
-    let resident = measure::resident().saturating_sub(before);
-    Ok(Mode { exits, kv, session, resident, runs: Vec::new(), rescored: Rescored::default() })
+    let resident = memory::resident().saturating_sub(before);
+    Ok(Mode { exits, kv, session, resident, replies: Vec::new(), rescored: Rescored::default() })
+}
+
+/// Decodes `prompt` and at most `n` greedy tokens; Ctrl-C stops it.
+fn reply(session: &mut Session, prompt: &[Token], n: usize) -> Result<Reply, Failure> {
+    let mut greedy = SamplerParams::default();
+    greedy.temperature = 0.0;
+    let _cancels = interrupt::cancels(&session.cancel_handle());
+    Ok(Reply::decode(session, prompt, &greedy, n)?)
 }
 
 fn summary(modes: &[Mode], n_layer: u32) -> impl Fn(&Mode) -> ModeReport {
     let off: Vec<f64> =
-        modes.first().map(|mode| mode.runs.iter().map(Measured::decode_rate).collect()).unwrap_or_default();
+        modes.first().map(|mode| mode.replies.iter().map(Reply::decode_rate).collect()).unwrap_or_default();
     move |mode| {
-        let ratios = mode.runs.iter().zip(&off).map(|(run, off)| run.decode_rate() / off).collect();
+        let replies = || mode.replies.iter();
+        let ratios = replies().zip(&off).map(|(reply, off)| reply.decode_rate() / off).collect();
         let prompt: (usize, Duration) =
-            mode.runs.iter().fold((0, Duration::ZERO), |sum, run| (sum.0 + run.n_prompt, sum.1 + run.prompt));
+            replies().fold((0, Duration::ZERO), |sum, reply| (sum.0 + reply.n_prompt, sum.1 + reply.prompt_time));
         let decode: (usize, Duration) =
-            mode.runs.iter().fold((0, Duration::ZERO), |sum, run| (sum.0 + run.n_decoded(), sum.1 + run.decode));
-        let drafts = mode.runs.iter().fold((0, 0), |sum, run| (sum.0 + run.drafts.0, sum.1 + run.drafts.1));
-        // The first token of a reply comes with its prompt, and leaves nowhere.
-        let points = mode.runs.iter().flat_map(|run| run.exits.iter().skip(1)).copied().collect();
+            replies().fold((0, Duration::ZERO), |sum, reply| (sum.0 + reply.n_decoded(), sum.1 + reply.decode_time));
+        let drafts = replies().fold((0, 0), |sum, reply| (sum.0 + reply.n_drafted, sum.1 + reply.n_right));
+        let points = replies().flat_map(|reply| reply.exits.iter().copied()).collect();
         let totals = Totals { prompt, decode, ratios, points, drafts, session_bytes: mode.resident };
         ModeReport::new((mode.exits, mode.kv), n_layer, &totals, &mode.rescored)
     }

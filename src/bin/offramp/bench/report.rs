@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use offramp::measure::{Depths, Rescored, quantile};
 use offramp::{ExitPoint, Exits, Kv, Model};
 use serde::Serialize;
 
-use super::measure::Rescored;
-use super::stats::quantile;
-use crate::depth::Depths;
 use crate::failure::Failure;
 use crate::model_args::ModelArgs;
 
@@ -75,9 +73,8 @@ struct Difference {
 }
 
 impl Difference {
-    fn of(gaps: &[f32]) -> Self {
-        let values: Vec<f64> = gaps.iter().map(|&gap| gap.into()).collect();
-        Self { tokens: gaps.len(), median_gap: quantile(&values, 0.5), p90_gap: quantile(&values, 0.9) }
+    fn of(gaps: &[f64]) -> Self {
+        Self { tokens: gaps.len(), median_gap: quantile(gaps, 0.5), p90_gap: quantile(gaps, 0.9) }
     }
 }
 
@@ -118,10 +115,10 @@ impl ModeReport {
             drafted_right: totals.drafts.1,
             rescored: Agreement {
                 tokens: rescored.n_tokens,
-                differing: rescored.n_differing(),
+                differing: rescored.differing.len(),
                 agreement: rescored.agreement(),
-                exit_wrong: Difference::of(&rescored.exit_gaps),
-                kv_changed: Difference::of(&rescored.kv_gaps),
+                exit_wrong: Difference::of(&rescored.gaps(true)),
+                kv_changed: Difference::of(&rescored.gaps(false)),
             },
             session_bytes: totals.session_bytes,
         }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use offramp::measure::Depths;
 use offramp::{ExitPoint, Generation, Session};
 
 use crate::conversation::Reply;
-use crate::depth::Depths;
 use crate::marks::Marks;
 use crate::output;
 

@@ -2,11 +2,11 @@
 //! `exit_layers` (for each token the block that it left the model after, `"screen"`, or null), `reasoning_content`, and
 //! llama.cpp's `timings` with what the exits did.
 
+use offramp::measure::Depths;
 use offramp::{ExitPoint, StopReason, Token, TokenLogprob, Vocab};
 use serde_json::{Value, json};
 
 use super::engine::{Finished, TokenPiece};
-use crate::depth::Depths;
 use crate::thinking::{Part, Thinking};
 
 /// What JSON has instead of negative infinity; OpenAI writes the same.

@@ -6,9 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use offramp::measure::Depths;
 use offramp::{Generation, PromptReport};
-
-use crate::depth::Depths;
 
 /// Upper bounds of the histogram of times to the first token, in seconds.
 const BOUNDS: [f64; 10] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];

@@ -5,7 +5,7 @@ use super::super::super::reader::File;
 use super::super::super::types::ValueType;
 use super::super::super::value::{OwnedValue, Value};
 use super::super::super::writer::Writer;
-use super::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta};
+use super::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta, VocabMeta};
 
 /// The version of the `exit.*` keys that is written, and the only one that is read.
 const VERSION: u32 = 1;
@@ -47,6 +47,7 @@ impl ExitMeta {
                 confidence: keys.confidence("exit.screen.confidence")?,
                 thresholds: keys.f32s("exit.screen.thresholds")?,
             },
+            vocab: keys.vocab()?,
             metric: keys.name("exit.metric", Metric::from_name, Metric::NAMES)?,
             confidence,
             thresholds: rows(keys.f32s("exit.thresholds")?),
@@ -81,6 +82,12 @@ impl ExitMeta {
         writer.key("exit.screen.shortlist", self.screen.shortlist)?;
         write_confidence(writer, "exit.screen.confidence", &self.screen.confidence)?;
         writer.key("exit.screen.thresholds", &*self.screen.thresholds)?;
+        if let Some(vocab) = &self.vocab {
+            writer.key("exit.vocab.n_tokens", vocab.n_tokens)?;
+            writer.key("exit.vocab.shortlist", vocab.shortlist)?;
+            write_confidence(writer, "exit.vocab.confidence", &vocab.confidence)?;
+            writer.key("exit.vocab.thresholds", &*vocab.thresholds)?;
+        }
         writer.key("exit.metric", self.metric.name())?;
         for (layer, map) in self.layers.iter().zip(&self.confidence) {
             write_confidence(writer, &format!("exit.confidence.{layer}"), map)?;
@@ -187,6 +194,16 @@ impl Keys<'_> {
             metric: self.f32s(&format!("{key}.metric"))?,
             agreement: self.f32s(&format!("{key}.agreement"))?,
         })
+    }
+
+    fn vocab(&self) -> Result<Option<VocabMeta>> {
+        let Some(n_tokens) = self.file.u32("exit.vocab.n_tokens")? else { return Ok(None) };
+        Ok(Some(VocabMeta {
+            n_tokens,
+            shortlist: self.u32("exit.vocab.shortlist")?,
+            confidence: self.confidence("exit.vocab.confidence")?,
+            thresholds: self.f32s("exit.vocab.thresholds")?,
+        }))
     }
 
     fn calibration(&self) -> Result<Option<Calibration>> {

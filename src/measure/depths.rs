@@ -1,10 +1,11 @@
-//! How deep tokens went: counts by exit, and the mean number of layers. The same words and numbers in the chat, the
-//! server's answers and its metrics.
+//! How deep tokens went: counts by exit, and the mean number of blocks. The same numbers in the chat, the bench, the
+//! evaluation, the server's answers and its metrics, and the C ABI.
 
 use std::collections::BTreeMap;
 
-use offramp::ExitPoint;
 use serde::Serialize;
+
+use crate::session::ExitPoint;
 
 /// How many tokens left the model where.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,12 +19,13 @@ pub struct Depths {
 }
 
 impl Depths {
+    /// Counts tokens by where each left the model, as [`Generation::exits`](crate::Generation::exits) has it.
     pub fn of(exits: &[Option<ExitPoint>]) -> Self {
         let mut depths = Self::default();
         for exit in exits {
             match exit {
                 Some(ExitPoint::Layer(il)) => *depths.layers.entry(*il).or_default() += 1,
-                Some(_) => depths.screen += 1,
+                Some(ExitPoint::Screen) => depths.screen += 1,
                 None => depths.full += 1,
             }
         }
