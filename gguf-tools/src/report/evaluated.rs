@@ -82,7 +82,8 @@ fn speed(evaluation: &Evaluation) -> Chart {
     let series = groups.into_iter().map(|(name, modes)| Series {
         name,
         points: modes.iter().map(|mode| (1.0 - mode.agreement, mode.ratio_to_off.median.unwrap_or(1.0))).collect(),
-        labels: modes.iter().map(|mode| short(mode)).collect(),
+        // The others have a colour of their own, and lie close together.
+        labels: modes.iter().filter(|mode| mode.kv.is_some()).map(|mode| short(mode)).collect(),
         stroke: Stroke::Points,
     });
     let words: Vec<String> = modes()

@@ -10,7 +10,7 @@ use plotters::prelude::*;
 use super::page::escape;
 
 /// The size of a picture in its own units; the page scales it.
-const SIZE: (u32, u32) = (560, 340);
+const SIZE: (u32, u32) = (460, 320);
 /// The placeholders for ink and for the lines behind; series take those after `FIRST`.
 const INK: RGBColor = RGBColor(1, 2, 3);
 const GRID: RGBColor = RGBColor(1, 2, 4);
@@ -219,7 +219,7 @@ impl Chart {
                 }
                 .map_err(failed)?;
                 if series.stroke != Stroke::Dashed {
-                    let circles = series.points.iter().map(|point| Circle::new(*point, 3.5, colour(i).filled()));
+                    let circles = series.points.iter().map(|point| Circle::new(*point, if series.stroke == Stroke::Points { 5 } else { 3 }, colour(i).filled()));
                     plane.draw_series(circles).map_err(failed)?;
                 }
                 let middle = (self.x.range.0 + self.x.range.1) / 2.0;

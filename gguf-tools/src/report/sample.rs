@@ -94,7 +94,7 @@ pub(super) fn html(samples: &[Sample]) -> String {
         .collect();
     let n_differing = pieces().filter(|piece| piece.instead.is_some()).count();
     key.push_str(&format!(
-        "<li><span class=\"differs\">underlined</span>: the full model differs ({n_differing})</li>\n"
+        "<li><span><span class=\"differs\">underlined</span>: the full model differs ({n_differing})</span></li>\n"
     ));
     let mut html = format!("<ul class=\"key\">\n{key}</ul>\n");
     for sample in samples {
