@@ -219,7 +219,9 @@ impl Chart {
                 }
                 .map_err(failed)?;
                 if series.stroke != Stroke::Dashed {
-                    let circles = series.points.iter().map(|point| Circle::new(*point, if series.stroke == Stroke::Points { 5 } else { 3 }, colour(i).filled()));
+                    let circles = series.points.iter().map(|point| {
+                        Circle::new(*point, if series.stroke == Stroke::Points { 5 } else { 3 }, colour(i).filled())
+                    });
                     plane.draw_series(circles).map_err(failed)?;
                 }
                 let middle = (self.x.range.0 + self.x.range.1) / 2.0;
