@@ -570,8 +570,8 @@ int32_t offramp_session_save(offramp_session *session, const char *path_to_file)
 int32_t offramp_session_load(offramp_session *session, const char *path_to_file);
 
 // Generates a reply to the session's text and hands it out in pieces. `sampler` may be NULL for a greedy one, `params`
-// for the defaults, `on_token` if only the session's tokens are wanted; the session keeps none of them. A reply that was cancelled or stopped is a
-// success: offramp_session_statistics tells why it ended. One call at a time.
+// for the defaults, `on_token` if only the session's tokens are wanted; nothing of the three is kept. A reply
+// that was cancelled or stopped is a success: offramp_session_statistics tells why it ended. One call at a time.
 int32_t offramp_session_generate(offramp_session *session,
                                  const offramp_sampler *sampler,
                                  const offramp_generate_params *params,

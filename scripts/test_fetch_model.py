@@ -192,6 +192,19 @@ class FetchModel(unittest.TestCase):
         os.environ["PIP_INDEX_URL"] = f"http://127.0.0.1:{self.server.server_port}/empty"
         self.assert_placed(self.fetch())
 
+    def test_heads_of_the_repository_are_placed_beside_the_model_and_renewed(self):
+        heads, cache = self.cache / "heads", self.cache / "beside"
+        heads.mkdir(parents=True)
+        cache.mkdir()
+        model = fetch_model.DEFAULT
+        self.assertIsNone(fetch_model.place_heads(model, cache, heads))
+        name = "SmolLM2-135M-Instruct.Q4_1.exits.gguf"
+        for content in (b"first", b"second", b"second"):
+            (heads / name).write_bytes(content)
+            path = fetch_model.place_heads(model, cache, heads)
+            self.assertEqual((path.name, path.read_bytes()), (name, content))
+        self.assertEqual([entry.name for entry in cache.iterdir()], [name])
+
     def test_cache_folder_follows_the_environment(self):
         os.environ.update(OFFRAMP_CACHE="/a/b", XDG_CACHE_HOME="/c")
         self.assertEqual(fetch_model.cache_folder(), pathlib.Path("/a/b"))

@@ -1,29 +1,73 @@
-//! The build for 64-bit ARM Linux, run under qemu as a Cortex-A72: a Raspberry Pi 4, without dotprod.
+//! The build for 64-bit ARM Linux, read by a disassembler and run under qemu as a Cortex-A72: a Raspberry Pi 4, without dotprod.
 //!
 //! Ignored unless asked for: it compiles llama.cpp a second time. Needs what `scripts/build-aarch64` names.
 
 mod support;
 
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use support::{Finished, default_model, manifest_folder};
 
 /// As a Pi 4's processor: an instruction that it lacks ends the program with SIGILL here as there.
 const QEMU: [&str; 5] = ["qemu-aarch64", "-cpu", "cortex-a72", "-L", "/usr/aarch64-linux-gnu"];
 
+/// Where the program and the library are, once they are built.
+fn built() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let built = Command::new(manifest_folder().join("scripts/build-aarch64")).output().unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        manifest_folder().join("target/aarch64/aarch64-unknown-linux-gnu/release")
+    };
+    BUILT.get_or_init(build).clone()
+}
+
 fn emulated(program: &str) -> Command {
     let mut command = Command::new(QEMU[0]);
+    command.args(&QEMU[1..]).arg(built().join(program));
     command
-        .args(&QEMU[1..])
-        .arg(manifest_folder().join("target/aarch64/aarch64-unknown-linux-gnu/release").join(program));
-    command
+}
+
+/// Whether an instruction is of an extension that a Cortex-A72 lacks and that nothing here may need: dot products, products of
+/// matrices, bfloat16, arithmetic in half precision, SVE. Conversions of half precision are in every ARMv8.
+fn is_later(mnemonic: &str, operands: &str) -> bool {
+    const LATER: [&str; 13] = [
+        "sdot", "udot", "usdot", "sudot", "smmla", "ummla", "usmmla", "bfdot", "bfmmla", "bfcvt", "bfcvtn", "fmlal",
+        "fmlsl",
+    ];
+    const ARITHMETIC: [&str; 10] = ["fadd", "fsub", "fmul", "fmla", "fmls", "fdiv", "fmadd", "fmax", "fmin", "fneg"];
+    let halves = operands.contains(".8h") || operands.contains(".4h") || operands.starts_with('h');
+    let scalable = operands.split([',', '{', ' ']).any(|operand| {
+        let name = operand.split_once('.').map_or(operand, |(name, _)| name);
+        name.strip_prefix('z').is_some_and(|n| n.parse::<u8>().is_ok())
+    });
+    LATER.contains(&mnemonic) || scalable || (ARITHMETIC.contains(&mnemonic) && halves)
+}
+
+#[test]
+#[ignore = "compiles llama.cpp for another processor"]
+fn no_instruction_of_later_processors_is_in_it() {
+    for file in ["offramp", "libofframp_c.so"] {
+        let mut objdump = Command::new("aarch64-linux-gnu-objdump");
+        let listing = objdump.args(["-d", "--no-show-raw-insn"]).arg(built().join(file)).output();
+        let listing = Finished::of(listing.expect("the cross binutils are installed")).success();
+        let instructions = listing.lines().filter_map(|line| line.split_once(":\t")).map(|(_, text)| text);
+        let mut n = 0;
+        for text in instructions {
+            let (mnemonic, operands) = text.split_once('\t').unwrap_or((text, ""));
+            assert!(!is_later(mnemonic.trim(), operands), "{file}: {text}");
+            n += 1;
+        }
+        println!("{file}: {n} instructions, none of a later processor");
+        assert!(n > 100_000, "{file} has {n} instructions");
+    }
 }
 
 #[test]
 #[ignore = "compiles llama.cpp for another processor"]
 fn a_raspberry_pi_4_says_what_this_machine_says() {
-    let built = Command::new(manifest_folder().join("scripts/build-aarch64")).output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let arguments =
         ["run", "--raw", "-p", "The capital of France is", "--temp", "0", "-n", "8", "-c", "256", "-t", "2"];
     let model = default_model().to_str().unwrap();
@@ -37,7 +81,7 @@ fn a_raspberry_pi_4_says_what_this_machine_says() {
 #[test]
 #[ignore = "compiles llama.cpp for another processor"]
 fn the_arm_library_holds_a_session_too() {
-    let library = manifest_folder().join("target/aarch64/aarch64-unknown-linux-gnu/release");
+    let library = built();
     let program = library.join("chat");
     let compiled = Command::new("aarch64-linux-gnu-gcc")
         .args(["-std=c11", "-O1", "-I"])

@@ -20,14 +20,15 @@ use gguf_tools::collect::{self, Options, Outcome};
 use gguf_tools::screen::output_matrix::OutputMatrix;
 use gguf_tools::train::fit::Settings;
 use gguf_tools::train::network::Form;
-use offramp::gguf::exits::{self, Base, ExitMeta, Metric};
-use offramp::gguf::{Error, File, WriteOptions, Writer};
+use offramp::gguf::exits::{self, Base, Metric};
+use offramp::gguf::{Error, File};
 use offramp::{Model, ModelParams};
 use serde_json::json;
 
-use crate::args::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train, Write};
+use crate::args::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train};
 use crate::certify::{self, Job, Ready};
 use crate::output::{Output, Progress};
+use crate::target::Target;
 use crate::{reports, summary};
 
 /// The share of a time limit that collecting may take.
@@ -170,55 +171,6 @@ pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The model that is to get exits, and the one that it is inside of where it has some already.
-struct Target {
-    file: File,
-}
-
-impl Target {
-    /// Opens the model, and checks what can be checked before any work.
-    fn open(path: &Path, write: &Write, heads: &Heads) -> anyhow::Result<Target> {
-        check(heads)?;
-        if !write.force && write.output.exists() {
-            return Err(Error::OutputExists { path: write.output.clone() }.into());
-        }
-        let file = File::open(path)?;
-        let inner = exits::base(&file)?;
-        if inner.is_none() && ExitMeta::is_in(&file) {
-            bail!("{} holds exit heads and no model: give the model that they were made for", path.display());
-        }
-        if inner.is_some() && !write.force {
-            bail!(
-                "{} has exit heads already: give --force to make new ones for the model inside, or take them off with \
-                 strip-heads first",
-                path.display()
-            );
-        }
-        Ok(Target { file: inner.unwrap_or(file) })
-    }
-
-    /// Hashes the model.
-    fn base(&self) -> anyhow::Result<Base> {
-        let mut progress = Progress::new("hashing");
-        Ok(Base::of(&self.file, &mut |done, total| progress.step(done, total))?)
-    }
-
-    /// Writes the heads, or the model with them; gives the bytes of the file.
-    fn write(&self, sidecar: Writer, write: &Write, heads: &Heads) -> anyhow::Result<u64> {
-        let mut progress = Progress::new("writing");
-        let mut step = |done, total| progress.step(done, total);
-        let options = WriteOptions::replacing(write.force);
-        if heads.sidecar {
-            sidecar.write(&write.output, options, &mut step)?;
-            return Ok(sidecar.size());
-        }
-        let new = File::from_bytes(sidecar.to_bytes()?, "the new heads")?;
-        let merged = exits::attach(&self.file, &new, &mut step)?;
-        merged.write(&write.output, options, &mut step)?;
-        Ok(merged.size())
-    }
-}
-
 fn make(matrix: &OutputMatrix<'_>, base: Base, reader: &Reader, options: &add_heads::Options) -> anyhow::Result<Made> {
     let mut progress = Progress::counting("fitting", "");
     add_heads::make(matrix, base, reader, options, &mut |what, done, total| {
@@ -300,7 +252,8 @@ fn beside(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
-fn check(args: &Heads) -> anyhow::Result<()> {
+/// Checks the numbers.
+pub fn check(args: &Heads) -> anyhow::Result<()> {
     let levels = &args.agreement_levels;
     let is_share = |share: f64| share > 0.0 && share < 1.0;
     let ascending = levels.is_sorted_by(|a, b| a < b) && levels.iter().all(|level| is_share((*level).into()));

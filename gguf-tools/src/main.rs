@@ -16,6 +16,7 @@ mod recalibrate;
 mod reports;
 mod show;
 mod summary;
+mod target;
 mod verify;
 
 use std::process::ExitCode;

@@ -114,8 +114,8 @@ impl ReplyFigures {
 }
 
 /// Generates a reply to the session's text and hands it out in pieces. `sampler` may be NULL for a greedy one, `params`
-/// for the defaults, `on_token` if only the session's tokens are wanted; the session keeps none of them. A reply that was cancelled or stopped is a
-/// success: offramp_session_statistics tells why it ended. One call at a time.
+/// for the defaults, `on_token` if only the session's tokens are wanted; nothing of the three is kept. A reply
+/// that was cancelled or stopped is a success: offramp_session_statistics tells why it ended. One call at a time.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn offramp_session_generate(
     session: *mut offramp_session,

@@ -16,7 +16,7 @@ const INK: RGBColor = RGBColor(1, 2, 3);
 const GRID: RGBColor = RGBColor(1, 2, 4);
 const FIRST: u8 = 10;
 /// The series colours that a page has.
-const N_COLOURS: usize = 6;
+const N_COLOURS: usize = 7;
 /// What plotters calls this size is drawn at 13 units.
 const TEXT_SIZE: i32 = 16;
 

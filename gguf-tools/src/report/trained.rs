@@ -196,6 +196,10 @@ fn expected(made: &Made) -> anyhow::Result<Section> {
             (format!("after block {layer}"), shares.collect())
         })
         .collect();
+    if made.vocab.is_some() {
+        let shares = made.levels.iter().map(|level| level.summary.vocab).collect();
+        parts.push(("all blocks, frequent tokens".to_string(), shares));
+    }
     parts.push(("at the screen".to_string(), made.levels.iter().map(|level| level.summary.screen).collect()));
     let rest = |i: usize| 1.0 - parts.iter().map(|(_, shares)| shares[i]).sum::<f64>();
     let rest: Vec<f64> = (0..made.levels.len()).map(|i| rest(i).max(0.0)).collect();

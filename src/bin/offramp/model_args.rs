@@ -43,7 +43,7 @@ pub struct ModelArgs {
     #[cfg(not(feature = "hf"))]
     #[arg(long, hide = true)]
     pub hf_repo: Option<String>,
-    /// A file with exit heads for the model; a merged model has them inside
+    /// A file with exit heads for the model; a merged model has them inside, the default model beside it
     #[arg(help_heading = EXITS, long, value_name = "FILE", env = "OFFRAMP_HEADS")]
     pub heads: Option<PathBuf>,
     /// Whether tokens may leave the model early: off, calibrated (off without heads) or exact, where drafts are verified
@@ -168,7 +168,9 @@ impl ModelArgs {
         params.gpu_layers = self.gpu_layers;
         params.use_mmap = !self.no_mmap;
         params.use_mlock = self.mlock;
-        params.heads = self.heads.clone();
+        // The default model's heads lie beside it; those of any other model are the user's to name.
+        let is_default = self.model.is_none() && self.hf_repo.is_none();
+        params.heads = self.heads.clone().or_else(|| resolve::default_heads().filter(|_| is_default));
         params
     }
 

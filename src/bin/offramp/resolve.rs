@@ -33,6 +33,12 @@ fn default_model() -> Result<PathBuf, Failure> {
     )))
 }
 
+/// The exit heads of the default model, which `scripts/fetch-model` places beside it; `None` where they are not there.
+pub fn default_heads() -> Option<PathBuf> {
+    let heads = default_model().ok()?.with_extension("exits.gguf");
+    heads.is_file().then_some(heads)
+}
+
 /// The folder of `scripts/fetch-model`, computed the same way from the environment.
 fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     if let Some(folder) = variable("OFFRAMP_CACHE") {

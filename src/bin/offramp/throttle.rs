@@ -37,20 +37,13 @@ fn firmware(sys: &Path) -> Option<String> {
     let chips = entries(&sys.join("devices/platform"), "soc");
     let parts = chips.iter().flat_map(|chip| entries(chip, "soc"));
     let bits = parts.filter_map(|part| u32::from_str_radix(&text(&part.join("get_throttled"))?, 16).ok()).next()?;
-    let has = |mask: u32| bits & mask != 0;
-    match () {
-        () if has(0b1) => {
-            Some("the supply gives too little voltage now: take a stronger one and a shorter cable".to_owned())
-        }
-        () if has(0b1110) => Some("the firmware slows the processors down now: cool them".to_owned()),
-        () if has(0b1 << 16) => {
-            Some("the supply gave too little voltage since the machine was started: a stronger one helps".to_owned())
-        }
-        () if has(0b1110 << 16) => {
-            Some("the firmware slowed the processors down since the machine was started: cooling helps".to_owned())
-        }
-        () => None,
-    }
+    let told = [
+        (0b1, "the supply gives too little voltage now: take a stronger one and a shorter cable"),
+        (0b1110, "the firmware slows the processors down now: cool them"),
+        (0b1 << 16, "the supply gave too little voltage since the machine was started: a stronger one helps"),
+        (0b1110 << 16, "the firmware slowed the processors down since the machine was started: cooling helps"),
+    ];
+    told.iter().find(|(mask, _)| bits & mask != 0).map(|(_, what)| (*what).to_owned())
 }
 
 fn text(path: &Path) -> Option<String> {

@@ -49,7 +49,7 @@ const COMMANDS: &[(&str, &str, &str)] = &[
     ("/exit", "", "leave (or /bye, or Ctrl-D)"),
     ("/clear", "", "start a new conversation"),
     ("/regen", "", "make the last reply again"),
-    ("/undo", "", "take the last turn and its reply back"),
+    ("/undo", "", "take the last turn and reply back"),
     ("/system", "[TEXT]", "set the system prompt, or remove it"),
     ("/set", "[NAME VALUE]", "change a setting, or show all"),
     ("/show", "system|model|template|settings", "show what is set"),
@@ -134,7 +134,7 @@ pub fn help() -> String {
     for (name, arguments, what) in COMMANDS {
         text.push_str(&format!("{:<41} {what}\n", format!("{name} {arguments}")));
     }
-    text + "Lines between \"\"\" and \"\"\" are one message. Tab completes commands and file names.\n\
+    text + "Lines between \"\"\" and \"\"\" are one message. Tab completes commands and files.\n\
             Ctrl-C stops a reply and keeps what there is of it; two at the prompt leave."
 }
 

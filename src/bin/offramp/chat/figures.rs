@@ -84,7 +84,9 @@ pub fn line(made: &Generation, session: &Session) -> String {
 
 /// How full the context is.
 pub fn context(session: &Session) -> String {
-    let (used, all) = (session.tokens().len(), session.n_ctx());
+    // The last token of a full context is in the text, and has no place in the cache.
+    let all = session.n_ctx();
+    let used = session.tokens().len().min(all);
     let filled = (used * BAR).div_ceil(all.max(1)).min(BAR);
     format!("context: {used} of {all} tokens [{}{}]", "#".repeat(filled), ".".repeat(BAR - filled))
 }
