@@ -32,8 +32,8 @@ fn number(text: &str) -> Option<f64> {
 /// The last number in a text.
 fn last_number(text: &str) -> Option<f64> {
     let is_part = |c: char| c.is_ascii_digit() || c == ',' || c == '.';
-    let words = text.split(|c: char| !is_part(c)).filter(|word| word.chars().any(|c| c.is_ascii_digit()));
-    let last = words.last()?;
+    let mut words = text.split(|c: char| !is_part(c)).filter(|word| word.chars().any(|c| c.is_ascii_digit()));
+    let last = words.next_back()?;
     let start = last.as_ptr() as usize - text.as_ptr() as usize;
     let trimmed = last.trim_matches(['.', ',']);
     let value: f64 = trimmed.replace(',', "").parse().ok()?;

@@ -226,18 +226,17 @@ pub fn run(
     Ok(Evaluated { evaluation, samples: samples(model, &measured, &used) })
 }
 
+/// A task with its prompt's tokens.
+type Prompted<'t> = (&'t Task, Vec<Token>);
+
 /// The tasks whose prompts leave room for a reply, with their tokens, and the length of a context for them.
-fn fitting<'t>(
-    model: &Model,
-    tasks: &'t [Task],
-    n_predict: usize,
-) -> anyhow::Result<(Vec<(&'t Task, Vec<Token>)>, u32)> {
+fn fitting<'t>(model: &Model, tasks: &'t [Task], n_predict: usize) -> anyhow::Result<(Vec<Prompted<'t>>, u32)> {
     ensure!(n_predict > 0, "replies of no token: give -n 1 or more");
     let n_most = model.info().n_ctx_train as usize;
     let texts: Vec<String> = tasks.iter().map(|task| task.prompt.clone()).collect();
     let prompts = Source::tokens_of(model, &texts)?;
     let all = tasks.iter().zip(prompts);
-    let prompts: Vec<(&Task, Vec<Token>)> =
+    let prompts: Vec<Prompted<'_>> =
         all.filter(|(_, prompt)| !prompt.is_empty() && prompt.len().saturating_add(n_predict) <= n_most).collect();
     let longest = prompts.iter().map(|(_, prompt)| prompt.len()).max();
     let Some(longest) = longest else {
