@@ -134,7 +134,11 @@ mod tests {
     fn confidences_are_held_against_what_came_true() {
         let token = |i: usize| Token {
             vocab: (0.0, false),
-            exits: vec![AtExit { confidence: [0.5, 0.9][i % 2], gate: 1.0, is_right: i.is_multiple_of(4) || i % 2 == 1 }],
+            exits: vec![AtExit {
+                confidence: [0.5, 0.9][i % 2],
+                gate: 1.0,
+                is_right: i.is_multiple_of(4) || i % 2 == 1,
+            }],
             screen: (0.99, true),
         };
         let found = reliability(&[7], &(0..100).map(token).collect::<Vec<_>>());

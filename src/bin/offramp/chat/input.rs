@@ -67,13 +67,15 @@ impl Input {
             return Ok(String::new());
         }
         let mut editor = Reedline::create().with_ansi_colors(style::is_coloured());
-        match editor.read_line(&Mark(question)) {
-            Ok(Signal::Success(answer)) => Ok(answer.trim().to_owned()),
-            Ok(_) => Ok(String::new()),
-            Err(error) => Err(unreadable(&error)),
+        match patiently(&mut editor, &Mark(question))? {
+            Signal::Success(answer) => Ok(answer.trim().to_owned()),
+            _ => Ok(String::new()),
         }
     }
 }
+
+/// How often a terminal is asked again that has not said where its cursor is.
+const TRIES: usize = 10;
 
 /// The line editor.
 pub struct Editor {
@@ -93,28 +95,36 @@ impl Editor {
         let mut pressed = false;
         loop {
             self.has_text.store(false, Ordering::Relaxed);
-            match self.editor.read_line(&Mark("> ")) {
-                Ok(Signal::Success(line)) => {
+            match patiently(&mut self.editor, &Mark("> "))? {
+                Signal::Success(line) => {
                     // Now, not at the end: a chat may end by a signal. A history that cannot be written is no reason to
                     // stop.
                     let _ = self.editor.sync_history();
                     return Ok(Some(line));
                 }
-                Ok(Signal::CtrlC) if self.has_text.load(Ordering::Relaxed) => pressed = false,
-                Ok(Signal::CtrlC) if pressed => return Err(Failure::Interrupted),
-                Ok(Signal::CtrlC) => {
+                Signal::CtrlC if self.has_text.load(Ordering::Relaxed) => pressed = false,
+                Signal::CtrlC if pressed => return Err(Failure::Interrupted),
+                Signal::CtrlC => {
                     pressed = true;
                     eprintln!("{}", style::dim("Ctrl-C again, Ctrl-D or /exit leaves"));
                 }
-                Ok(Signal::CtrlD) => return Ok(None),
-                Err(error) => return Err(unreadable(&error)),
+                Signal::CtrlD => return Ok(None),
             }
         }
     }
 }
 
-fn unreadable(error: &dyn std::fmt::Display) -> Failure {
-    Failure::failed(format!("cannot read from the terminal: {error}"))
+/// A line. The editor asks the terminal where its cursor is and gives up after two seconds: over a slow line, or on a busy
+/// machine, the answer comes later, and what was typed is still there.
+fn patiently(editor: &mut Reedline, mark: &Mark<'_>) -> Result<Signal, Failure> {
+    let mut tries = 0;
+    loop {
+        match editor.read_line(mark) {
+            Ok(signal) => return Ok(signal),
+            Err(_) if tries < TRIES => tries += 1,
+            Err(error) => return Err(Failure::failed(format!("cannot read from the terminal: {error}"))),
+        }
+    }
 }
 
 /// A line, or all lines up to the closing quotes.
