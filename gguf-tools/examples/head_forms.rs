@@ -15,6 +15,7 @@ use gguf_tools::add_heads::{Options, heads, screen};
 use gguf_tools::collect::store::Reader;
 use gguf_tools::screen::evaluate::Evaluator;
 use gguf_tools::screen::output_matrix::OutputMatrix;
+use gguf_tools::train::evaluate;
 use gguf_tools::train::fit::Settings;
 use gguf_tools::train::network::Form;
 use offramp::gguf::File;
@@ -75,7 +76,7 @@ fn main() -> anyhow::Result<()> {
                 true
             },
         )?;
-        let metric = heads_metric(&candidates);
+        let metric = evaluate::position(candidates.metric);
         for (i, quality) in candidates.quality.iter().enumerate() {
             let best = candidates.looks.iter().map(|look| look.divergence[i]).fold(f64::INFINITY, f64::min);
             let exits: Vec<String> =
@@ -92,11 +93,6 @@ fn main() -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn heads_metric(candidates: &heads::Candidates) -> usize {
-    use gguf_tools::train::evaluate::METRICS;
-    METRICS.iter().position(|metric| *metric == candidates.metric).unwrap_or(0)
 }
 
 fn parse(setting: &str) -> anyhow::Result<(u64, Settings)> {

@@ -111,7 +111,7 @@ pub fn train(
 
 /// From one of [`METRICS`] to the probability of agreement.
 pub fn confidence(outcomes: &[Outcome], metric: Metric) -> ConfidenceMap {
-    let metric = METRICS.iter().position(|other| *other == metric).unwrap_or(0);
+    let metric = evaluate::position(metric);
     let observations: Vec<(f32, bool)> =
         outcomes.iter().map(|outcome| (outcome.metrics[metric], outcome.is_right)).collect();
     isotonic::fit(&observations)

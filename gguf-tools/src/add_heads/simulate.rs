@@ -10,7 +10,7 @@ use crate::screen::Screen;
 use crate::screen::evaluate::Found;
 use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::{AtExit, Cascade, Token};
-use crate::train::evaluate::{METRICS, Outcome};
+use crate::train::evaluate::{Outcome, position};
 
 /// All trained heads as a cascade with its costs, and the tokens that choose, sequence by sequence.
 pub fn simulated(
@@ -60,10 +60,6 @@ pub fn at_norm(
         found.iter().enumerate().map(|(token, found)| of_token(sequence, token, found)).collect()
     };
     screened.iter().enumerate().map(of_sequence).collect()
-}
-
-fn position(metric: Metric) -> usize {
-    METRICS.iter().position(|other| *other == metric).unwrap_or(0)
 }
 
 /// What is known of each token: outcomes of each exit, and of the checks at the final norm, sequence by sequence.

@@ -3,7 +3,7 @@
 use super::{Axis, Bars, Chart, Section, Series, Stroke, Table, percent};
 use crate::add_heads::Made;
 use crate::add_heads::heads::ERRORS;
-use crate::train::evaluate::METRICS;
+use crate::train::evaluate;
 
 /// The marginal error at which layers are shown.
 const SHOWN_ERROR: usize = 1;
@@ -36,7 +36,7 @@ fn places(values: impl IntoIterator<Item = f64>) -> Vec<(f64, f64)> {
 fn layers(made: &Made) -> anyhow::Result<Section> {
     let mut series =
         vec![Series::new("agrees with the full model", Stroke::Line, places(made.quality.iter().map(|q| q.agreement)))];
-    let metric = METRICS.iter().position(|metric| *metric == made.meta.metric).unwrap_or(0);
+    let metric = evaluate::position(made.meta.metric);
     for (i, error) in ERRORS.iter().enumerate() {
         let name = format!("may leave, {} of all tokens wrong", percent(*error, 1));
         series.push(Series::new(name, Stroke::Line, places(made.quality.iter().map(|q| q.exits[metric][i]))));

@@ -8,7 +8,7 @@
 use offramp::gguf::exits::{ConfidenceMap, Metric};
 
 use super::cascade::Token;
-use super::evaluate::{METRICS, Outcome};
+use super::evaluate::{self, METRICS, Outcome};
 use crate::add_heads::heads::ERRORS;
 
 /// Thresholds that are tried, evenly spread over the scores.
@@ -44,7 +44,7 @@ pub fn metrics(outcomes: &[Vec<Vec<Outcome>>], maps: &[ConfidenceMap], metric: M
     }
     let flat: Vec<Vec<Outcome>> = outcomes.iter().map(|sequences| sequences.concat()).collect();
     let of_metric = |position: usize| coverage(METRICS[position].name(), &flat, |_, outcome| outcome.metrics[position]);
-    let chosen = METRICS.iter().position(|other| *other == metric).unwrap_or(0);
+    let chosen = evaluate::position(metric);
     let mapped = |exit: usize, outcome: &Outcome| maps[exit].agreement_at(outcome.metrics[chosen]);
     let mut all: Vec<Coverage> = (0..METRICS.len()).map(of_metric).collect();
     if maps.len() == flat.len() {

@@ -22,6 +22,11 @@ const BATCH: u64 = 64;
 /// The metrics, in the order of [`Outcome::metrics`].
 pub const METRICS: [Metric; 3] = [Metric::TopProbability, Metric::Margin, Metric::NegativeEntropy];
 
+/// Where [`Outcome::metrics`] has `metric`.
+pub fn position(metric: Metric) -> usize {
+    METRICS.iter().position(|other| *other == metric).unwrap_or(0)
+}
+
 /// What an exit made of one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
