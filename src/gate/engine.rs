@@ -1,13 +1,16 @@
 //! The gate itself: one context, the tokens that stopped early in it, and the batches that take them up again.
 
+mod memory;
+mod watch;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::hook::{Hook, HookError, Resume};
-use super::kv::{KvLayout, LayerKv, learn_layout};
-use super::{Observer, Seen, Tap, Watcher};
-use crate::error::{Error, LlamaLog, Result};
+use super::kv::KvLayout;
+use super::{Observer, Seen, Tap};
+use crate::error::{Error, Result};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::llama::context::Context;
@@ -181,88 +184,6 @@ impl Gate {
         Ok(Outcome::Stopped(tap))
     }
 
-    /// Where this context's graphs compute K and V, and how they store them. The first call learns it: it decodes one
-    /// token in the empty cache and forgets it again.
-    ///
-    /// # Errors
-    /// [`Error::InvalidValue`] if the first call finds tokens in the cache; as llama.cpp's decode.
-    pub fn kv_layout(&mut self) -> Result<&KvLayout> {
-        if self.kv_layout.is_none() {
-            if self.position > 0 {
-                return Err(Error::InvalidValue {
-                    name: "position",
-                    found: self.position.to_string(),
-                    expected: "0: where K and V lie is learnt in an empty cache; clear it first",
-                });
-            }
-            let layout = learn_layout(&mut self.context, self.n_layer);
-            self.context.clear();
-            self.kv_layout = Some(layout?);
-        }
-        self.kv_layout.as_ref().ok_or_else(no_layout)
-    }
-
-    /// The bytes that `cell` of the caches holds as K and V of a layer.
-    ///
-    /// # Errors
-    /// As [`KvLayout::shape`], and [`Error::InvalidValue`] for a cell that does not exist.
-    pub(crate) fn stored(&mut self, il: u32, cell: usize) -> Result<[Vec<u8>; 2]> {
-        self.kv_layout()?;
-        let layout = self.kv_layout.as_ref().ok_or_else(no_layout)?;
-        let LayerKv { k, v, .. } = layout.layer(il)?;
-        match (self.context.stored_bytes(k, cell), self.context.stored_bytes(v, cell)) {
-            (Some(k), Some(v)) => Ok([k, v]),
-            _ => Err(Error::InvalidValue { name: "cell", found: cell.to_string(), expected: "a cell of the cache" }),
-        }
-    }
-
-    /// Runs `tokens` (at most `n_ubatch`) through all layers, after catching up on the pending ones, and shows their
-    /// hidden states at each of `taps` and K and V of each layer in `kv_layers`, both lowest first. All of the tokens get
-    /// logits.
-    ///
-    /// # Errors
-    /// [`Error::InvalidValue`] for taps or layers that are out of order or do not exist; [`Error::Unsupported`] for a
-    /// layer whose K and V this library does not recognise; as [`Gate::kv_layout`] and as llama.cpp's decode. The tokens
-    /// are then not in the cache.
-    pub fn decode_watched(
-        &mut self,
-        tokens: &[Token],
-        taps: &[Tap],
-        kv_layers: &[u32],
-        watcher: &mut Watcher<'_>,
-    ) -> Result<()> {
-        self.check_taps(taps, None, None)?;
-        if !kv_layers.is_empty() {
-            let layout = self.kv_layout()?;
-            if !kv_layers.is_sorted_by(|a, b| a < b) {
-                return Err(Error::InvalidValue {
-                    name: "K/V layers",
-                    found: format!("{kv_layers:?}"),
-                    expected: "layers in ascending order, each once",
-                });
-            }
-            for &layer in kv_layers {
-                layout.shape(layer)?;
-            }
-        }
-        self.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
-        let layout = self.kv_layout.take();
-        let result = self.decoded(tokens.len(), |context, position| {
-            let mut sink = |seen: Seen, values: &[f32]| {
-                watcher(seen, values);
-                ControlFlow::Continue(())
-            };
-            let hook = Hook::new(taps, None, &mut sink);
-            let hook = match &layout {
-                Some(layout) if !kv_layers.is_empty() => hook.with_kv(layout, kv_layers),
-                _ => hook,
-            };
-            run(context, tokens, position, Logits::All, hook)
-        });
-        self.kv_layout = layout;
-        result.map(drop).map_err(Error::from)
-    }
-
     /// Runs the layers that the pending tokens skipped, for all of them in one batch, and shows the hidden states at
     /// `taps` above the block that they resume after. Every pending token gets logits, oldest first. Does nothing if
     /// none is pending.
@@ -328,72 +249,6 @@ impl Gate {
         self.context.logits(index)
     }
 
-    /// Drops the positions from `position` on. False if the model's memory cannot forget them, or if it has already
-    /// forgotten what a sliding window would need there; then nothing has changed, and [`Gate::clear`] is what is left.
-    pub fn truncate(&mut self, position: usize, n_swa: usize) -> bool {
-        if position >= self.position {
-            return true;
-        }
-        let needed = if n_swa == 0 { 0 } else { position.saturating_sub(n_swa) };
-        if position > 0 && self.context.first_position().is_some_and(|first| first > needed) {
-            return false;
-        }
-        if !self.context.remove_from(position) {
-            return false;
-        }
-        let first_pending = self.position - self.pending.len();
-        self.pending.truncate(position.saturating_sub(first_pending));
-        self.position = position;
-        true
-    }
-
-    /// ggml's type ids of the K and the V cache.
-    pub(crate) fn cache_types(&self) -> (u32, u32) {
-        self.context.cache_types()
-    }
-
-    /// True after a shift, until the next decode: a state would hold K of other positions than it says.
-    pub(crate) fn awaits_rotation(&self) -> bool {
-        self.context.awaits_rotation()
-    }
-
-    /// The state of one token in a small context of its own, with this one's model and kind of cache.
-    ///
-    /// # Errors
-    /// [`Error::Context`], [`Error::Decode`].
-    pub(crate) fn sample_state(&self) -> Result<Vec<u8>> {
-        self.context.sample_state()
-    }
-
-    /// llama.cpp's state of everything in the cache, after catching up on the pending tokens; the inner error is
-    /// llama.cpp's refusal.
-    ///
-    /// # Errors
-    /// As [`Gate::catch_up`].
-    pub(crate) fn state(&mut self) -> Result<std::result::Result<Vec<u8>, LlamaLog>> {
-        self.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
-        Ok(self.context.state())
-    }
-
-    /// Replaces what is in the cache by a state of the positions below `position`, which has been checked. After an
-    /// error, which is llama.cpp's refusal, the cache is empty.
-    pub(crate) fn restore(&mut self, state: &[u8], position: usize) -> std::result::Result<(), LlamaLog> {
-        self.clear();
-        if let Err(error) = self.context.restore(state) {
-            self.context.clear();
-            return Err(error);
-        }
-        self.position = position;
-        Ok(())
-    }
-
-    /// Empties the cache.
-    pub fn clear(&mut self) {
-        self.context.clear();
-        self.pending.clear();
-        self.position = 0;
-    }
-
     fn forget_from(&mut self, position: usize) -> Result<()> {
         if !self.context.remove_from(position) {
             return Err(Error::Gate { found: "a memory that cannot forget its last tokens".to_owned() });
@@ -435,10 +290,6 @@ impl Gate {
                        than it for tokens that join the pending ones",
         })
     }
-}
-
-fn no_layout() -> Error {
-    Error::Gate { found: "no K/V layout".to_owned() }
 }
 
 /// Why a watched decode failed.

@@ -5,6 +5,8 @@
 //! Refuses what the reader would refuse, an output that is also an input, and an existing output unless it
 //! may be replaced. What was written is reopened and compared before it takes its name.
 
+mod checks;
+
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
@@ -13,12 +15,14 @@ use std::sync::Arc;
 use super::atomic::{AtomicFile, Progress};
 use super::error::{Error, Result, printable};
 use super::reader::{
-    DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_ARRAY_LEN, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS, MAX_STRING_BYTES,
-    MAX_TENSOR_NAME_BYTES, MAX_TENSORS, TensorInfo, pad,
+    DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS, MAX_TENSOR_NAME_BYTES, MAX_TENSORS,
+    TensorInfo, pad,
 };
 use super::source::Source;
-use super::types::{TensorType, ValueType};
+use super::types::TensorType;
 use super::value::OwnedValue;
+pub(super) use checks::refuse_same_file;
+use checks::{check_name, check_value, refuse_count};
 
 /// The version of the format that is written.
 const VERSION: u32 = 3;
@@ -378,71 +382,4 @@ pub(super) fn encode_tensor(out: &mut Vec<u8>, name: &str, ty: TensorType, dims:
     }
     out.extend(ty.id().to_le_bytes());
     out.extend(offset.to_le_bytes());
-}
-
-/// Refuses an output path that names the same file as an input.
-pub(super) fn refuse_same_file(input: &Path, output: &Path) -> Result<()> {
-    let (Ok(input), Ok(found)) = (input.canonicalize(), output.canonicalize()) else {
-        return Ok(());
-    };
-    #[cfg(unix)]
-    let same = {
-        use std::os::unix::fs::MetadataExt;
-        match (input.metadata(), found.metadata()) {
-            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-            _ => false,
-        }
-    };
-    #[cfg(not(unix))]
-    let same = input == found;
-    if same {
-        return Err(Error::OutputIsInput { path: output.to_path_buf() });
-    }
-    Ok(())
-}
-
-fn check_name(what: &'static str, name: &str, limit: u64) -> Result<()> {
-    if name.len() as u64 > limit {
-        return Err(Error::StringTooLong { what, offset: 0, found: name.len() as u64, limit });
-    }
-    let defect = match name {
-        "" => "empty",
-        _ if name.chars().any(char::is_control) => "not printable",
-        _ => return Ok(()),
-    };
-    Err(Error::BadName { what, offset: 0, name: printable(name), defect })
-}
-
-fn check_value(name: &str, value: &OwnedValue) -> Result<()> {
-    match value {
-        OwnedValue::Str(text) if text.len() as u64 > MAX_STRING_BYTES => {
-            Err(Error::StringTooLong { what: "a string", offset: 0, found: text.len() as u64, limit: MAX_STRING_BYTES })
-        }
-        OwnedValue::Array(ty, values) => {
-            if *ty == ValueType::Array {
-                return Err(Error::NestedArray { offset: 0, key: printable(name) });
-            }
-            refuse_count("array elements", values.len() as u64, MAX_ARRAY_LEN)?;
-            for (index, value) in values.iter().enumerate() {
-                if value.ty() != *ty {
-                    return Err(Error::ArrayEntry {
-                        key: printable(name),
-                        index: index as u64,
-                        expected: ty.to_string(),
-                        found: value.ty().to_string(),
-                    });
-                }
-                check_value(name, value)?;
-            }
-            Ok(())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn refuse_count(what: &'static str, found: u64, limit: u64) -> Result<()> {
-    if found > limit {
-        return Err(Error::CountTooLarge { what, offset: 0, found, limit });
-    }
-    Ok(())
 }

@@ -9,6 +9,7 @@ mod cascade;
 mod checks;
 mod exact;
 mod exits;
+mod generate;
 mod generation;
 mod logprobs;
 mod lookup;
@@ -21,7 +22,6 @@ mod state;
 mod template;
 mod text;
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,6 @@ use crate::llama::batch::Logits;
 use crate::llama::threads::ThreadPool;
 use cascade::Cascade;
 use exact::Drafting;
-use text::TextStream;
 
 /// A text, its K/V cache, and the means to go on with it.
 #[derive(Debug)]
@@ -199,91 +198,6 @@ impl Session {
         Ok(PromptReport { reused, decoded: self.gate.position() - reused, elapsed: start.elapsed(), cancelled })
     }
 
-    /// Generates a continuation of the session's text and shows each token as it comes; a break stops after that token.
-    ///
-    /// # Errors
-    /// [`Error::InvalidValue`] without a prompt, [`Error::Decode`], [`Error::Grammar`].
-    pub fn generate(
-        &mut self,
-        sampler: &mut Sampler,
-        params: &GenerateParams,
-        on_token: &mut dyn FnMut(TokenEvent<'_>) -> ControlFlow<()>,
-    ) -> Result<Generation> {
-        if self.tokens.is_empty() {
-            return Err(Error::InvalidValue {
-                name: "prompt",
-                found: "none".to_owned(),
-                expected: "at least one token",
-            });
-        }
-        if self.next == Next::Unknown {
-            let last = self.tokens.len() - 1;
-            self.roll_back(last.min(self.gate.position()));
-        }
-        let mut stream = TextStream::new(&params.stop);
-        let mut made = Generation {
-            tokens: Vec::new(),
-            text: String::new(),
-            exits: Vec::new(),
-            stop_reason: StopReason::Length,
-            context_full: false,
-            elapsed: Duration::ZERO,
-            n_drafted: 0,
-            n_right: 0,
-            end_exit: None,
-        };
-        let drafts = self.drafting.as_ref().map_or((0, 0), Drafting::counts);
-        let cancel = self.cancel_handle();
-        // Log-probabilities are shares of a whole distribution.
-        let settled_by_best = sampler.is_greedy() && params.n_logprobs.is_none();
-        let candidates = if settled_by_best { Candidates::Enough } else { Candidates::All };
-        let mut start = None;
-        while made.tokens.len() < params.max_tokens {
-            if self.tokens.len() > self.n_ctx() && !(self.params.context_shift && self.shift()?) {
-                made.context_full = true;
-                break;
-            }
-            match self.decode_next(candidates) {
-                Ok(()) if !cancel.is_cancelled() => {}
-                Ok(()) | Err(Error::Cancelled) => {
-                    made.stop_reason = StopReason::Cancelled;
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
-            start.get_or_insert_with(Instant::now);
-            let (token, exit) = self.pick(sampler)?;
-            let logprobs = params.n_logprobs.map(|n| self.logprobs(token, exit, n)).unwrap_or_default();
-            self.follow(token);
-            if self.model.vocab().is_eog(token) && !params.ignore_eos {
-                made.stop_reason = StopReason::Eos;
-                made.end_exit = exit;
-                break;
-            }
-            let text = stream.push(&self.model.vocab().piece(token, false));
-            made.tokens.push(token);
-            made.exits.push(exit);
-            made.text.push_str(&text);
-            let answer = on_token(TokenEvent { token, text: &text, exit, logprobs: &logprobs });
-            if stream.stopped() || answer.is_break() {
-                made.stop_reason = StopReason::Stop;
-                break;
-            }
-        }
-        made.text.push_str(&stream.finish());
-        made.elapsed = start.map_or(Duration::ZERO, |start| start.elapsed());
-        if let Some(cascade) = &self.cascade {
-            tracing::debug!(policy = ?cascade.policy(), "what exits cost here, in seconds");
-        }
-        if let Some(drafting) = &self.drafting {
-            tracing::debug!(policy = ?drafting.policy(), "what drafts cost here, in seconds");
-            let (n_drafted, n_right) = drafting.counts();
-            (made.n_drafted, made.n_right) = (n_drafted - drafts.0, n_right - drafts.1);
-        }
-        self.drop_drafts();
-        Ok(made)
-    }
-
     /// Cuts the session's text to its first `n_tokens`.
     pub fn truncate(&mut self, n_tokens: usize) {
         if n_tokens < self.tokens.len() {
@@ -300,39 +214,6 @@ impl Session {
         self.gate.clear();
         self.tokens.clear();
         self.next = Next::Unknown;
-    }
-
-    /// Picks the next token, and tells where it left the model.
-    fn pick(&mut self, sampler: &mut Sampler) -> Result<(Token, Option<ExitPoint>)> {
-        if let (Next::Candidates(exit), Some(cascade)) = (self.next, &self.cascade) {
-            if let Some(token) = sampler.pick_among(cascade.candidates()) {
-                sampler.accept(token)?;
-                return Ok((token, Some(exit)));
-            }
-            // A grammar allows none of the candidates: the full matrix has what it allows.
-            self.roll_back(self.gate.position().saturating_sub(1));
-            self.decode_missing(&mut |_| {})?;
-        }
-        let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };
-        let Next::Logits(row) = self.next else { return Err(no_logits()) };
-        let logits = self.gate.logits(row).ok_or_else(no_logits)?;
-        let token = sampler.pick(logits).ok_or_else(|| Error::InvalidValue {
-            name: "logits",
-            found: "no token that the model and the grammar allow".to_owned(),
-            expected: "at least one; a damaged model or a grammar that the text has left gives none",
-        })?;
-        sampler.accept(token)?;
-        Ok((token, None))
-    }
-
-    /// Log-probabilities of the distribution that `token` was picked from: its own, then the `n` best.
-    fn logprobs(&mut self, token: Token, exit: Option<ExitPoint>, n: usize) -> Vec<TokenLogprob> {
-        if let (Some(_), Some(cascade)) = (exit, &self.cascade) {
-            return logprobs::of(cascade.candidates().iter().copied(), token, n);
-        }
-        let Next::Logits(row) = self.next else { return Vec::new() };
-        let logits = self.gate.logits(row).unwrap_or_default().iter().copied();
-        logprobs::of((0i32..).map(Token).zip(logits), token, n)
     }
 
     /// Decodes what is missing; a single token may exit.

@@ -15,12 +15,15 @@ use super::cascade::{Cascade, Rule, Summary, Token};
 pub const MAX_EXITS: usize = 4;
 /// The thresholds that are tried at every level, strictest first: what is allowed to be missing from certainty.
 pub const STEPS: usize = 41;
-/// The share of a level's errors that each check at full depth may make by itself: the screen saves the output matrix of every token, exits save blocks of
-/// some.
+/// The share of a level's errors that each check at full depth may make by itself while sets are compared: the screen saves the
+/// output matrix of every token, exits save blocks of some.
 const SCREEN_SHARE: f64 = 0.1;
 /// Shares of them that are tried for the check among frequent tokens when rules are searched thoroughly: what it costs in errors
 /// buys the screen of many tokens.
 const VOCAB_SHARES: [f64; 5] = [0.0, SCREEN_SHARE, 0.2, 0.35, 0.5];
+/// Shares of them that are tried for the screen: at strict levels a tenth of the errors may be too few for it to let most tokens go, and
+/// then it spares more than exits do.
+const SCREEN_SHARES: [f64; 4] = [SCREEN_SHARE, 0.25, 0.5, 0.8];
 /// Rounds of setting each gate in turn.
 const ROUNDS: usize = 2;
 /// Of the thresholds, one in so many is tried with gates of its own.
@@ -94,9 +97,12 @@ pub fn refined(cascade: &Cascade, tokens: &[Token], choice: &Choice) -> Choice {
     let tokens: Vec<Token> = tokens.iter().map(|token| token.of(&choice.exits)).collect();
     let settings = settings(&tokens, choice.exits.len());
     let better = |level: &AtLevel| {
-        let of_share =
-            |share: f64| Search::new(&cascade, &tokens, &settings, level.agreement).with_vocab(share).thorough();
-        let found = VOCAB_SHARES.into_iter().map(of_share);
+        let of_shares = |vocab: f64, screen: f64| {
+            Search::new(&cascade, &tokens, &settings, level.agreement).with_shares(vocab, screen).thorough()
+        };
+        let found =
+            VOCAB_SHARES.into_iter().flat_map(|vocab| SCREEN_SHARES.into_iter().map(move |screen| (vocab, screen)));
+        let found = found.map(|(vocab, screen)| of_shares(vocab, screen));
         found.fold(level.clone(), |best, found| if found.gain > best.gain { found } else { best })
     };
     Choice { exits: choice.exits.clone(), levels: choice.levels.par_iter().map(better).collect() }
@@ -138,13 +144,14 @@ impl<'a> Search<'a> {
         Search { cascade, tokens, settings, agreement, allowed, vocab, screen, best: None }
     }
 
-    /// With this share of the errors for the check among frequent tokens; none of them is tried at 0.
-    fn with_vocab(self, share: f64) -> Search<'a> {
-        let vocab = match share {
+    /// With these shares of the errors for the check among frequent tokens, which lets nothing go at 0, and for the screen.
+    fn with_shares(self, vocab: f64, screen: f64) -> Search<'a> {
+        let vocab = match vocab {
             0.0 => f32::INFINITY,
             share => threshold_of_share(self.tokens, share * self.allowed, |token| token.vocab),
         };
-        Search { vocab, ..self }
+        let screen = threshold_of_share(self.tokens, screen * self.allowed, |token| token.screen);
+        Search { vocab, screen, ..self }
     }
 
     /// The laxest threshold that keeps the level with all gates open, then the gates.
