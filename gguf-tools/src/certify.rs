@@ -27,6 +27,8 @@ use crate::output::{Output, Progress};
 const FIRST_PROMPT: u64 = 1 << 40;
 /// Replies that a report shows.
 const N_SAMPLES: usize = 4;
+/// The share of the time that is left in which prompts may be written: fewer that are decoded prove more than many that are not.
+const WRITING: f64 = 0.25;
 /// Prompts that the model writes at once.
 const SEQUENCES: u32 = 16;
 
@@ -136,7 +138,7 @@ impl Job<'_> {
             seed: self.seed,
             sequences: SEQUENCES,
             threads: self.threads,
-            time_limit: None,
+            time_limit: self.deadline.map(|at| at.saturating_duration_since(Instant::now()).mul_f64(WRITING)),
         };
         let first = if self.prompts.is_empty() { FIRST_PROMPT } else { 0 };
         let mut progress = Progress::counting("prompts", "prompts");

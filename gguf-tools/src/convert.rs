@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use gguf_tools::add_heads::costs::Timing;
@@ -31,6 +31,8 @@ use crate::output::{Output, Progress};
 use crate::target::Target;
 use crate::{reports, summary};
 
+/// The time that `add-heads` takes at most where no limit is given.
+const TIME_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// The share of a time limit that collecting may take.
 const COLLECTING: f64 = 0.35;
 /// The share of `add-heads`' time limit after which training ends: judging, K/V maps and the certificate want the rest.
@@ -59,7 +61,7 @@ pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
 
 pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
-    let limit = args.tokens.time_limit;
+    let limit = args.tokens.time_limit.unwrap_or(TIME_LIMIT);
     args.certify.check()?;
     let model = Target::open(&args.model, &args.write, &args.heads)?;
     let matrix = OutputMatrix::of(&model.file)?;
@@ -80,15 +82,15 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
             Layers::These(layers) => layers.clone(),
         };
         // Training wants its share of the time.
-        let time_limit = limit.map(|limit| limit.mul_f64(COLLECTING));
-        let tokens = Tokens { time_limit, corpus: args.tokens.corpus.clone(), ..args.tokens };
+        let time_limit = limit.mul_f64(COLLECTING);
+        let tokens = Tokens { time_limit: Some(time_limit), corpus: args.tokens.corpus.clone(), ..args.tokens };
         let kv_maps = if layers.is_empty() { KvMaps::Off } else { args.heads.kv_maps };
         let wanted = Wanted { layers: &layers, kv_maps, tokens: &tokens, n_prompts: n_used };
         collect_into(&folder, &args.model, &base, wanted, args.resume.is_some())?.1
     };
     let timing = timing(&args.model, &args.heads, args.tokens.threads)?;
     let reader = Reader::open(&folder)?;
-    let until = limit.map(|limit| start + limit.mul_f64(TRAINED));
+    let until = start.checked_add(limit.mul_f64(TRAINED));
     let options = options(&args.heads, timing, args.tokens.seed, until);
     let go_on = |error: anyhow::Error| match error.downcast_ref::<Error>() {
         Some(Error::Interrupted) => error.context(format!("go on with --resume {}", folder.display())),
@@ -113,7 +115,7 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
         how: &args.certify,
         seed: args.tokens.seed,
         threads: args.tokens.threads,
-        deadline: limit.map(|limit| start + limit),
+        deadline: start.checked_add(limit),
         output: &args.write.output,
         wants_samples: args.report.is_some(),
     };
@@ -138,7 +140,7 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
 }
 
 pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let until = args.time_limit.map(|limit| Instant::now() + limit.mul_f64(TRAINED_ALONE));
+    let until = args.time_limit.and_then(|limit| Instant::now().checked_add(limit.mul_f64(TRAINED_ALONE)));
     let model = Target::open(&args.model, &args.write, &args.heads)?;
     let matrix = OutputMatrix::of(&model.file)?;
     let reader = Reader::open(&args.tokens)?;

@@ -38,7 +38,7 @@ pub fn run(args: &Eval, out: &mut Output) -> anyhow::Result<ExitCode> {
         seed: args.seed,
         threads: args.threads,
         delta: args.delta,
-        deadline: args.time_limit.map(|limit| start + limit),
+        deadline: args.time_limit.and_then(|limit| start.checked_add(limit)),
     };
     let mut progress = Progress::counting("evaluating", "replies");
     let mut step = |done, total| progress.step(done, total);

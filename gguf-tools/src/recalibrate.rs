@@ -42,7 +42,7 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
         how: &args.how,
         seed: args.seed,
         threads: args.threads,
-        deadline: args.time_limit.map(|limit| start + limit),
+        deadline: args.time_limit.and_then(|limit| start.checked_add(limit)),
         output: &args.write.output,
         wants_samples: args.report.is_some(),
     };

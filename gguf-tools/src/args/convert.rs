@@ -39,7 +39,8 @@ pub struct Tokens {
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
 
-    /// Stop collecting after this time, such as 90s, 30m or 2h, and use what there is
+    /// Be done after this time, such as 90s, 30m or 2h, with what there is by then; off for as long as it takes. 15m for
+    /// add-heads where it is not given
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
 }

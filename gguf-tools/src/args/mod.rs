@@ -156,12 +156,16 @@ fn count(text: &str) -> Result<u64, String> {
 }
 
 /// A time in seconds, minutes or hours.
+/// A time with its unit; the longest there is for `off`.
 fn duration(text: &str) -> Result<Duration, String> {
+    if text == "off" {
+        return Ok(Duration::MAX);
+    }
     let units = [("s", 1), ("m", 60), ("h", 3600)];
     let found = units.into_iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)));
     let seconds = found.and_then(|(digits, seconds)| digits.parse::<u64>().ok()?.checked_mul(seconds));
     let seconds = seconds.filter(|seconds| *seconds > 0);
-    seconds.map(Duration::from_secs).ok_or_else(|| "expected a time such as 90s, 30m or 2h".to_string())
+    seconds.map(Duration::from_secs).ok_or_else(|| "expected a time such as 90s, 30m or 2h, or off".to_string())
 }
 
 #[cfg(test)]
@@ -171,7 +175,7 @@ mod tests {
     #[test]
     fn counts_and_times_are_read_with_their_units() {
         assert_eq!((count("200k"), count("17")), (Ok(200_000), Ok(17)));
-        assert_eq!(duration("30m"), Ok(Duration::from_secs(1800)));
+        assert_eq!((duration("30m"), duration("off")), (Ok(Duration::from_secs(1800)), Ok(Duration::MAX)));
         for bad in ["", "k", "0", "-3", "1.5k", "99999999999999999999k"] {
             assert!(count(bad).is_err(), "{bad}");
         }

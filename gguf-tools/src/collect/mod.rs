@@ -71,8 +71,8 @@ impl Options {
 }
 
 /// The first `n` prompts of `source` from number `first` on that leave room for `answer` tokens, and the length of a context
-/// for them: written by the model, or taken from a corpus until that has no more. `progress` is told of the prompts so far
-/// and stops with `false`.
+/// for them: written by the model, or taken from a corpus until that has no more. There are fewer where the time limit comes
+/// first, but one at least. `progress` is told of the prompts so far and stops with `false`.
 ///
 /// # Errors
 ///
@@ -85,13 +85,15 @@ pub fn prompts(
     options: &Options,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> anyhow::Result<(Vec<Vec<Token>>, u32)> {
+    let start = Instant::now();
     let n_ctx = options.check(model, source)?;
     let manifest = Manifest::of_nothing();
     let recipe = Recipe { model, source, manifest: &manifest, answer: 0, seed: options.seed };
     let mut batch = Batch::new(recipe, n_ctx, options.sequences, options.threads, first)?;
     let longest = (n_ctx as usize).saturating_sub(options.answer);
     let mut prompts = Vec::new();
-    while prompts.len() < n {
+    let is_over = || options.time_limit.is_some_and(|limit| start.elapsed() >= limit);
+    while prompts.len() < n && (prompts.is_empty() || !is_over()) {
         let done = prompts.len() as u64;
         match batch.next(&mut || progress(done, n as u64))? {
             Next::Finished(finished) => prompts.extend(finished.prompt.filter(|prompt| prompt.len() <= longest)),
