@@ -200,8 +200,10 @@ fn more_requests_than_may_wait_are_told_to_come_again() {
     assert_eq!(refused.header("retry-after"), Some("1"));
     drop(waiting);
     while server.metric("offramp_requests_waiting") == 1.0 {}
+    assert_eq!(server.metric("offramp_cancelled_total"), 1.0, "it left before anything was computed for it");
     drop(working);
     server.chat(&greedy("hello", 1));
+    assert_eq!(server.metric("offramp_cancelled_total"), 2.0);
 }
 
 #[test]

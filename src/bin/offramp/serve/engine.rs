@@ -111,7 +111,12 @@ pub struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.ticket.cancel();
-        lock(&self.engine.slots).retain(|job| !job.ticket.is_cancelled());
+        let metrics = &self.engine.metrics;
+        lock(&self.engine.slots).retain(|job| {
+            let left = job.ticket.is_cancelled();
+            metrics.left(left.into());
+            !left
+        });
     }
 }
 
@@ -275,6 +280,8 @@ impl Slot {
             };
             // Whoever waited for it may be gone.
             let _ = job.events.send(event);
+        } else {
+            self.shared.metrics.left(1);
         }
         job.ticket.end();
         lock(&self.shared.slots).free(self.index, self.session.tokens());

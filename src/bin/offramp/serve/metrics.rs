@@ -38,6 +38,11 @@ impl Metrics {
         }
     }
 
+    /// `n` requests were cancelled before anything was computed for them.
+    pub fn left(&self, n: u64) {
+        self.cancelled.fetch_add(n, Ordering::Relaxed);
+    }
+
     pub fn waited(&self, time: Duration) {
         add_time(&self.waiting, time);
     }
