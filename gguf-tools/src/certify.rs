@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure};
 use gguf_tools::calibrate::candidates::{self, Candidate};
-use gguf_tools::calibrate::confirm::{self, Confirmed, Step};
+use gguf_tools::calibrate::confirm::{self, Confirmed};
+use gguf_tools::calibrate::free_run::Step;
 use gguf_tools::calibrate::pilot;
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::{self, Options};

@@ -1,12 +1,16 @@
 //! The thresholds that a confirmation walks: fixed by what a file already says, before any prompt is decoded.
 //!
 //! A file's levels hold thresholds for several agreements, found on other prompts; from the strictest to the laxest they
-//! are the sequence. Levels that are off, or equal to another, add nothing. Where the prompts can certify more than the
-//! strictest level that is there, thresholds that leave half, a quarter, … of its room for error come before it. It
-//! refuses files whose exits were never given a threshold.
+//! are the sequence. Levels that are off, or equal to another, add nothing. Where two neighbours lie far apart, thresholds
+//! that leave half of the laxer one's room for error come between them; where the prompts can certify more than the
+//! strictest level that is there, such thresholds come before it, each with half of the next one's room. It refuses files
+//! whose exits were never given a threshold.
 
 use anyhow::{bail, ensure};
 use offramp::gguf::exits::{ConfidenceMap, ExitMeta, KvPolicy};
+
+/// How many times the room for error of its stricter neighbour a candidate has where another is put between them.
+const FAR: f32 = 3.0;
 
 /// The thresholds of all exits of a file, used together.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +67,20 @@ impl Candidate {
         1.0 - self.agreement < 0.99 * (1.0 - agreement)
     }
 
+    /// With half as much room for error, but not stricter than `other`, if that leaves far less.
+    fn between(&self, other: &Candidate) -> Option<Candidate> {
+        let is_far = 1.0 - self.agreement > FAR * (1.0 - other.agreement);
+        let half = self.stricter();
+        let least = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a.min(*b)).collect();
+        is_far.then(|| Candidate {
+            agreement: half.agreement,
+            exits: least(&half.exits, &other.exits),
+            gates: least(&half.gates, &other.gates),
+            vocab: half.vocab.min(other.vocab),
+            screen: half.screen.min(other.screen),
+        })
+    }
+
     /// With half as much room for error.
     fn stricter(&self) -> Candidate {
         // An infinite threshold stays one.
@@ -88,6 +106,12 @@ pub fn of_file(meta: &ExitMeta, highest: f32) -> anyhow::Result<Vec<Candidate>> 
     for candidate in (0..meta.agreements.len()).rev().map(|level| Candidate::of_level(meta, level)) {
         if candidate.exits_somewhere(meta) && !candidates.iter().any(|other| other.is_like(&candidate)) {
             candidates.push(candidate);
+        }
+    }
+    let between: Vec<_> = candidates.windows(2).map(|pair| pair[1].between(&pair[0])).collect();
+    for (index, between) in between.into_iter().enumerate().rev() {
+        if let Some(between) = between.filter(|new| !candidates.iter().any(|other| other.is_like(new))) {
+            candidates.insert(index + 1, between);
         }
     }
     while let Some(strictest) = candidates.first().filter(|strictest| !strictest.is_made_for_more_than(highest)) {
@@ -172,6 +196,20 @@ mod tests {
         meta.thresholds = vec![vec![f32::INFINITY]; 4];
         meta.screen.thresholds = vec![f32::INFINITY; 4];
         assert!(of_file(&meta, 0.9).unwrap_err().to_string().contains("nothing to certify"));
+    }
+
+    #[test]
+    fn neighbours_that_lie_far_apart_get_one_between_them() {
+        let mut meta = meta();
+        meta.agreements = vec![0.95, 0.98, 0.999];
+        meta.thresholds = vec![vec![0.8], vec![0.9], vec![0.96]];
+        meta.gate_thresholds = vec![vec![0.1], vec![0.2], vec![f32::INFINITY]];
+        meta.screen.thresholds = vec![0.5, 0.6, 0.7];
+        let found = of_file(&meta, 0.99).unwrap();
+        let of = |candidate: &Candidate| (candidate.exits[0], candidate.gates[0], candidate.screen);
+        let found: Vec<_> = found.iter().map(of).collect();
+        // 0.999 leaves a twentieth of the room of 0.98; 0.95 leaves no more than three times that of 0.98.
+        assert_eq!(found, [(0.96, f32::INFINITY, 0.7), (0.95, 0.2, 0.7), (0.9, 0.2, 0.6), (0.8, 0.1, 0.5)]);
     }
 
     #[test]

@@ -13,10 +13,13 @@ use offramp::{Model, SessionParams, Token};
 
 use super::bounds::{self, Losses};
 use super::candidates::{self, Candidate};
-use super::free_run::{Judge, Run};
-use super::pilot;
+use super::free_run::{Judge, Step};
+use super::pilot::{self, Pilot};
 use super::sequence::Certified;
 use super::walk::Walk;
+
+/// The share of the time that is left which a pilot may take.
+const PILOT: f64 = 0.3;
 
 /// How to confirm.
 #[derive(Debug, Clone)]
@@ -64,49 +67,11 @@ pub struct Confirmed {
     pub steps: Vec<(Candidate, Step)>,
     /// For each of these the betting bound on its risk, from the prompts that were decoded.
     pub bounds: Vec<f64>,
-    /// All thresholds, strictest first, and what the decodes of the pilot gave; empty where the prompts were too few for
-    /// one. They certify nothing.
+    /// The thresholds that a pilot looked at, strictest first, and what its decodes gave, of each no more prompts than it
+    /// took; empty where the prompts were too few for one. They certify nothing.
     pub pilot: Vec<(Candidate, Step)>,
     /// Whether the time was over before the walk was.
     pub is_cut_short: bool,
-}
-
-/// The sums over the prompts that were decoded at one candidate's thresholds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Step {
-    /// Prompts that were decoded.
-    pub n_prompts: usize,
-    /// Tokens that were emitted.
-    pub n_tokens: u64,
-    /// Tokens that the full model would not have emitted.
-    pub n_wrong: u64,
-    /// Tokens that left the model early.
-    pub n_exited: u64,
-    /// Tokens at a near-tie of the full model.
-    pub n_near_ties: u64,
-    /// The losses of the prompts, added up.
-    pub loss: f64,
-}
-
-impl Step {
-    fn add(&mut self, run: &Run) {
-        self.n_prompts += 1;
-        self.n_tokens += run.n_tokens as u64;
-        self.n_wrong += run.n_wrong as u64;
-        self.n_exited += run.n_exited as u64;
-        self.n_near_ties += run.n_near_ties as u64;
-        self.loss += run.loss();
-    }
-
-    /// The mean loss of the prompts.
-    pub fn risk(&self) -> f64 {
-        self.loss / self.n_prompts.max(1) as f64
-    }
-
-    /// The share of tokens that left the model early.
-    pub fn exit_rate(&self) -> f64 {
-        self.n_exited as f64 / self.n_tokens.max(1) as f64
-    }
 }
 
 /// The highest of `agreements` that `n_prompts` can certify at all; `None` where they are too few for any.
@@ -142,53 +107,30 @@ pub fn confirm(
     ensure!(!prompts.is_empty(), "no prompts to certify anything with");
     let levels: Vec<f64> = options.agreements.iter().map(|agreement| disagreement(*agreement)).collect();
     let (first, prompts) = prompts.split_at(pilot::size(prompts.len()));
-    let is_over = || options.deadline.is_some_and(|deadline| Instant::now() >= deadline);
     let n = sequence.len();
-
-    let mut tried: Vec<(Candidate, Step)> = Vec::new();
-    if !first.is_empty() {
-        let mut judge = Judge::new(model, options.session.clone(), options.tokens, first.len())?;
-        for (index, candidate) in sequence.iter().enumerate() {
-            judge.set_level(candidates::agreement(index, n))?;
-            let mut step = Step::default();
-            for (i, prompt) in first.iter().enumerate() {
-                // As if half of the thresholds were to be walked.
-                if !progress((index * first.len() + i) as u64, (n * (first.len() + prompts.len() / 2)) as u64) {
-                    return Err(Error::Interrupted.into());
-                }
-                step.add(&judge.run(i, prompt)?);
-            }
-            tried.push((candidate.clone(), step));
-        }
-    }
-    let risks: Vec<f64> = tried.iter().map(|(_, step)| step.risk()).collect();
-    let risks = (!risks.is_empty()).then_some(&risks[..]);
-    let walked = pilot::thinned(risks, n, &levels, options.delta, prompts.len())?;
+    let Piloted { walked, tried } = match first {
+        [] => Piloted { walked: (0..n).collect(), tried: Vec::new() },
+        _ => run_pilot(model, sequence, first, &levels, prompts.len(), options, progress)?,
+    };
 
     let mut walk = Walk::new(&levels, options.delta, prompts.len())?;
     let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts.len())?;
     let mut steps: Vec<(Candidate, Step)> = Vec::new();
     let mut step_bounds = Vec::new();
-    let (before, total) = (tried.len() * first.len(), tried.len() * first.len() + walked.len() * prompts.len());
+    let before = tried.iter().map(|(_, step)| step.n_prompts).sum::<usize>();
+    let total = before + walked.len() * prompts.len();
     let mut is_cut_short = false;
     for (position, &index) in walked.iter().enumerate() {
         if !walk.is_walking() || is_cut_short {
             break;
         }
+        let done = before + position * prompts.len();
         judge.set_level(candidates::agreement(index, n))?;
-        let (mut losses, mut step) = (Vec::new(), Step::default());
-        for (i, prompt) in prompts.iter().enumerate() {
-            if !progress((before + position * prompts.len() + i) as u64, total as u64) {
-                return Err(Error::Interrupted.into());
-            }
-            is_cut_short = is_over();
-            if is_cut_short || !walk.needs_more(&losses)? {
-                break;
-            }
-            let run = judge.run(i, prompt)?;
-            step.add(&run);
-            losses.push(run.loss());
-        }
+        let (losses, step) = judge.losses(prompts, &mut |losses| {
+            told(progress, done + losses.len(), total)?;
+            is_cut_short = options.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            Ok(!is_cut_short && walk.needs_more(losses)?)
+        })?;
         let seen = Losses::of_planned(losses.clone(), prompts.len())?;
         step_bounds.push(bounds::betting_upper_bound(&seen, options.delta));
         walk.conclude(position, losses)?;
@@ -208,6 +150,61 @@ pub fn confirm(
         .collect();
     let meta = certified_meta(meta, &levels, &steps, prompts.len(), options)?;
     Ok(Confirmed { meta, levels, steps, bounds: step_bounds, pilot: tried, is_cut_short })
+}
+
+/// What a pilot has found.
+struct Piloted {
+    /// The positions of the thresholds to walk along, strictest first.
+    walked: Vec<usize>,
+    /// The thresholds that were looked at, strictest first.
+    tried: Vec<(Candidate, Step)>,
+}
+
+/// Looks for the thresholds to walk along on prompts that certify nothing.
+fn run_pilot(
+    model: &Model,
+    sequence: &[Candidate],
+    prompts: &[Vec<Token>],
+    levels: &[f64],
+    n_walk: usize,
+    options: &Options,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> anyhow::Result<Piloted> {
+    let n = sequence.len();
+    let end = options.deadline.map(|end| {
+        let now = Instant::now();
+        now + end.saturating_duration_since(now).mul_f64(PILOT)
+    });
+    let is_over = || end.is_some_and(|end| Instant::now() >= end);
+    let mut pilot = Pilot::new(n, levels, options.delta, n_walk, prompts.len())?;
+    let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts.len())?;
+    let mut tried: Vec<(usize, Step)> = Vec::new();
+    let mut n_decoded = 0;
+    while let Some(index) = pilot.next() {
+        judge.set_level(candidates::agreement(index, n))?;
+        let (losses, step) = judge.losses(prompts, &mut |losses| {
+            // As if half of the thresholds were to be walked.
+            told(progress, n_decoded + losses.len(), n * (prompts.len() + n_walk) / 2)?;
+            Ok(!is_over() && pilot.needs_more(index, losses))
+        })?;
+        if is_over() {
+            break;
+        }
+        n_decoded += losses.len();
+        pilot.conclude(index, &losses);
+        tried.push((index, step));
+    }
+    tried.sort_unstable_by_key(|(index, _)| *index);
+    let tried = tried.into_iter().map(|(index, step)| (sequence[index].clone(), step)).collect();
+    Ok(Piloted { walked: pilot.named(), tried })
+}
+
+/// Tells of the decodes that are done.
+fn told(progress: &mut dyn FnMut(u64, u64) -> bool, done: usize, total: usize) -> anyhow::Result<()> {
+    match progress(done as u64, total as u64) {
+        true => Ok(()),
+        false => Err(Error::Interrupted.into()),
+    }
 }
 
 /// The share of tokens that may differ at a level of agreement; in single precision 1 - 0.99 is more than 0.01.

@@ -30,6 +30,44 @@ impl Run {
     }
 }
 
+/// The sums over the prompts that were decoded at one candidate's thresholds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Step {
+    /// Prompts that were decoded.
+    pub n_prompts: usize,
+    /// Tokens that were emitted.
+    pub n_tokens: u64,
+    /// Tokens that the full model would not have emitted.
+    pub n_wrong: u64,
+    /// Tokens that left the model early.
+    pub n_exited: u64,
+    /// Tokens at a near-tie of the full model.
+    pub n_near_ties: u64,
+    /// The losses of the prompts, added up.
+    pub loss: f64,
+}
+
+impl Step {
+    fn add(&mut self, run: &Run) {
+        self.n_prompts += 1;
+        self.n_tokens += run.n_tokens as u64;
+        self.n_wrong += run.n_wrong as u64;
+        self.n_exited += run.n_exited as u64;
+        self.n_near_ties += run.n_near_ties as u64;
+        self.loss += run.loss();
+    }
+
+    /// The mean loss of the prompts.
+    pub fn risk(&self) -> f64 {
+        self.loss / self.n_prompts.max(1) as f64
+    }
+
+    /// The share of tokens that left the model early.
+    pub fn exit_rate(&self) -> f64 {
+        self.n_exited as f64 / self.n_tokens.max(1) as f64
+    }
+}
+
 /// Decodes and judges prompts.
 pub struct Judge<'a> {
     model: &'a Model,
@@ -95,5 +133,26 @@ impl<'a> Judge<'a> {
             *place = Some((reply.tokens, judged));
         }
         Ok(run)
+    }
+    /// Decodes and judges the first of `prompts`, as long as `needs_more` says so of the losses that there are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Judge::run`], and those of `needs_more`.
+    pub fn losses(
+        &mut self,
+        prompts: &[Vec<Token>],
+        needs_more: &mut dyn FnMut(&[f64]) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<(Vec<f64>, Step)> {
+        let (mut losses, mut step) = (Vec::new(), Step::default());
+        for (index, prompt) in prompts.iter().enumerate() {
+            if !needs_more(&losses)? {
+                break;
+            }
+            let run = self.run(index, prompt)?;
+            step.add(&run);
+            losses.push(run.loss());
+        }
+        Ok((losses, step))
     }
 }
