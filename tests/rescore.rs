@@ -67,3 +67,25 @@ fn a_token_that_was_changed_is_found_and_its_gap_told() {
     // After an error it can simply be used again.
     assert_eq!(score(&mut rescorer, &prompt, &emitted), scores);
 }
+
+#[test]
+fn what_prompts_share_is_read_once_and_changes_no_choice() {
+    let model = common::default_model();
+    let prompts = ["Name three colours.", PROMPT, "Name three rivers."].map(|text| common::chat_tokens(&model, text));
+    let n_shared = prompts[0].iter().zip(&prompts[1]).take_while(|(a, b)| a == b).count();
+    assert!(n_shared > 1, "the template's opening");
+    let mut sharing = Rescorer::new(&model, &params()).unwrap();
+    sharing.share(&prompts[0][..n_shared]);
+    let mut plain = Rescorer::new(&model, &params()).unwrap();
+    // A prompt without it in between, and one that is nothing but it.
+    let other = common::default_model().vocab().tokenize("Once upon a time", true, false).unwrap();
+    for prompt in prompts.iter().chain([&other, &prompts[0][..n_shared].to_vec(), &prompts[2]]) {
+        let emitted = greedy(&model, prompt, 12);
+        let (shared, alone) = (score(&mut sharing, prompt, &emitted), score(&mut plain, prompt, &emitted));
+        for (shared, alone) in shared.iter().zip(&alone) {
+            assert_eq!((shared.token, shared.best), (alone.token, alone.best));
+            assert!((shared.log_prob - alone.log_prob).abs() < 1e-3, "{shared:?} {alone:?}");
+        }
+        assert_eq!(shared.len(), alone.len());
+    }
+}

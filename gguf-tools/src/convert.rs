@@ -25,7 +25,7 @@ use offramp::gguf::{Error, File};
 use offramp::{Model, ModelParams};
 use serde_json::json;
 
-use crate::args::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train};
+use crate::args::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train, deadline};
 use crate::certify::{self, Job, Ready};
 use crate::output::{Output, Progress};
 use crate::target::Target;
@@ -90,7 +90,7 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
     };
     let timing = timing(&args.model, &args.heads, args.tokens.threads)?;
     let reader = Reader::open(&folder)?;
-    let until = start.checked_add(limit.mul_f64(TRAINED));
+    let until = deadline(start, limit.mul_f64(TRAINED));
     let options = options(&args.heads, timing, args.tokens.seed, until);
     let go_on = |error: anyhow::Error| match error.downcast_ref::<Error>() {
         Some(Error::Interrupted) => error.context(format!("go on with --resume {}", folder.display())),
@@ -115,7 +115,7 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
         how: &args.certify,
         seed: args.tokens.seed,
         threads: args.tokens.threads,
-        deadline: start.checked_add(limit),
+        deadline: deadline(start, limit),
         output: &args.write.output,
         wants_samples: args.report.is_some(),
     };
@@ -140,7 +140,7 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
 }
 
 pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let until = args.time_limit.and_then(|limit| Instant::now().checked_add(limit.mul_f64(TRAINED_ALONE)));
+    let until = args.time_limit.and_then(|limit| deadline(Instant::now(), limit.mul_f64(TRAINED_ALONE)));
     let model = Target::open(&args.model, &args.write, &args.heads)?;
     let matrix = OutputMatrix::of(&model.file)?;
     let reader = Reader::open(&args.tokens)?;

@@ -15,7 +15,7 @@ use offramp::gguf::File;
 use offramp::gguf::exits::{self, ExitHeads, ExitMeta, Form};
 use offramp::{Model, ModelParams};
 
-use crate::args::Eval;
+use crate::args::{Eval, deadline};
 use crate::output::{Output, Progress};
 use crate::reports;
 
@@ -38,7 +38,7 @@ pub fn run(args: &Eval, out: &mut Output) -> anyhow::Result<ExitCode> {
         seed: args.seed,
         threads: args.threads,
         delta: args.delta,
-        deadline: args.time_limit.and_then(|limit| start.checked_add(limit)),
+        deadline: args.time_limit.and_then(|limit| deadline(start, limit)),
     };
     let mut progress = Progress::counting("evaluating", "replies");
     let mut step = |done, total| progress.step(done, total);

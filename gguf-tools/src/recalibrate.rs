@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use offramp::gguf::exits::{self, ExitHeads, ExitMeta, Form};
 use offramp::gguf::{Error, File, WriteOptions};
 
-use crate::args::Calibrate;
+use crate::args::{Calibrate, deadline};
 use crate::certify::{self, Job};
 use crate::output::{Output, Progress};
 use crate::reports;
@@ -42,7 +42,7 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
         how: &args.how,
         seed: args.seed,
         threads: args.threads,
-        deadline: args.time_limit.and_then(|limit| start.checked_add(limit)),
+        deadline: args.time_limit.and_then(|limit| deadline(start, limit)),
         output: &args.write.output,
         wants_samples: args.report.is_some(),
     };

@@ -10,7 +10,7 @@ use crate::session::{ExitPoint, GenerateParams, Sampler, SamplerParams, Session,
 /// One prompt and its reply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt that were decoded.
     pub n_prompt: usize,
     /// How long the prompt took.
     pub prompt_time: Duration,
@@ -36,9 +36,17 @@ impl Reply {
     /// # Errors
     /// As [`Session::set_prompt`] and [`Session::generate`]; [`Error::Cancelled`] where the session's handle stopped it.
     pub fn decode(session: &mut Session, prompt: &[Token], sampler: &SamplerParams, n: usize) -> Result<Self> {
+        session.clear();
+        Self::decode_after(session, prompt, sampler, n)
+    }
+
+    /// The same with what `prompt` and the session's text have in common still in the cache: only the rest is decoded.
+    ///
+    /// # Errors
+    /// As [`Reply::decode`].
+    pub fn decode_after(session: &mut Session, prompt: &[Token], sampler: &SamplerParams, n: usize) -> Result<Self> {
         let mut sampler = Sampler::new(session.model(), sampler)?;
         let limits = GenerateParams { max_tokens: n, ..GenerateParams::default() };
-        session.clear();
         let report = session.set_prompt(prompt, &mut |_| {})?;
         let made = session.generate(&mut sampler, &limits, &mut |_| ControlFlow::Continue(()))?;
         if report.cancelled || made.stop_reason == StopReason::Cancelled {

@@ -70,6 +70,11 @@ pub struct Rescorer {
     gate: Gate,
     width: usize,
     width_difference: f32,
+    n_swa: usize,
+    /// What many prompts begin with; empty for nothing.
+    shared: Vec<Token>,
+    /// Whether the cache begins with it.
+    is_held: bool,
 }
 
 impl Rescorer {
@@ -81,7 +86,15 @@ impl Rescorer {
         let width_difference = model.gate_support()?.width_difference;
         let gate = model.new_gate(&SessionParams { exits: Exits::Off, gate: false, ..params.clone() })?;
         let width = if width_difference == 0.0 { WIDTH.min(gate.n_ubatch()).max(1) } else { 1 };
-        Ok(Self { gate, width, width_difference })
+        let n_swa = model.info().n_swa as usize;
+        Ok(Self { gate, width, width_difference, n_swa, shared: Vec::new(), is_held: false })
+    }
+
+    /// Keeps the K/V of `prefix` between texts whose prompts begin with it. It is read on its own, and the rest of a prompt
+    /// after it, as a session reads what comes after a text that it has already.
+    pub fn share(&mut self, prefix: &[Token]) {
+        self.shared = prefix.to_vec();
+        self.is_held = false;
     }
 
     /// The largest difference that the model's self-test found between logits of single tokens and of batches: a margin
@@ -113,10 +126,8 @@ impl Rescorer {
         if total > self.gate.n_ctx() + 1 {
             return Err(Error::ContextLengthExceeded { prompt: total, n_ctx: self.gate.n_ctx() });
         }
-        self.gate.clear();
-        for chunk in prompt.chunks(self.gate.n_ubatch().max(1)) {
-            self.gate.decode(chunk, Logits::Last)?;
-        }
+        let n_held = self.begin(prompt)?;
+        self.read(&prompt[n_held..])?;
         let Some((&first, rest)) = emitted.split_first() else { return Ok(()) };
         if on_token(self.scored(first, 0)?).is_break() {
             return Ok(());
@@ -133,6 +144,29 @@ impl Rescorer {
                 }
             }
             (left, next) = (&left[n..], &next[n..]);
+        }
+        Ok(())
+    }
+
+    /// Leaves nothing in the cache but what is shared with `prompt`; returns the number of its tokens.
+    fn begin(&mut self, prompt: &[Token]) -> Result<usize> {
+        let is_held = std::mem::take(&mut self.is_held);
+        let n_shared = self.shared.len();
+        if n_shared == 0 || prompt.len() <= n_shared || !prompt.starts_with(&self.shared) {
+            self.gate.clear();
+            return Ok(0);
+        }
+        if !(is_held && self.gate.truncate(n_shared, self.n_swa)) {
+            self.gate.clear();
+            self.read(&prompt[..n_shared])?;
+        }
+        self.is_held = true;
+        Ok(n_shared)
+    }
+
+    fn read(&mut self, tokens: &[Token]) -> Result<()> {
+        for chunk in tokens.chunks(self.gate.n_ubatch().max(1)) {
+            self.gate.decode(chunk, Logits::Last)?;
         }
         Ok(())
     }

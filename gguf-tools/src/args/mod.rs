@@ -4,7 +4,7 @@ mod convert;
 mod measure;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
@@ -155,7 +155,11 @@ fn count(text: &str) -> Result<u64, String> {
     number.filter(|number| *number > 0).ok_or_else(|| "expected a number such as 50000 or 50k".to_string())
 }
 
-/// A time in seconds, minutes or hours.
+/// When `limit` is over that began at `start`; never where it is `off`.
+pub fn deadline(start: Instant, limit: Duration) -> Option<Instant> {
+    start.checked_add(limit)
+}
+
 /// A time with its unit; the longest there is for `off`.
 fn duration(text: &str) -> Result<Duration, String> {
     if text == "off" {

@@ -114,7 +114,7 @@ pub fn confirm(
     };
 
     let mut walk = Walk::new(&levels, options.delta, prompts.len())?;
-    let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts.len())?;
+    let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts)?;
     let mut steps: Vec<(Candidate, Step)> = Vec::new();
     let mut step_bounds = Vec::new();
     let before = tried.iter().map(|(_, step)| step.n_prompts).sum::<usize>();
@@ -177,7 +177,7 @@ fn run_pilot(
     });
     let is_over = || end.is_some_and(|end| Instant::now() >= end);
     let mut pilot = Pilot::new(n, levels, options.delta, n_walk, prompts.len())?;
-    let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts.len())?;
+    let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts)?;
     let mut tried: Vec<(usize, Step)> = Vec::new();
     let mut n_decoded = 0;
     while let Some(index) = pilot.next() {

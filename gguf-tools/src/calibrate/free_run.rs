@@ -3,8 +3,8 @@
 //! Each prompt is decoded greedily by a session as `offramp run` makes one, with exits at one candidate's thresholds and
 //! the K/V policy that will be stored; then a session of the full model reads the same text. A prompt's loss is the share
 //! of its emitted tokens, an end token included, that the full model would not have emitted there: those of exits that
-//! were wrong, and those of full depth that predicted K and V have changed. It refuses texts that are longer than the
-//! context.
+//! were wrong, and those of full depth that predicted K and V have changed. What all prompts begin with, a template's
+//! opening mostly, is read once by each of the two. It refuses texts that are longer than the context.
 
 use anyhow::Context;
 use offramp::measure::{Reply, Rescored};
@@ -75,12 +75,14 @@ pub struct Judge<'a> {
     n_tokens: usize,
     session: Option<Session>,
     rescorer: Rescorer,
+    /// What all prompts begin with.
+    shared: &'a [Token],
     /// The last text of each prompt, and what the judge said: laxer thresholds often emit the same.
     judged: Vec<Option<(Vec<Token>, Rescored)>>,
 }
 
 impl<'a> Judge<'a> {
-    /// `params` are those of the sessions that exit, but for the agreement; at most `n_tokens` a prompt.
+    /// For `prompts`; `params` are those of the sessions that exit, but for the agreement; at most `n_tokens` a prompt.
     ///
     /// # Errors
     ///
@@ -89,10 +91,12 @@ impl<'a> Judge<'a> {
         model: &'a Model,
         params: SessionParams,
         n_tokens: usize,
-        n_prompts: usize,
+        prompts: &'a [Vec<Token>],
     ) -> anyhow::Result<Judge<'a>> {
-        let rescorer = Rescorer::new(model, &params)?;
-        Ok(Judge { model, params, n_tokens, session: None, rescorer, judged: vec![None; n_prompts] })
+        let mut rescorer = Rescorer::new(model, &params)?;
+        let shared = common_beginning(prompts);
+        rescorer.share(shared);
+        Ok(Judge { model, params, n_tokens, session: None, rescorer, shared, judged: vec![None; prompts.len()] })
     }
 
     /// Goes on with the level of this agreement.
@@ -117,7 +121,17 @@ impl<'a> Judge<'a> {
         let session = self.session.as_mut().context("a prompt before the level it is decoded at")?;
         let mut greedy = SamplerParams::default();
         greedy.temperature = 0.0;
-        let reply = Reply::decode(session, prompt, &greedy, self.n_tokens)?;
+        if prompt.starts_with(self.shared) && !self.shared.is_empty() {
+            // Read on its own, so that both read the rest in the same batches.
+            if !session.tokens().starts_with(self.shared) {
+                session.clear();
+                session.set_prompt(self.shared, &mut |_| {})?;
+            }
+            session.truncate(self.shared.len());
+        } else {
+            session.clear();
+        }
+        let reply = Reply::decode_after(session, prompt, &greedy, self.n_tokens)?;
         let known = self.judged.get(index).and_then(Option::as_ref).filter(|(tokens, _)| *tokens == reply.tokens);
         let judged = match known {
             Some((_, judged)) => judged.with_exits_of(&reply),
@@ -154,5 +168,30 @@ impl<'a> Judge<'a> {
             losses.push(run.loss());
         }
         Ok((losses, step))
+    }
+}
+
+/// What all of `prompts` begin with, less the last token of the shortest: the rest of each is what a reply follows.
+fn common_beginning(prompts: &[Vec<Token>]) -> &[Token] {
+    let Some((first, others)) = prompts.split_first().filter(|(_, others)| !others.is_empty()) else { return &[] };
+    let shared = |other: &Vec<Token>| first.iter().zip(other).take_while(|(a, b)| a == b).count().min(other.len().saturating_sub(1));
+    let n = others.iter().map(shared).fold(first.len().saturating_sub(1), usize::min);
+    &first[..n]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_share_what_all_begin_with_and_each_keeps_a_token_of_its_own() {
+        let prompts = |all: &[&[i32]]| -> Vec<Vec<Token>> {
+            all.iter().map(|ids| ids.iter().map(|id| Token(*id)).collect()).collect()
+        };
+        let n = |all: &[&[i32]]| common_beginning(&prompts(all)).len();
+        assert_eq!(n(&[&[1, 2, 3, 4], &[1, 2, 5], &[1, 2, 3]]), 2);
+        assert_eq!(n(&[&[1, 2], &[1, 2, 3]]), 1);
+        assert_eq!(n(&[&[1, 2, 3], &[4, 2, 3]]), 0);
+        assert_eq!([n(&[&[1, 2, 3]]), n(&[])], [0, 0]);
     }
 }
