@@ -3,7 +3,7 @@
 //! Through llama.cpp's public eval callback, with no patch, a [`Gate`] shows the hidden states of a decode at chosen
 //! [`Tap`]s, stops it there when told to, and later runs the layers above for all of the tokens that stopped, in one
 //! batch, from their saved hidden states. What this rests on is listed in `vendor/README.md` and held by tests; what a
-//! model really supports is found out by [`self_test`](selftest::self_test), never assumed from its architecture.
+//! model really supports is found out by a self-test ([`GateSupport`]), never assumed from its architecture.
 //!
 //! It refuses to stop where a model cannot take the skipped layers up again, to run past layers whose K/V other tokens
 //! still owe, and to resume on cache cells that moved.
@@ -20,8 +20,8 @@ pub use engine::{Gate, Outcome};
 pub(crate) use kv::LayerKv;
 pub use kv::{KvLayout, KvShape};
 pub(crate) use predict::KvSource;
+pub(crate) use selftest::Findings;
 pub use selftest::GateSupport;
-pub(crate) use selftest::self_test;
 pub use sequences::Sequences;
 
 /// A place in the graph where hidden states can be seen.

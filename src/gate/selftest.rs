@@ -8,6 +8,7 @@
 //! the resumed block (per-layer inputs), or whose memory cannot forget (recurrent states), fail here instead of giving
 //! wrong tokens later.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::Tap;
@@ -73,61 +74,116 @@ impl std::fmt::Display for GateSupport {
     }
 }
 
-/// Finds out what `gate`, which is empty, can do, but for the prediction of K and V, which its caller finds out. Its cache
-/// is used and left empty.
-///
-/// # Errors
-/// Only if plain decoding fails.
-pub(crate) fn self_test(gate: &mut Gate, n_layer: u32, n_vocab: usize) -> Result<GateSupport> {
-    let tokens: Vec<Token> = probe_tokens(n_vocab);
-    let (before, window) = tokens.split_at(N_BEFORE);
+/// What has been found out so far. Each part costs decodes, and a session needs few of them.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    widths: Option<Widths>,
+    /// For blocks that were tried: the largest difference of a window of one token, or why tokens cannot stop there and
+    /// resume.
+    resumes: BTreeMap<u32, std::result::Result<f32, String>>,
+}
 
-    restart(gate, before)?;
-    gate.decode(window, Logits::All)?;
-    let wide = all_logits(gate);
+#[derive(Debug, Clone, Copy)]
+struct Widths {
+    stop_at_result_norm: bool,
+    difference: f32,
+}
 
-    restart(gate, before)?;
-    let mut narrow = Vec::new();
-    for &token in window {
-        gate.decode(&[token], Logits::All)?;
-        narrow.extend(all_logits(gate));
+impl Findings {
+    /// Largest difference of a logit between plain decodes of width 1 and of width 4; `None` before anything was tried.
+    pub(crate) fn width_difference(&self) -> Option<f32> {
+        self.widths.map(|widths| widths.difference)
     }
-    let width_difference = largest_difference(&wide, &narrow);
-    let rounding = width_difference.max(ROUNDING * spread(&narrow));
 
-    let stop_at_result_norm = stops_at_result_norm(gate, before, window, &narrow, width_difference)?;
-    let no_predict = Some("it was not tested".to_owned());
-    let mut support =
-        GateSupport { stop_at_result_norm, no_resume: None, window_difference: 0.0, width_difference, no_predict };
-    if n_layer < 2 {
-        support.no_resume = Some("the model has a single block".to_owned());
+    /// Why tokens cannot stop after each of `layers` and resume there; the inner `None` if they can, the outer one where
+    /// that was not tried yet.
+    pub(crate) fn no_resume(&self, layers: &[u32]) -> Option<Option<String>> {
+        let found = layers.iter().map(|layer| self.resumes.get(layer).map(|found| found.as_ref().err().cloned()));
+        found.collect::<Option<Vec<_>>>().map(|reasons| reasons.into_iter().flatten().next())
     }
-    // The lowest and the highest block that leave something to resume, and one between them.
-    let mut layers = vec![0, (n_layer / 2).min(n_layer.saturating_sub(2)), n_layer.saturating_sub(2)];
-    layers.dedup();
-    for layer in layers {
-        if support.no_resume.is_some() {
-            break;
+
+    /// All of it, where [`Findings::layers`] were tried, with what the caller knows of the prediction of K and V.
+    pub(crate) fn support(&self, n_layer: u32, no_predict: Option<String>) -> Option<GateSupport> {
+        let widths = self.widths?;
+        let no_resume = self.no_resume(&Self::layers(n_layer))?;
+        let differences = self.resumes.values().filter_map(|found| found.as_ref().ok());
+        Some(GateSupport {
+            stop_at_result_norm: widths.stop_at_result_norm,
+            no_resume,
+            window_difference: differences.copied().fold(0.0, f32::max),
+            width_difference: widths.difference,
+            no_predict,
+        })
+    }
+
+    /// The blocks that speak for all `n_layer`: the lowest and the highest that leave something to resume, and one between
+    /// them.
+    pub(crate) fn layers(n_layer: u32) -> Vec<u32> {
+        let mut layers = vec![0, (n_layer / 2).min(n_layer.saturating_sub(2)), n_layer.saturating_sub(2)];
+        layers.dedup();
+        layers
+    }
+
+    /// Finds out what is not known yet of the widths and of `layers`, with `gate`, which is empty. Its cache is used and left
+    /// empty.
+    ///
+    /// # Errors
+    /// Only if plain decoding fails.
+    pub(crate) fn extend(&mut self, gate: &mut Gate, layers: &[u32], n_layer: u32, n_vocab: usize) -> Result<()> {
+        let mut missing = layers.to_vec();
+        missing.retain(|layer| !self.resumes.contains_key(layer));
+        let tokens: Vec<Token> = probe_tokens(n_vocab);
+        let (before, window) = tokens.split_at(N_BEFORE);
+
+        restart(gate, before)?;
+        gate.decode(window, Logits::All)?;
+        let wide = all_logits(gate);
+
+        restart(gate, before)?;
+        let mut narrow = Vec::new();
+        for &token in window {
+            gate.decode(&[token], Logits::All)?;
+            narrow.extend(all_logits(gate));
         }
-        let single = windowed_logits(gate, before, window, layer, 1);
-        let batch = windowed_logits(gate, before, window, layer, N_WINDOW);
-        match (single, batch) {
-            (Ok(single), Ok(batch)) => {
-                let (single, batch) = (largest_difference(&narrow, &single), largest_difference(&wide, &batch));
-                support.window_difference = support.window_difference.max(single);
-                // Negated, so that a NaN fails.
-                if !(single <= width_difference && batch <= rounding) {
-                    support.no_resume = Some(format!(
-                        "after block {layer} the logits differ by {single:.2e} for one token and by {batch:.2e} for \
-                         {N_WINDOW}; plain decodes of these widths differ by {width_difference:.2e}"
-                    ));
-                }
-            }
-            (Err(error), _) | (_, Err(error)) => support.no_resume = Some(error.to_string()),
+        let difference = largest_difference(&wide, &narrow);
+        if self.widths.is_none() {
+            let stop_at_result_norm = stops_at_result_norm(gate, before, window, &narrow, difference)?;
+            self.widths = Some(Widths { stop_at_result_norm, difference });
         }
+        for layer in missing {
+            let found = if n_layer < 2 {
+                Err("the model has a single block".to_owned())
+            } else {
+                resumes(gate, (before, window), (&wide, &narrow), layer, difference)
+            };
+            self.resumes.insert(layer, found);
+        }
+        gate.clear();
+        Ok(())
     }
-    gate.clear();
-    Ok(support)
+}
+
+/// Stops tokens after `layer` and resumes them, one by one and together. The largest difference of a logit for those that
+/// resumed alone; why that is no resume otherwise.
+fn resumes(
+    gate: &mut Gate,
+    (before, window): (&[Token], &[Token]),
+    (wide, narrow): (&[f32], &[f32]),
+    layer: u32,
+    width_difference: f32,
+) -> std::result::Result<f32, String> {
+    let mut windowed = |width| windowed_logits(gate, before, window, layer, width).map_err(|error| error.to_string());
+    let single = largest_difference(narrow, &windowed(1)?);
+    let batch = largest_difference(wide, &windowed(N_WINDOW)?);
+    let rounding = width_difference.max(ROUNDING * spread(narrow));
+    // Negated, so that a NaN fails.
+    if !(single <= width_difference && batch <= rounding) {
+        return Err(format!(
+            "after block {layer} the logits differ by {single:.2e} for one token and by {batch:.2e} for {N_WINDOW}; plain \
+             decodes of these widths differ by {width_difference:.2e}"
+        ));
+    }
+    Ok(single)
 }
 
 /// Leaves `before` alone in the cache. What is there already is kept where the memory can forget the rest.

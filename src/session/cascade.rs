@@ -68,7 +68,7 @@ impl Cascade {
         let writes = !exits.is_empty() && write_kv(model, heads, params, &mut exits, gate)?;
         if !exits.is_empty()
             && !writes
-            && let Some(reason) = &model.gate_support()?.no_resume
+            && let Some(reason) = model.no_resume(&exits.iter().map(|exit| exit.head.layer()).collect::<Vec<_>>())?
         {
             tracing::info!("no exits after blocks: {reason}");
             exits.clear();
@@ -242,9 +242,9 @@ fn write_kv(
     if !is_certified {
         tracing::info!(kv = %params.kv, "the heads were not certified with this K/V policy");
     }
-    let writers = model.gate_support().and_then(|support| match &support.no_predict {
-        Some(reason) => {
-            Err(Error::Unsupported { what: "predicting K/V", found: reason.clone(), fix: "run with --kv catch-up" })
+    let writers = model.no_predict().and_then(|reason| match reason {
+        Some(found) => {
+            Err(Error::Unsupported { what: "predicting K/V", found, fix: "run with --kv catch-up" })
         }
         None => exits.iter().map(|exit| writer(heads, exit.head.layer(), propagate, gate)).collect::<Result<Vec<_>>>(),
     });

@@ -81,7 +81,7 @@ impl Drafting {
         if cascade.is_none() && !lookup {
             return Ok(None);
         }
-        let rounds_alike = model.gate_support()?.width_difference == 0.0;
+        let rounds_alike = model.width_difference()? == 0.0;
         let splits = params.flash_attn != FlashAttn::Off && gate.threads().0 > 1;
         Ok(Some(Self {
             policy: DraftPolicy::new(cascade.is_some()),

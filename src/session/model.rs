@@ -1,22 +1,25 @@
 //! An immutable model that any number of sessions share.
 
+mod support;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use llama_cpp_sys_2 as sys;
 
 use super::memory::{self, MemoryEstimate, MemoryShape};
 use super::params::SessionParams;
 use crate::error::{Error, Result};
-use crate::gate::{self, Gate, GateSupport, Sequences};
+use crate::gate::{Gate, Sequences};
 use crate::gguf;
-use crate::heads::{self, Heads};
+use crate::heads::Heads;
 use crate::llama::context::{Context, ContextParams};
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::threads::ThreadPool;
 use crate::llama::{Device, Vocab, devices};
+use support::Known;
 
 /// How many layers a GPU computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -135,7 +138,7 @@ struct Inner {
     /// Number of learned positions, for models that have such.
     n_positions: Option<usize>,
     check_memory: bool,
-    gate_support: OnceLock<GateSupport>,
+    known: Mutex<Known>,
     fingerprint: String,
 }
 
@@ -173,7 +176,6 @@ impl Model {
         check_generates(&raw, &info)?;
         let chat_template = raw.chat_template();
         let check_memory = params.check_memory;
-        let gate_support = OnceLock::new();
         Ok(Self(Arc::new(Inner {
             raw,
             vocab,
@@ -183,7 +185,7 @@ impl Model {
             memory,
             n_positions,
             check_memory,
-            gate_support,
+            known: Mutex::default(),
             fingerprint,
         })))
     }
@@ -201,27 +203,6 @@ impl Model {
     /// The model's own chat template, a Jinja text.
     pub fn chat_template(&self) -> Option<&str> {
         self.0.chat_template.as_deref()
-    }
-
-    /// What the layer gate can do on this model. The first call runs a self-test: a few short decodes in a small
-    /// context of their own.
-    ///
-    /// # Errors
-    /// [`Error::Context`] or [`Error::Decode`] if the model cannot decode at all.
-    pub fn gate_support(&self) -> Result<&GateSupport> {
-        if let Some(support) = self.0.gate_support.get() {
-            return Ok(support);
-        }
-        let params = SessionParams { n_ctx: 256, n_batch: 64, n_ubatch: 64, gate: true, ..SessionParams::default() };
-        let mut gate = self.new_gate(&params)?;
-        let n_vocab = self.0.vocab.n_tokens();
-        let mut support = gate::self_test(&mut gate, self.0.info.n_layer, n_vocab)?;
-        support.no_predict = match support.no_resume {
-            None => heads::kv::self_test(&mut gate, n_vocab)?,
-            Some(_) => Some("tokens cannot stop after a block".to_owned()),
-        };
-        tracing::debug!(?support, "gate self-test");
-        Ok(self.0.gate_support.get_or_init(|| support))
     }
 
     /// Names the weights: a hash of the tensor entries and of samples of their data.

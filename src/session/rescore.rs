@@ -83,7 +83,7 @@ impl Rescorer {
     /// # Errors
     /// As [`Session::new`](super::Session::new), and when the model's self-test cannot decode.
     pub fn new(model: &Model, params: &SessionParams) -> Result<Self> {
-        let width_difference = model.gate_support()?.width_difference;
+        let width_difference = model.width_difference()?;
         let gate = model.new_gate(&SessionParams { exits: Exits::Off, gate: false, ..params.clone() })?;
         let width = if width_difference == 0.0 { WIDTH.min(gate.n_ubatch()).max(1) } else { 1 };
         let n_swa = model.info().n_swa as usize;
