@@ -9,7 +9,7 @@ FEATURES ?=
 CARGO_FLAGS := --release $(if $(FEATURES),--features $(FEATURES))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build model chat test test-long lint fmt clean
+.PHONY: help setup build model chat test test-long coverage lint fmt clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -32,6 +32,11 @@ test: setup model ## Build and run every test
 
 test-long: setup model ## Run what takes minutes to hours: crashes, ARM, valgrind, a busy server, fuzzing
 	@scripts/test-long
+
+coverage: setup model ## Line coverage of every test, file by file
+	@rustup component add llvm-tools
+	@cargo llvm-cov --version > /dev/null || cargo install --locked cargo-llvm-cov
+	@cargo llvm-cov test $(CARGO_FLAGS) --workspace
 
 lint: setup ## Check format and lints; warnings are errors
 	@cargo fmt --all --check

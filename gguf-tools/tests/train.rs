@@ -123,6 +123,7 @@ fn maps_find_keys_and_values_that_follow_from_the_hidden_state() {
     let world = world();
     let made = make(&world, &options(Form { rank: None, mlp: false }, Some(vec![0, 1]))).unwrap();
     let [lower, upper] = made.kv_quality.as_slice() else { panic!("two exits") };
+    let predicted = made.sets.0.costs.skipped;
     // They are linear in the upper hidden state, which the lower one shows under noise.
     assert!(upper.iter().all(|quality| quality.k.0 > 0.95 && quality.v.0 > 0.95), "{upper:?}");
     let mean = lower.iter().map(|quality| quality.k.0).sum::<f64>() / lower.len() as f64;
@@ -131,6 +132,9 @@ fn maps_find_keys_and_values_that_follow_from_the_hidden_state() {
     without.heads.as_mut().unwrap().kv_maps = false;
     let made = make(&world, &without).unwrap();
     assert!(made.heads[0].kv.is_empty() && made.kv_quality.is_empty());
+    let computed = made.sets.0.costs.skipped;
+    assert!(predicted > 0.0 && predicted != computed, "layers were chosen as if K and V were always computed");
+    assert_eq!(computed, 0.5, "what catching up costs");
 }
 
 #[test]

@@ -90,8 +90,8 @@ impl Timing {
         Ok(Timing { layer, output: output.max(layer * 1e-2), caught_up })
     }
 
-    /// What a cascade of `heads` with `screen` costs. Keys and values of skipped blocks are predicted where the heads
-    /// have maps, and computed later otherwise.
+    /// What a cascade of `heads` with `screen` costs. Keys and values of a skipped block are predicted by maps of so many
+    /// bytes, and computed later without maps.
     pub fn costs(
         &self,
         matrix: &OutputMatrix<'_>,
@@ -99,6 +99,7 @@ impl Timing {
         count: usize,
         vocab: Option<&ExitVocab>,
         heads: &[Head],
+        map_bytes: Option<u64>,
     ) -> Costs {
         let per_byte = self.output / matrix.bytes().max(1) as f64;
         let n_vocab = matrix.n_vocab();
@@ -107,10 +108,10 @@ impl Timing {
             bytes * per_byte * FACTOR_SLOWNESS + n_tokens as f64 * SELECTION + count as f64 * RESCORING
         };
         let whole = of(n_vocab, count);
-        let maps =
-            heads.iter().filter(|head| !head.kv.is_empty()).map(|head| head.kv_bytes() as f64 / head.kv.len() as f64);
-        let predicted = maps.fold(0.0f64, f64::max) * per_byte;
-        let skipped = if predicted > 0.0 { predicted } else { self.caught_up.unwrap_or(self.layer) };
+        let skipped = match map_bytes {
+            Some(bytes) => bytes as f64 * per_byte,
+            None => self.caught_up.unwrap_or(self.layer),
+        };
         Costs {
             layer: self.layer,
             output: self.output,

@@ -197,8 +197,11 @@ pub fn make(
     };
     let choosing = at_norm(&choosing, among.as_ref().map(|(choosing, _)| choosing));
     let judging_norm = at_norm(&judging, among.as_ref().map(|(_, judging)| judging));
+    // The maps themselves are made for the chosen exits alone, later.
+    let wants_maps = trained.as_ref().is_some_and(|(wanted, _)| wanted.kv_maps);
+    let map_bytes = kv::block_bytes(reader, base.n_layer).filter(|_| wants_maps);
     let (cascade, tokens) =
-        simulated(&base, matrix, (&screen, size.count, vocab.as_ref()), trained.as_ref(), &choosing);
+        simulated(&base, matrix, (&screen, size.count, vocab.as_ref()), trained.as_ref(), map_bytes, &choosing);
     let tokens = tokens.concat();
     let mut sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
         // Layers that the user gave are all taken.

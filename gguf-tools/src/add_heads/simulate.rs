@@ -12,12 +12,14 @@ use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::{AtExit, Cascade, Token};
 use crate::train::evaluate::{Outcome, position};
 
-/// All trained heads as a cascade with its costs, and the tokens that choose, sequence by sequence.
+/// All trained heads as a cascade with its costs, and the tokens that choose, sequence by sequence. `map_bytes` is the size of
+/// a skipped block's K/V maps, where such will be made.
 pub fn simulated(
     base: &Base,
     matrix: &OutputMatrix<'_>,
     (screen, count, vocab): (&Screen, usize, Option<&ExitVocab>),
     trained: Option<&(&HeadOptions, Candidates)>,
+    map_bytes: Option<u64>,
     choosing: &[Vec<AtNorm>],
 ) -> (Cascade, Vec<Vec<Token>>) {
     // Without exits no time is compared, so that any will do.
@@ -31,7 +33,7 @@ pub fn simulated(
     let cascade = Cascade {
         layers: heads.iter().map(|head| head.layer).collect(),
         n_layer: base.n_layer,
-        costs: timing.costs(matrix, screen, count, vocab, heads),
+        costs: timing.costs(matrix, screen, count, vocab, heads, map_bytes),
     };
     (cascade, tokens_of(outcomes, confidence, metric, choosing))
 }

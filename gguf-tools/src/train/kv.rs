@@ -104,6 +104,14 @@ pub fn is_collected(reader: &Reader, n_layer: u32) -> bool {
     reader.manifest().layers.first().is_some_and(|lowest| blocks(reader, *lowest, n_layer).is_ok())
 }
 
+/// The bytes of one skipped block's maps, as stored; `None` where nothing was collected to make them from.
+pub fn block_bytes(reader: &Reader, n_layer: u32) -> Option<u64> {
+    let (manifest, embd) = (reader.manifest(), u64::from(reader.manifest().n_embd));
+    let widest = manifest.kv.iter().map(|widths| u64::from(widths.k) + u64::from(widths.v)).max()?;
+    // Blocks of 32 values in 34 bytes.
+    is_collected(reader, n_layer).then(|| embd * widest * 34 / 32)
+}
+
 /// One skipped block.
 struct Block {
     layer: u32,
