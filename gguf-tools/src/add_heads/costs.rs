@@ -101,25 +101,34 @@ impl Timing {
         heads: &[Head],
         map_bytes: Option<u64>,
     ) -> Costs {
-        let per_byte = self.output / matrix.bytes().max(1) as f64;
-        let n_vocab = matrix.n_vocab();
-        let of = |n_tokens: usize, count: usize| {
-            let bytes = screen.basis_bytes() as f64 + screen.output.len() as f64 * n_tokens as f64 / n_vocab as f64;
-            bytes * per_byte * FACTOR_SLOWNESS + n_tokens as f64 * SELECTION + count as f64 * RESCORING
-        };
-        let whole = of(n_vocab, count);
-        let skipped = match map_bytes {
-            Some(bytes) => bytes as f64 * per_byte,
-            None => self.caught_up.unwrap_or(self.layer),
-        };
+        let whole = self.check(matrix, screen, matrix.n_vocab(), count);
         Costs {
             layer: self.layer,
             output: self.output,
             screen: whole,
-            check: vocab.map_or(whole, |vocab| of(vocab.tokens.len(), vocab.shortlist)),
-            heads: heads.iter().map(|head| head.bytes() as f64 * per_byte).collect(),
-            skipped,
+            check: vocab.map_or(whole, |vocab| self.check(matrix, screen, vocab.tokens.len(), vocab.shortlist)),
+            heads: heads.iter().map(|head| head.bytes() as f64 * self.per_byte(matrix)).collect(),
+            skipped: self.skipped(matrix, map_bytes),
         }
+    }
+
+    /// Scoring `n_tokens` of the vocabulary by `screen`, and rescoring `count` of them.
+    pub fn check(&self, matrix: &OutputMatrix<'_>, screen: &Screen, n_tokens: usize, count: usize) -> f64 {
+        let rows = screen.output.len() as f64 * n_tokens as f64 / matrix.n_vocab().max(1) as f64;
+        let read = (screen.basis_bytes() as f64 + rows) * self.per_byte(matrix) * FACTOR_SLOWNESS;
+        read + n_tokens as f64 * SELECTION + count as f64 * RESCORING
+    }
+
+    /// Keys and values of a skipped block, as [`Timing::costs`] says.
+    pub fn skipped(&self, matrix: &OutputMatrix<'_>, map_bytes: Option<u64>) -> f64 {
+        match map_bytes {
+            Some(bytes) => bytes as f64 * self.per_byte(matrix),
+            None => self.caught_up.unwrap_or(self.layer),
+        }
+    }
+
+    fn per_byte(&self, matrix: &OutputMatrix<'_>) -> f64 {
+        self.output / matrix.bytes().max(1) as f64
     }
 }
 

@@ -36,7 +36,7 @@ use heads::Quality;
 use simulate::{at_norm, simulated, tokens_of};
 use split::Split;
 use suggest::Level;
-use vocab::ExitVocab;
+use vocab::{ExitVocab, Worth};
 
 /// The tokens that confidences, layers and gates are chosen by, at most.
 const CHOOSING_TOKENS: u64 = 10_000;
@@ -158,7 +158,17 @@ pub fn make(
     clock.lap("screen");
 
     let mut trained = None;
-    let vocab = ExitVocab::choose(options.vocab, matrix.n_vocab(), reader, &split, progress)?;
+    // The maps themselves are made for the chosen exits alone, later.
+    let wants_maps = options.heads.as_ref().is_some_and(|wanted| wanted.kv_maps);
+    let map_bytes = kv::block_bytes(reader, base.n_layer).filter(|_| wants_maps);
+    let saved = match &options.heads {
+        Some(wanted) => saved_in_the_middle(wanted, matrix, &layers(wanted, reader)?, base.n_layer, map_bytes),
+        // Without exits the fewest tokens do.
+        None => 0.0,
+    };
+    let timing = simulate::timing(options.heads.as_ref());
+    let worth = Worth { saved, check: &|n, count| timing.check(matrix, &screen, n, count) };
+    let vocab = ExitVocab::choose(options.vocab, matrix.n_vocab(), reader, (&split.fit, &chooses), &worth, progress)?;
     let (mut evaluator, mut count) = (evaluator, size.count);
     let mut among = None;
     if let Some(vocab) = &vocab {
@@ -197,9 +207,6 @@ pub fn make(
     };
     let choosing = at_norm(&choosing, among.as_ref().map(|(choosing, _)| choosing));
     let judging_norm = at_norm(&judging, among.as_ref().map(|(_, judging)| judging));
-    // The maps themselves are made for the chosen exits alone, later.
-    let wants_maps = trained.as_ref().is_some_and(|(wanted, _)| wanted.kv_maps);
-    let map_bytes = kv::block_bytes(reader, base.n_layer).filter(|_| wants_maps);
     let (cascade, tokens) =
         simulated(&base, matrix, (&screen, size.count, vocab.as_ref()), trained.as_ref(), map_bytes, &choosing);
     let tokens = tokens.concat();
@@ -293,6 +300,19 @@ pub fn make(
         n_near_ties: near_ties(reader, &split.judge)?,
         times: clock.laps,
     })
+}
+
+/// What a token saves that leaves after the middle one of `layers`, in milliseconds.
+fn saved_in_the_middle(
+    wanted: &HeadOptions,
+    matrix: &OutputMatrix<'_>,
+    layers: &[u32],
+    n_layer: u32,
+    map_bytes: Option<u64>,
+) -> f64 {
+    let timing = &wanted.timing;
+    let n_spared = layers.get(layers.len() / 2).map_or(0, |layer| n_layer.saturating_sub(layer + 1));
+    f64::from(n_spared) * (timing.layer - timing.skipped(matrix, map_bytes)) + timing.output
 }
 
 /// The layers to train heads after.

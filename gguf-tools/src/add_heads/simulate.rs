@@ -12,6 +12,11 @@ use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::{AtExit, Cascade, Token};
 use crate::train::evaluate::{Outcome, position};
 
+/// What parts of a token cost. Without exits no time is compared, so that any will do.
+pub fn timing(wanted: Option<&HeadOptions>) -> Timing {
+    wanted.map_or(Timing { layer: 1.0, output: 1.0, caught_up: None }, |wanted| wanted.timing)
+}
+
 /// All trained heads as a cascade with its costs, and the tokens that choose, sequence by sequence. `map_bytes` is the size of
 /// a skipped block's K/V maps, where such will be made.
 pub fn simulated(
@@ -22,8 +27,7 @@ pub fn simulated(
     map_bytes: Option<u64>,
     choosing: &[Vec<AtNorm>],
 ) -> (Cascade, Vec<Vec<Token>>) {
-    // Without exits no time is compared, so that any will do.
-    let timing = trained.map_or(Timing { layer: 1.0, output: 1.0, caught_up: None }, |(wanted, _)| wanted.timing);
+    let timing = timing(trained.map(|(wanted, _)| *wanted));
     let (heads, confidence, outcomes, metric) = match trained {
         Some((_, candidates)) => {
             (&candidates.heads[..], &candidates.confidence[..], &candidates.outcomes[..], candidates.metric)

@@ -175,7 +175,8 @@ pub struct Heads {
     #[arg(long, value_name = "N")]
     pub shortlist: Option<usize>,
 
-    /// The tokens that exits choose among: so many of the most frequent ones, or all; auto takes 8,192 of a large vocabulary
+    /// The tokens that exits choose among: so many of the most frequent ones, or all; auto takes 8,192 or more of a large vocabulary,
+    /// by what they hold and what a check costs
     #[arg(long, value_name = "auto|all|N", default_value = "auto", value_parser = exit_vocab)]
     pub exit_vocab: Vocab,
 

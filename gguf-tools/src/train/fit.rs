@@ -29,6 +29,9 @@ const RISE: usize = 20;
 /// The steps after which the time of the others is foretold.
 const TIMED: usize = 4;
 
+/// The width that step sizes are given for.
+pub const WIDTH: usize = 576;
+
 /// How to train.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -38,7 +41,8 @@ pub struct Settings {
     pub epochs: f64,
     /// The tokens of a step.
     pub batch: usize,
-    /// The largest step size.
+    /// The largest step size for hidden states of [`WIDTH`] values; wider ones take smaller steps, since each weight's step
+    /// adds to an output.
     pub rate: f64,
     /// The pull towards the closed form.
     pub decay: f64,
@@ -129,6 +133,7 @@ pub fn fit(
     let params = ParamsAdamW { lr: 0.0, weight_decay: settings.decay, beta2: 0.99, ..ParamsAdamW::default() };
     let mut optimizer = AdamW::new(variables, params)?;
 
+    let rate = settings.rate * WIDTH as f64 / matrix.n_embd().max(WIDTH) as f64;
     let softcap = matrix.softcap();
     let watched = watched(reader, exits, held_out)?;
     let mut best: Vec<(f64, Vec<Tensor>)> = Vec::new();
@@ -156,7 +161,7 @@ pub fn fit(
             return Err(Error::Interrupted.into());
         }
         let began = Instant::now();
-        optimizer.set_learning_rate(settings.rate * schedule(step, n_steps));
+        optimizer.set_learning_rate(rate * schedule(step, n_steps));
         let (pool, chosen) = stream.batch(settings.batch)?;
         n_tokens += chosen.len() as u64;
         let batch = Batch::new(pool, &chosen, &table, &mut rows, settings.form.mlp, &device)?;
