@@ -243,9 +243,7 @@ fn write_kv(
         tracing::info!(kv = %params.kv, "the heads were not certified with this K/V policy");
     }
     let writers = model.no_predict().and_then(|reason| match reason {
-        Some(found) => {
-            Err(Error::Unsupported { what: "predicting K/V", found, fix: "run with --kv catch-up" })
-        }
+        Some(found) => Err(Error::Unsupported { what: "predicting K/V", found, fix: "run with --kv catch-up" }),
         None => exits.iter().map(|exit| writer(heads, exit.head.layer(), propagate, gate)).collect::<Result<Vec<_>>>(),
     });
     match writers {

@@ -14,8 +14,8 @@ use crate::train::data;
 
 /// How many tokens are tried where nobody says: `docs/training.md` has the table.
 const TRIED: [usize; 4] = [8192, 16384, 32768, 65536];
-/// Of so many tokens, one is a candidate that gets exact logits; and the most of these.
-const CANDIDATES: (usize, usize) = (16, 1024);
+/// Of so many tokens, one is a candidate that gets exact logits; and the fewest and the most of these.
+const CANDIDATES: (usize, usize, usize) = (16, 512, 1024);
 /// The share of checks that let a token go, where gates leave out those that would not.
 const LEAVING: f64 = 0.5;
 /// Rows are interleaved by up to this many where ggml repacks a matrix.
@@ -108,7 +108,8 @@ impl ExitVocab {
 
 /// The candidates among `n` tokens that get exact logits.
 fn shortlist(n: usize) -> usize {
-    (n / CANDIDATES.0).clamp(1, CANDIDATES.1)
+    let (one_in, fewest, most) = CANDIDATES;
+    (n / one_in).clamp(fewest, most).min(n / 4).max(1)
 }
 
 /// The full model's choices on some sequences.
@@ -130,7 +131,10 @@ fn best_number(order: &[u32], choices: &[u32], worth: &Worth<'_>) -> usize {
         worth.of(n, n_covered as f64 / choices.len().max(1) as f64)
     };
     let tried = TRIED.into_iter().filter(|n| 2 * n <= order.len());
-    tried.map(|n| (n, earns(n))).fold((TRIED[0], f64::NEG_INFINITY), |best, new| if new.1 > best.1 { new } else { best }).0
+    tried
+        .map(|n| (n, earns(n)))
+        .fold((TRIED[0], f64::NEG_INFINITY), |best, new| if new.1 > best.1 { new } else { best })
+        .0
 }
 
 #[cfg(test)]
@@ -148,6 +152,6 @@ mod tests {
         let few: Vec<u32> = (0..20_000).collect();
         let worth = Worth { saved: 1e9, check: &|_, _| 0.0 };
         assert_eq!(best_number(&few, &choices, &worth), 8192);
-        assert_eq!([shortlist(8192), shortlist(65536), shortlist(16)], [512, 1024, 1]);
+        assert_eq!([shortlist(4096), shortlist(8192), shortlist(65536), shortlist(64)], [512, 512, 1024, 16]);
     }
 }

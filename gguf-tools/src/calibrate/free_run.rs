@@ -174,7 +174,9 @@ impl<'a> Judge<'a> {
 /// What all of `prompts` begin with, less the last token of the shortest: the rest of each is what a reply follows.
 fn common_beginning(prompts: &[Vec<Token>]) -> &[Token] {
     let Some((first, others)) = prompts.split_first().filter(|(_, others)| !others.is_empty()) else { return &[] };
-    let shared = |other: &Vec<Token>| first.iter().zip(other).take_while(|(a, b)| a == b).count().min(other.len().saturating_sub(1));
+    let shared = |other: &Vec<Token>| {
+        first.iter().zip(other).take_while(|(a, b)| a == b).count().min(other.len().saturating_sub(1))
+    };
     let n = others.iter().map(shared).fold(first.len().saturating_sub(1), usize::min);
     &first[..n]
 }
