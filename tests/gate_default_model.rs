@@ -77,7 +77,7 @@ fn windows_equal_plain_decodes_of_the_same_width_bit_for_bit() {
 
 #[test]
 fn the_self_test_finds_resume_supported_bit_for_bit() {
-    let support = common::default_model().gate_support().unwrap().clone();
+    let support = common::default_model().gate_support().unwrap();
     assert!(support.can_resume() && support.stop_at_result_norm, "{support}");
     assert_eq!(support.window_difference, 0.0);
     assert!(support.can_predict(), "{support}");

@@ -146,7 +146,7 @@ impl Job<'_> {
         let mut step = |done, total| progress.step(done, total);
         let (prompts, n_ctx) = collect::prompts(&model, &source, self.how.max_prompts, first, &options, &mut step)?;
         ensure!(!prompts.is_empty(), "no prompt leaves room for an answer of {} tokens in {n_ctx}", self.answer);
-        let no_predict = model.gate_support()?.no_predict.clone();
+        let no_predict = model.gate_support()?.no_predict;
         Ok(Prompts { prompts, description: source.description(), n_ctx, no_predict })
     }
 }

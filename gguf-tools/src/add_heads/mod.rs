@@ -161,8 +161,9 @@ pub fn make(
     // The maps themselves are made for the chosen exits alone, later.
     let wants_maps = options.heads.as_ref().is_some_and(|wanted| wanted.kv_maps);
     let map_bytes = kv::block_bytes(reader, base.n_layer).filter(|_| wants_maps);
+    let layers = options.heads.as_ref().map(|wanted| layers(wanted, reader)).transpose()?.unwrap_or_default();
     let saved = match &options.heads {
-        Some(wanted) => saved_in_the_middle(wanted, matrix, &layers(wanted, reader)?, base.n_layer, map_bytes),
+        Some(wanted) => saved_in_the_middle(&wanted.timing, matrix, &layers, base.n_layer, map_bytes),
         // Without exits the fewest tokens do.
         None => 0.0,
     };
@@ -182,7 +183,6 @@ pub fn make(
     }
     if let Some(wanted) = &options.heads {
         evaluator.unpack()?;
-        let layers = layers(wanted, reader)?;
         let settings = Settings { seed: options.seed, ..wanted.settings.clone() };
         let candidates = heads::train(
             matrix,
@@ -304,13 +304,12 @@ pub fn make(
 
 /// What a token saves that leaves after the middle one of `layers`, in milliseconds.
 fn saved_in_the_middle(
-    wanted: &HeadOptions,
+    timing: &Timing,
     matrix: &OutputMatrix<'_>,
     layers: &[u32],
     n_layer: u32,
     map_bytes: Option<u64>,
 ) -> f64 {
-    let timing = &wanted.timing;
     let n_spared = layers.get(layers.len() / 2).map_or(0, |layer| n_layer.saturating_sub(layer + 1));
     f64::from(n_spared) * (timing.layer - timing.skipped(matrix, map_bytes)) + timing.output
 }

@@ -125,8 +125,7 @@ pub fn confirm(
             break;
         }
         let done = before + position * prompts.len();
-        judge.set_level(candidates::agreement(index, n))?;
-        let (losses, step) = judge.losses(prompts, &mut |losses| {
+        let (losses, step) = judge.losses(candidates::agreement(index, n), &mut |losses| {
             told(progress, done + losses.len(), total)?;
             is_cut_short = options.deadline.is_some_and(|deadline| Instant::now() >= deadline);
             Ok(!is_cut_short && walk.needs_more(losses)?)
@@ -181,8 +180,7 @@ fn run_pilot(
     let mut tried: Vec<(usize, Step)> = Vec::new();
     let mut n_decoded = 0;
     while let Some(index) = pilot.next() {
-        judge.set_level(candidates::agreement(index, n))?;
-        let (losses, step) = judge.losses(prompts, &mut |losses| {
+        let (losses, step) = judge.losses(candidates::agreement(index, n), &mut |losses| {
             // As if half of the thresholds were to be walked.
             told(progress, n_decoded + losses.len(), n * (prompts.len() + n_walk) / 2)?;
             Ok(!is_over() && pilot.needs_more(index, losses))

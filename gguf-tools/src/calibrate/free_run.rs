@@ -6,26 +6,25 @@
 //! were wrong, and those of full depth that predicted K and V have changed. What all prompts begin with, a template's
 //! opening mostly, is read once by each of the two. It refuses texts that are longer than the context.
 
-use anyhow::Context;
 use offramp::measure::{Reply, Rescored};
 use offramp::{Model, Rescorer, SamplerParams, Session, SessionParams, Token};
 
 /// One prompt's decode, judged.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Run {
+struct Run {
     /// Tokens that were emitted, an end token included.
-    pub n_tokens: usize,
+    n_tokens: usize,
     /// Those that the full model would not have emitted.
-    pub n_wrong: usize,
+    n_wrong: usize,
     /// Those that left the model early, an end token included.
-    pub n_exited: usize,
+    n_exited: usize,
     /// Those at which the full model's two best are closer than the difference between batch widths.
-    pub n_near_ties: usize,
+    n_near_ties: usize,
 }
 
 impl Run {
     /// The share of wrong tokens.
-    pub fn loss(&self) -> f64 {
+    fn loss(&self) -> f64 {
         self.n_wrong as f64 / self.n_tokens.max(1) as f64
     }
 }
@@ -73,8 +72,8 @@ pub struct Judge<'a> {
     model: &'a Model,
     params: SessionParams,
     n_tokens: usize,
-    session: Option<Session>,
     rescorer: Rescorer,
+    prompts: &'a [Vec<Token>],
     /// What all prompts begin with.
     shared: &'a [Token],
     /// The last text of each prompt, and what the judge said: laxer thresholds often emit the same.
@@ -96,40 +95,46 @@ impl<'a> Judge<'a> {
         let mut rescorer = Rescorer::new(model, &params)?;
         let shared = common_beginning(prompts);
         rescorer.share(shared);
-        Ok(Judge { model, params, n_tokens, session: None, rescorer, shared, judged: vec![None; prompts.len()] })
+        Ok(Judge { model, params, n_tokens, rescorer, prompts, shared, judged: vec![None; prompts.len()] })
     }
 
-    /// Goes on with the level of this agreement.
+    /// Decodes and judges the first prompts with the level of this agreement, as long as `needs_more` says so of the losses
+    /// that there are.
     ///
     /// # Errors
     ///
-    /// As [`Session::new`].
-    pub fn set_level(&mut self, agreement: f32) -> anyhow::Result<()> {
-        // One session's cache at a time.
-        self.session = None;
+    /// As [`Session::new`], a decode that fails, and those of `needs_more`.
+    pub fn losses(
+        &mut self,
+        agreement: f32,
+        needs_more: &mut dyn FnMut(&[f64]) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<(Vec<f64>, Step)> {
         self.params.agreement = agreement;
-        self.session = Some(Session::new(self.model, &self.params)?);
-        Ok(())
+        let mut session = Session::new(self.model, &self.params)?;
+        let (mut losses, mut step) = (Vec::new(), Step::default());
+        for (index, prompt) in self.prompts.iter().enumerate() {
+            if !needs_more(&losses)? {
+                break;
+            }
+            let run = self.run(&mut session, index, prompt)?;
+            step.add(&run);
+            losses.push(run.loss());
+        }
+        Ok((losses, step))
     }
 
-    /// Decodes prompt number `index` and judges it.
-    ///
-    /// # Errors
-    ///
-    /// A decode that fails, a level that was never set.
-    pub fn run(&mut self, index: usize, prompt: &[Token]) -> anyhow::Result<Run> {
-        let session = self.session.as_mut().context("a prompt before the level it is decoded at")?;
+    fn run(&mut self, session: &mut Session, index: usize, prompt: &[Token]) -> anyhow::Result<Run> {
         let mut greedy = SamplerParams::default();
         greedy.temperature = 0.0;
-        if prompt.starts_with(self.shared) && !self.shared.is_empty() {
+        if self.shared.is_empty() {
+            session.clear();
+        } else {
             // Read on its own, so that both read the rest in the same batches.
             if !session.tokens().starts_with(self.shared) {
                 session.clear();
                 session.set_prompt(self.shared, &mut |_| {})?;
             }
             session.truncate(self.shared.len());
-        } else {
-            session.clear();
         }
         let reply = Reply::decode_after(session, prompt, &greedy, self.n_tokens)?;
         let known = self.judged.get(index).and_then(Option::as_ref).filter(|(tokens, _)| *tokens == reply.tokens);
@@ -147,27 +152,6 @@ impl<'a> Judge<'a> {
             *place = Some((reply.tokens, judged));
         }
         Ok(run)
-    }
-    /// Decodes and judges the first of `prompts`, as long as `needs_more` says so of the losses that there are.
-    ///
-    /// # Errors
-    ///
-    /// As [`Judge::run`], and those of `needs_more`.
-    pub fn losses(
-        &mut self,
-        prompts: &[Vec<Token>],
-        needs_more: &mut dyn FnMut(&[f64]) -> anyhow::Result<bool>,
-    ) -> anyhow::Result<(Vec<f64>, Step)> {
-        let (mut losses, mut step) = (Vec::new(), Step::default());
-        for (index, prompt) in prompts.iter().enumerate() {
-            if !needs_more(&losses)? {
-                break;
-            }
-            let run = self.run(index, prompt)?;
-            step.add(&run);
-            losses.push(run.loss());
-        }
-        Ok((losses, step))
     }
 }
 

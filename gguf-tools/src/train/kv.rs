@@ -12,6 +12,7 @@ use offramp::gguf::Error;
 use super::data;
 use super::head::{Head, KvMap};
 use super::ridge::{Affine, Moments, PENALTIES, Ridge};
+use super::stored::ty_of;
 use crate::collect::store::Reader;
 
 /// How well one block's keys and values are predicted.
@@ -106,10 +107,9 @@ pub fn is_collected(reader: &Reader, n_layer: u32) -> bool {
 
 /// The bytes of one skipped block's maps, as stored; `None` where nothing was collected to make them from.
 pub fn block_bytes(reader: &Reader, n_layer: u32) -> Option<u64> {
-    let (manifest, embd) = (reader.manifest(), u64::from(reader.manifest().n_embd));
+    let manifest = reader.manifest();
     let widest = manifest.kv.iter().map(|widths| u64::from(widths.k) + u64::from(widths.v)).max()?;
-    // Blocks of 32 values in 34 bytes.
-    is_collected(reader, n_layer).then(|| embd * widest * 34 / 32)
+    ty_of(manifest.n_embd as usize).bytes(&[manifest.n_embd.into(), widest]).filter(|_| is_collected(reader, n_layer))
 }
 
 /// One skipped block.

@@ -12,6 +12,11 @@ use crate::screen::basis::product_of_rows;
 /// Values in a block of Q8_0.
 pub const BLOCK: usize = 32;
 
+/// The type that rows of `n_in` values are stored in.
+pub fn ty_of(n_in: usize) -> TensorType {
+    if n_in.is_multiple_of(BLOCK) { TensorType::Q8_0 } else { TensorType::F16 }
+}
+
 /// A matrix `[n_in, n_out]` in ggml order, as stored.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -33,10 +38,10 @@ impl Stored {
         // Q8_0 keeps a scale of a 127th, F16 the values themselves; neither may overflow.
         let fits = values.iter().all(|value| f16::from_f32(*value).is_finite());
         ensure!(fits, "a trained matrix holds values beyond half precision: training diverged");
-        let (ty, bytes) = if n_in.is_multiple_of(BLOCK) {
-            (TensorType::Q8_0, q8_0(values))
-        } else {
-            (TensorType::F16, values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect())
+        let ty = ty_of(n_in);
+        let bytes = match ty {
+            TensorType::Q8_0 => q8_0(values),
+            _ => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
         };
         let values = quants::dequantize(ty, &bytes)?;
         Ok(Stored { n_in, ty, bytes, values })
