@@ -175,12 +175,12 @@ impl CascadePolicy {
             if let Some(seconds) = seen.kv.filter(|_| reached.left) {
                 exit.kv.add(seconds);
             }
-            exit.check.learn(reached.seconds, reached.left, saving, token);
-            self.account.book(reached.seconds, if reached.left { saving } else { 0.0 }, token);
+            let seconds = exit.check.learn(reached.seconds, reached.left, saving, token);
+            self.account.book(seconds, if reached.left { saving } else { 0.0 }, token);
         }
         if let (Some(screen), Some((seconds, confident))) = (&mut self.screen, seen.screen) {
             let matrix = self.matrix.mean();
-            screen.learn(seconds, confident, matrix, token);
+            let seconds = screen.learn(seconds, confident, matrix, token);
             self.account.book(seconds, if confident && seen.matrix.is_none() { matrix } else { 0.0 }, token);
         }
     }

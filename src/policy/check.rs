@@ -1,8 +1,8 @@
 //! Whether one check, at an exit or at the screen, pays.
 //!
 //! A check costs seconds and, where it succeeds, saves some. It is tried for a few tokens; then it is on as long as
-//! `success * saving > cost`. When that fails it rests, is tried again after a while, and rests twice as long after each
-//! trial that fails.
+//! `success * saving > cost`. When that fails it rests, is tried again after a while (a shorter one if it did pay before),
+//! and rests twice as long after each trial that fails.
 
 use super::cost::Cost;
 
@@ -12,6 +12,8 @@ const N_TRIAL: u32 = 12;
 const PATIENCE: f64 = 0.5;
 /// Tokens of the first rest, and of the longest.
 const REST: (u32, u32) = (256, 4096);
+/// Tokens of the first rest of a check that was on: what ended its gain may have been another process.
+const PAUSE: u32 = 64;
 /// Weight of a new success: slow enough that luck alone seldom turns off a check that wins, fast enough that one that has
 /// stopped to win costs a few dozen tokens' checks.
 const SUCCESS_RATE: f64 = 1.0 / 48.0;
@@ -71,9 +73,10 @@ impl Check {
         }
     }
 
-    /// Learns from a token: the check took `seconds`; a success saves `saving`. A plain token takes `token`.
-    pub(super) fn learn(&mut self, seconds: f64, succeeded: bool, saving: f64, token: f64) {
-        self.cost.add(seconds);
+    /// Learns from a token: the check took `seconds`; a success saves `saving`. A plain token takes `token`. Gives the seconds
+    /// that count, which are fewer where something else held the check up.
+    pub(super) fn learn(&mut self, seconds: f64, succeeded: bool, saving: f64, token: f64) -> f64 {
+        let seconds = self.cost.add(seconds);
         match &mut self.state {
             State::Trial { seen, successes, lost } => {
                 *seen += 1;
@@ -92,6 +95,7 @@ impl Check {
             }
             State::Resting { .. } => {}
         }
+        seconds
     }
 
     /// Seconds that a check saves, on average.
@@ -101,7 +105,7 @@ impl Check {
 
     fn start(&mut self) {
         self.state = State::On;
-        self.next_rest = REST.0;
+        self.next_rest = PAUSE;
     }
 
     fn rest(&mut self) {
@@ -117,7 +121,9 @@ mod tests {
     #[test]
     fn a_check_that_pays_is_on_after_its_trial_and_off_when_it_stops_to() {
         let mut check = Check::default();
-        (0..N_TRIAL).for_each(|i| check.learn(0.1, i % 2 == 0, 1.0, 8.0));
+        (0..N_TRIAL).for_each(|i| {
+            check.learn(0.1, i % 2 == 0, 1.0, 8.0);
+        });
         assert!(check.is_on());
         let left = (0..1000).take_while(|_| {
             check.learn(0.1, false, 1.0, 8.0);

@@ -136,9 +136,10 @@ impl DraftPolicy {
     /// Learns what a batch of drafts from the text took, and how many of them were right.
     pub(crate) fn learn_lookup(&mut self, n_matched: usize, n_drafted: usize, n_right: usize, seconds: f64) {
         self.after_batch = true;
-        if let Some(i) = N_DRAFTS.iter().position(|&n| n == n_drafted) {
-            self.batches[i].add(seconds);
-        }
+        let seconds = match N_DRAFTS.iter().position(|&n| n == n_drafted) {
+            Some(i) => self.batches[i].add(seconds),
+            None => seconds,
+        };
         // Of the drafts that were reached; those after the first wrong one tell nothing.
         let reached = (n_right + 1).min(n_drafted).max(1);
         let right = &mut self.right[class(n_matched)];
@@ -151,6 +152,8 @@ impl DraftPolicy {
         self.after_batch = true;
         let alone = self.alone.mean();
         let n_tokens = n_right + 1;
+        // No batch is that dear by itself: something else held it up.
+        let seconds = seconds.min(2.0 * (n_drafted + 1) as f64 * alone);
         self.book(seconds, n_tokens);
         let Some(exits) = &mut self.exits else { return };
         if n_right == n_drafted {
