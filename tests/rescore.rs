@@ -89,3 +89,29 @@ fn what_prompts_share_is_read_once_and_changes_no_choice() {
         assert_eq!(shared.len(), alone.len());
     }
 }
+
+#[test]
+fn what_two_texts_after_a_prompt_begin_with_is_read_once_and_changes_no_bit() {
+    let model = common::default_model();
+    let prompt = common::chat_tokens(&model, PROMPT);
+    // Past the cells from which several tokens at once round differently.
+    let emitted = greedy(&model, &prompt, 230);
+    let mut other = emitted.clone();
+    other[225] = Token(100);
+    let mut early = emitted.clone();
+    early[0] = Token(100);
+    let mut rescorer = Rescorer::new(&model, &params()).unwrap();
+    for text in [&emitted[..], &other, &emitted[..40], &early, &emitted] {
+        let alone = score(&mut Rescorer::new(&model, &params()).unwrap(), &prompt, text);
+        assert_eq!(score(&mut rescorer, &prompt, text), alone);
+    }
+    // A text that was left in the middle is gone on with.
+    let mut n = 0;
+    let stop = &mut |_| {
+        n += 1;
+        if n == 20 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    rescorer.score(&prompt, &other, stop).unwrap();
+    let alone = score(&mut Rescorer::new(&model, &params()).unwrap(), &prompt, &emitted);
+    assert_eq!(score(&mut rescorer, &prompt, &emitted), alone);
+}

@@ -64,7 +64,15 @@ impl Scored {
     }
 }
 
-/// A session of the full model that scores texts, one after another.
+/// The last text: its K/V are in the cache up to the token before the last scored one at least.
+#[derive(Debug)]
+struct Held {
+    prompt: Vec<Token>,
+    scores: Vec<Scored>,
+}
+
+/// A session of the full model that scores texts, one after another. Of two texts in a row that follow the same prompt,
+/// what they have in common is read once.
 #[derive(Debug)]
 pub struct Rescorer {
     gate: Gate,
@@ -74,7 +82,8 @@ pub struct Rescorer {
     /// What many prompts begin with; empty for nothing.
     shared: Vec<Token>,
     /// Whether the cache begins with it.
-    is_held: bool,
+    is_shared: bool,
+    held: Option<Held>,
 }
 
 impl Rescorer {
@@ -87,14 +96,14 @@ impl Rescorer {
         let gate = model.new_gate(&SessionParams { exits: Exits::Off, gate: false, ..params.clone() })?;
         let width = if width_difference == 0.0 { WIDTH.min(gate.n_ubatch()).max(1) } else { 1 };
         let n_swa = model.info().n_swa as usize;
-        Ok(Self { gate, width, width_difference, n_swa, shared: Vec::new(), is_held: false })
+        Ok(Self { gate, width, width_difference, n_swa, shared: Vec::new(), is_shared: false, held: None })
     }
 
     /// Keeps the K/V of `prefix` between texts whose prompts begin with it. It is read on its own, and the rest of a prompt
     /// after it, as a session reads what comes after a text that it has already.
     pub fn share(&mut self, prefix: &[Token]) {
         self.shared = prefix.to_vec();
-        self.is_held = false;
+        (self.is_shared, self.held) = (false, None);
     }
 
     /// The largest difference that the model's self-test found between logits of single tokens and of batches: a margin
@@ -126,20 +135,50 @@ impl Rescorer {
         if total > self.gate.n_ctx() + 1 {
             return Err(Error::ContextLengthExceeded { prompt: total, n_ctx: self.gate.n_ctx() });
         }
-        let n_held = self.begin(prompt)?;
-        self.read(&prompt[n_held..])?;
-        let Some((&first, rest)) = emitted.split_first() else { return Ok(()) };
-        if on_token(self.scored(first, 0)?).is_break() {
-            return Ok(());
+        let Some(&first) = emitted.first() else { return Ok(()) };
+        let mut scores = match self.resume(prompt, emitted) {
+            Some(scores) => scores,
+            None => {
+                let n_shared = self.begin(prompt)?;
+                self.read(&prompt[n_shared..])?;
+                vec![self.scored(first, 0)?]
+            }
+        };
+        let is_over = scores.iter().any(|scored| on_token(*scored).is_break());
+        if !is_over {
+            self.go_on(emitted, &mut scores, on_token)?;
         }
-        let mut left = emitted;
-        let mut next = rest;
+        self.held = Some(Held { prompt: prompt.to_vec(), scores });
+        Ok(())
+    }
+
+    /// Forgets what follows the tokens that the last text and this one begin with, but for the last of these, whose logits
+    /// are wanted again. Gives their scores; `None` where everything has to be read.
+    fn resume(&mut self, prompt: &[Token], emitted: &[Token]) -> Option<Vec<Scored>> {
+        let mut held = self.held.take().filter(|held| held.prompt == prompt)?;
+        let n = held.scores.iter().zip(emitted).take_while(|(scored, token)| scored.token == **token).count();
+        held.scores.truncate(n);
+        // The first token is scored by the prompt's batch, which a single token need not round like.
+        (n > 0 && self.gate.truncate(prompt.len() + n - 1, self.n_swa)).then_some(held.scores)
+    }
+
+    /// Scores `emitted` from where `scores` ends.
+    fn go_on(
+        &mut self,
+        emitted: &[Token],
+        scores: &mut Vec<Scored>,
+        on_token: &mut dyn FnMut(Scored) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut next = emitted.get(scores.len()..).unwrap_or_default();
+        let mut left = emitted.get(scores.len().saturating_sub(1)..).unwrap_or_default();
         while !next.is_empty() {
             let room = SPLIT_FROM.saturating_sub(self.gate.position());
             let n = self.width.min(room).min(next.len()).max(1);
             self.gate.decode(&left[..n], Logits::All)?;
             for (i, &token) in next[..n].iter().enumerate() {
-                if on_token(self.scored(token, i)?).is_break() {
+                let scored = self.scored(token, i)?;
+                scores.push(scored);
+                if on_token(scored).is_break() {
                     return Ok(());
                 }
             }
@@ -150,17 +189,17 @@ impl Rescorer {
 
     /// Leaves nothing in the cache but what is shared with `prompt`; returns the number of its tokens.
     fn begin(&mut self, prompt: &[Token]) -> Result<usize> {
-        let is_held = std::mem::take(&mut self.is_held);
+        let is_shared = std::mem::take(&mut self.is_shared);
         let n_shared = self.shared.len();
         if n_shared == 0 || prompt.len() <= n_shared || !prompt.starts_with(&self.shared) {
             self.gate.clear();
             return Ok(0);
         }
-        if !(is_held && self.gate.truncate(n_shared, self.n_swa)) {
+        if !(is_shared && self.gate.truncate(n_shared, self.n_swa)) {
             self.gate.clear();
             self.read(&prompt[..n_shared])?;
         }
-        self.is_held = true;
+        self.is_shared = true;
         Ok(n_shared)
     }
 

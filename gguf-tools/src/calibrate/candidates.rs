@@ -11,6 +11,9 @@ use offramp::gguf::exits::{ConfidenceMap, ExitMeta, KvPolicy};
 
 /// How many times the room for error of its stricter neighbour a candidate has where another is put between them.
 const FAR: f32 = 3.0;
+/// Of the room of the highest agreement that can be certified, how little a threshold must leave to be of no use to it.
+/// Decodes that run freely err several times as often as the strictest thresholds were made for.
+const SPARE: f32 = 0.1;
 
 /// The thresholds of all exits of a file, used together.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,7 +99,7 @@ impl Candidate {
 }
 
 /// The sequence of a file, strictest first, where `highest` is the highest agreement that the prompts can certify: from the
-/// thresholds of the next higher agreement on, since stricter ones would be passed and help no level.
+/// first thresholds on that leave a tenth of its room for error, since stricter ones would be passed and help no level.
 ///
 /// # Errors
 ///
@@ -124,7 +127,8 @@ pub fn of_file(meta: &ExitMeta, highest: f32) -> anyhow::Result<Vec<Candidate>> 
     if candidates.is_empty() {
         bail!("no level of the file lets a token exit, so that there is nothing to certify: make its heads anew");
     }
-    let first = candidates.iter().rposition(|candidate| candidate.is_made_for_more_than(highest)).unwrap_or(0);
+    let spare = 1.0 - SPARE * (1.0 - highest);
+    let first = candidates.iter().rposition(|candidate| candidate.is_made_for_more_than(spare)).unwrap_or(0);
     Ok(candidates.split_off(first))
 }
 
@@ -184,7 +188,7 @@ mod tests {
             candidates.iter().map(|candidate| (rounded(candidate.exits[0]), rounded(candidate.screen))).collect()
         };
         assert_eq!(thresholds(0.9), [(0.8, 0.6), (0.7, 0.5)]);
-        assert_eq!(thresholds(0.5), [(0.7, 0.5)]);
+        assert_eq!(thresholds(-1.0), [(0.7, 0.5)], "0.98 leaves less than a tenth of the room");
         // The strictest level that is there was made for 0.98: twice as strict is 0.99.
         assert_eq!(thresholds(0.98), [(0.9, 0.8), (0.8, 0.6), (0.7, 0.5)]);
         assert_eq!(thresholds(0.99)[0], (0.95, 0.9));
@@ -210,6 +214,8 @@ mod tests {
         let found: Vec<_> = found.iter().map(of).collect();
         // 0.999 leaves a twentieth of the room of 0.98; 0.95 leaves no more than three times that of 0.98.
         assert_eq!(found, [(0.96, f32::INFINITY, 0.7), (0.95, 0.2, 0.7), (0.9, 0.2, 0.6), (0.8, 0.1, 0.5)]);
+        // Where 0.5 is the most that can be certified, what leaves less than a twentieth is of no use.
+        assert_eq!(of_file(&meta, 0.5).unwrap().iter().map(of).collect::<Vec<_>>(), found[2..]);
     }
 
     #[test]
