@@ -16,6 +16,8 @@
 #![allow(non_camel_case_types)] // The names are those of the C header.
 #![allow(clippy::missing_safety_doc)] // Said once, above.
 
+#[cfg(test)]
+mod calls;
 mod chat;
 mod generate;
 mod log;

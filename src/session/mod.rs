@@ -169,8 +169,8 @@ impl Session {
     /// the rest is decoded, at most `n_ubatch` tokens at a time.
     ///
     /// # Errors
-    /// [`Error::ContextLengthExceeded`] and [`Error::InvalidValue`] (no tokens) before anything has changed;
-    /// [`Error::TokenOutOfRange`], [`Error::Decode`]. A cancelled prompt is no error: the report says so.
+    /// [`Error::ContextLengthExceeded`], [`Error::TokenOutOfRange`] and [`Error::InvalidValue`] (no tokens) before anything has
+    /// changed; [`Error::Decode`]. A cancelled prompt is no error: the report says so.
     pub fn set_prompt(&mut self, tokens: &[Token], progress: &mut dyn FnMut(PromptProgress)) -> Result<PromptReport> {
         let start = Instant::now();
         if tokens.is_empty() {
@@ -182,6 +182,11 @@ impl Session {
         }
         if tokens.len() > self.n_ctx() {
             return Err(Error::ContextLengthExceeded { prompt: tokens.len(), n_ctx: self.n_ctx() });
+        }
+        let n_vocab = self.model.info().n_vocab as usize;
+        let is_outside = |token: &&Token| usize::try_from(token.0).map_or(true, |id| id >= n_vocab);
+        if let Some(outside) = tokens.iter().find(is_outside) {
+            return Err(Error::TokenOutOfRange { token: outside.0, n_vocab });
         }
         self.drop_drafts();
         let common = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use proptest::prelude::*;
 use serde_json::Value as Json;
 
 use super::{ChatTemplate, Message, TemplateError};
@@ -175,4 +176,58 @@ fn chain_of_namespaces_is_dropped() {
 fn too_long_a_source_is_refused() {
     let error = ChatTemplate::new(&"x".repeat(super::MAX_SOURCE + 1), "", "").unwrap_err();
     assert!(matches!(error, TemplateError::Stopped(_)), "{error:?}");
+}
+
+/// Pieces of templates, of which random ones are made that often parse.
+const PIECES: &[&str] = &[
+    "{% for m in messages %}",
+    "{% for i in range(999999999) %}",
+    "{% endfor %}",
+    "{% if m['role'] == 'user' %}",
+    "{% if loop.first %}",
+    "{% else %}",
+    "{% endif %}",
+    "{{ m.content | trim }}",
+    "{{ m.content.split('a')[-1] }}",
+    "{% set ns = namespace(x=[1], s='ab') %}",
+    "{% set ns.x = [ns.x, ns.x] %}",
+    "{% set ns.x = ns.x + ns.x %}",
+    "{% set ns.s = ns.s * 99999 %}",
+    "{% set ns.ns = ns %}",
+    "{% macro f(a, b=3) %}",
+    "{% endmacro %}",
+    "{{ f(ns) }}",
+    "{{ f(f(1)) ~ ns }}",
+    "{{ ns.x | tojson(indent=9) }}",
+    "{{ (ns.x | string)[::-1] }}",
+    "{{ messages[0:99] | map(attribute='content') | join(ns.s) }}",
+    "{{ 2 ** 9999 }}",
+    "{{ 1 // 0 }}",
+    "{{ -9223372036854775807 - 2 }}",
+    "{{ raise_exception(ns.s) }}",
+    "{{ strftime_now(ns.s) }}",
+    "{{ '%s%%%d' | format(ns.x, 3) }}",
+    "{% generation %}",
+    "{% endgeneration %}",
+    "{# no end",
+    "{{ '",
+    "{%- raw -%}",
+    "{% endraw %}",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_template_ends_in_a_text_or_a_typed_error(
+        pieces in prop::collection::vec(prop_oneof![
+            9 => prop::sample::select(PIECES).prop_map(str::to_owned),
+            1 => "\\PC{0,9}",
+        ], 0..12),
+        content in "\\PC{0,20}",
+    ) {
+        if let Ok(template) = ChatTemplate::new(&pieces.concat(), "<s>", "</s>") {
+            let _ = template.render(&[Message::new("user", content), Message::new("assistant", "b")], true);
+        }
+    }
 }

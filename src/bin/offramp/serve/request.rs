@@ -248,6 +248,7 @@ fn exits(fields: Fields<'_>, defaults: Defaults) -> Result<(Exits, f32), ApiErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     const DEFAULTS: Defaults = Defaults { exits: Exits::Calibrated, agreement: 0.99, max_tokens: 100 };
@@ -298,5 +299,67 @@ mod tests {
         let seed = |seed: i64| chat(json!({"seed": seed})).unwrap().common.sampler.seed;
         assert_eq!(seed(42), Some(42));
         assert_ne!(seed(1 << 40), seed(1 << 41));
+    }
+
+    /// Any JSON, with numbers from the ends of their ranges.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            (-3i64..30).prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            (-3.0..3.0).prop_map(Value::from),
+            prop::sample::select(vec!["", "user", "assistant", "text", "off", "exact", "json_object", "auto", "\0"])
+                .prop_map(Value::from),
+            "\\PC{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((prop::sample::select(NAMES), inner), 0..4).prop_map(object),
+            ]
+        })
+    }
+
+    /// Fields of both routes, of messages and of options.
+    const NAMES: &[&str] = &[
+        "messages", "role", "content", "type", "text", "prompt", "model", "stream", "stream_options", "include_usage",
+        "temperature", "top_p", "top_k", "min_p", "seed", "stop", "n", "max_tokens", "max_completion_tokens",
+        "frequency_penalty", "presence_penalty", "repeat_penalty", "logprobs", "top_logprobs", "echo", "exits", "agreement",
+        "cache_prompt", "response_format", "json_schema", "schema", "tools", "tool_choice", "tool_calls", "name",
+        "chat_template_kwargs", "logit_bias", "best_of",
+    ];
+
+    fn object(fields: Vec<(&str, Value)>) -> Value {
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<serde_json::Map<_, _>>().into()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_json_is_a_request_within_its_ranges_or_an_error(
+            fields in prop::collection::vec((prop::sample::select(NAMES), any_json()), 0..6),
+            is_chat in any::<bool>(),
+        ) {
+            let mut body = object(fields);
+            if is_chat {
+                body["messages"] = json!([{"role": "user", "content": "hi"}]);
+            } else {
+                body["prompt"] = json!("hi");
+            }
+            let chat = ChatRequest::read(&body, DEFAULTS).map(|request| request.common);
+            let text = CompletionRequest::read(&body, DEFAULTS).map(|request| request.common);
+            for common in [chat, text].into_iter().flatten() {
+                let sampler = &common.sampler;
+                prop_assert!(sampler.temperature.is_finite() && sampler.temperature >= 0.0);
+                prop_assert!((0.0..=1.0).contains(&sampler.top_p) && (0.0..=1.0).contains(&sampler.min_p));
+                prop_assert!((0.0..=1.0).contains(&common.agreement));
+                prop_assert!(common.limits.stop.iter().all(|stop| stop.len() <= MAX_STOP_BYTES));
+                prop_assert!(common.limits.n_logprobs.is_none_or(|n| n <= MAX_LOGPROBS as usize));
+            }
+        }
     }
 }
