@@ -101,7 +101,7 @@ fn what_two_texts_after_a_prompt_begin_with_is_read_once_and_changes_no_bit() {
     let mut early = emitted.clone();
     early[0] = Token(100);
     let mut rescorer = Rescorer::new(&model, &params()).unwrap();
-    for text in [&emitted[..], &other, &emitted[..40], &early, &emitted] {
+    for text in [&emitted[..], &other, &other[..20], &early] {
         let alone = score(&mut Rescorer::new(&model, &params()).unwrap(), &prompt, text);
         assert_eq!(score(&mut rescorer, &prompt, text), alone);
     }
