@@ -33,10 +33,11 @@ test: setup model ## Build and run every test
 test-long: setup model ## Run what takes minutes to hours: crashes, ARM, valgrind, a busy server, fuzzing
 	@scripts/test-long
 
+# Children that a test gives too small a disk leave broken profiles, which are passed over.
 coverage: setup model ## Line coverage of every test, file by file
 	@rustup component add llvm-tools
 	@cargo llvm-cov --version > /dev/null || cargo install --locked cargo-llvm-cov
-	@cargo llvm-cov test $(CARGO_FLAGS) --workspace
+	@LLVM_PROFDATA_FLAGS=--failure-mode=all cargo llvm-cov test $(CARGO_FLAGS) --workspace --summary-only
 
 lint: setup ## Check format and lints; warnings are errors
 	@cargo fmt --all --check
