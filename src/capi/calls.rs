@@ -35,7 +35,10 @@ enum Call {
     Chat(Vec<(String, String)>),
     Truncate(usize),
     Clear,
-    Generate { max_tokens: u32, sampler: Option<(f32, i32, f32)> },
+    Generate {
+        max_tokens: u32,
+        sampler: Option<(f32, i32, f32)>,
+    },
     Save,
     Load,
     Cancel,
@@ -49,7 +52,8 @@ enum Call {
 fn call() -> impl Strategy<Value = Call> {
     let id = || prop_oneof![12 => 0i32..256, 1 => any::<i32>()];
     let ids = move || prop::collection::vec(id(), 0..280);
-    let bytes = || prop_oneof![8 => "\\PC{0,40}".prop_map(String::into_bytes), 1 => prop::collection::vec(any::<u8>(), 0..40)];
+    let bytes =
+        || prop_oneof![8 => "\\PC{0,40}".prop_map(String::into_bytes), 1 => prop::collection::vec(any::<u8>(), 0..40)];
     let number = || prop_oneof![4 => 0.0f32..2.0, 1 => any::<f32>()];
     prop_oneof![
         4 => ids().prop_map(Call::Prompt),
