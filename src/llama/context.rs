@@ -275,10 +275,7 @@ impl Context {
                 }
             }
         }
-        let outside = |token: &&Token| usize::try_from(token.0).map_or(true, |id| id >= self.n_vocab);
-        if let Some(token) = tokens.iter().find(outside) {
-            return Err(Error::TokenOutOfRange { token: token.0, n_vocab: self.n_vocab });
-        }
+        check_vocabulary(tokens, self.n_vocab)?;
         self.batch.fill(tokens, places, logits);
         self.n_outputs = if logits == Logits::All { tokens.len() } else { 1 };
         Ok(())
@@ -340,4 +337,16 @@ impl std::fmt::Debug for Context {
 unsafe extern "C" fn on_abort(data: *mut c_void) -> bool {
     // SAFETY: the flag of the context that is computing, which keeps it alive.
     unsafe { data.cast::<AtomicBool>().as_ref() }.is_some_and(|flag| flag.load(Ordering::Relaxed))
+}
+
+/// Refuses tokens that a vocabulary of `n_vocab` does not have.
+///
+/// # Errors
+/// [`Error::TokenOutOfRange`] for the first of them.
+pub(crate) fn check_vocabulary(tokens: &[Token], n_vocab: usize) -> Result<()> {
+    let is_outside = |token: &&Token| usize::try_from(token.0).map_or(true, |id| id >= n_vocab);
+    match tokens.iter().find(is_outside) {
+        Some(token) => Err(Error::TokenOutOfRange { token: token.0, n_vocab }),
+        None => Ok(()),
+    }
 }

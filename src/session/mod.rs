@@ -43,6 +43,7 @@ use crate::gate::Gate;
 use crate::heads::{Candidates, Thresholds};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
+use crate::llama::context::check_vocabulary;
 use crate::llama::threads::ThreadPool;
 use cascade::Cascade;
 use exact::Drafting;
@@ -183,11 +184,7 @@ impl Session {
         if tokens.len() > self.n_ctx() {
             return Err(Error::ContextLengthExceeded { prompt: tokens.len(), n_ctx: self.n_ctx() });
         }
-        let n_vocab = self.model.info().n_vocab as usize;
-        let is_outside = |token: &&Token| usize::try_from(token.0).map_or(true, |id| id >= n_vocab);
-        if let Some(outside) = tokens.iter().find(is_outside) {
-            return Err(Error::TokenOutOfRange { token: outside.0, n_vocab });
-        }
+        check_vocabulary(tokens, self.model.info().n_vocab as usize)?;
         self.drop_drafts();
         let common = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
         // The last token is decoded in any case: its logits are what a generation starts from.
