@@ -59,7 +59,6 @@ fn main() -> anyhow::Result<()> {
             count,
             &reader,
             &split,
-            &whole.choose,
             &layers,
             None,
             &settings,

@@ -66,8 +66,7 @@ pub fn candidate_layers(n_layer: u32) -> Vec<u32> {
     if n_layer < 2 { Vec::new() } else { layers }
 }
 
-/// Trains heads after each of `layers`, judges them on the sequences `choosing`, and chooses the metric where none is
-/// given.
+/// Trains heads after each of `layers`, judges them on the sequences that choose, and chooses the metric where none is given.
 ///
 /// # Errors
 ///
@@ -79,7 +78,6 @@ pub fn train(
     count: usize,
     reader: &Reader,
     split: &Split,
-    choosing: &[usize],
     layers: &[u32],
     metric: Option<Metric>,
     settings: &Settings,
@@ -98,7 +96,7 @@ pub fn train(
         heads.push(Head::new(exit.layer, exit.norm.clone(), trained)?);
     }
     teach_gates(&mut heads, &exits, evaluator, count, reader, &split.held_out, progress)?;
-    let outcomes = outcomes(&heads, evaluator, count, reader, choosing, "judging", progress)?;
+    let outcomes = outcomes(&heads, evaluator, count, reader, &split.choose, "judging", progress)?;
     let quality: Vec<Quality> =
         exits.iter().zip(&outcomes).map(|(exit, outcomes)| Quality::of(exit, &outcomes.concat())).collect();
     let chosen = match metric {

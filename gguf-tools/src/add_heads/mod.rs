@@ -38,9 +38,6 @@ use split::Split;
 use suggest::Level;
 use vocab::{ExitVocab, Worth};
 
-/// The tokens that confidences, layers and gates are chosen by, at most.
-const CHOOSING_TOKENS: u64 = 10_000;
-
 /// What to make.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -151,8 +148,7 @@ pub fn make(
         let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
         Ok(found.into_iter().next().unwrap_or_default())
     };
-    let chooses = split::first(reader, &split.choose, CHOOSING_TOKENS);
-    let (choosing, judging) = (screened("mapping", &chooses)?, screened("judging", &split.judge)?);
+    let (choosing, judging) = (screened("mapping", &split.choose)?, screened("judging", &split.judge)?);
     let of_tokens: Vec<(f32, bool)> = choosing.concat().iter().map(|token| (token.slack, token.is_found)).collect();
     let screen_map = isotonic::fit(&of_tokens);
     clock.lap("screen");
@@ -169,7 +165,8 @@ pub fn make(
     };
     let timing = simulate::timing(options.heads.as_ref());
     let worth = Worth { saved, check: &|n, count| timing.check(matrix, &screen, n, count) };
-    let vocab = ExitVocab::choose(options.vocab, matrix.n_vocab(), reader, (&split.fit, &chooses), &worth, progress)?;
+    let vocab =
+        ExitVocab::choose(options.vocab, matrix.n_vocab(), reader, (&split.fit, &split.choose), &worth, progress)?;
     let (mut evaluator, mut count) = (evaluator, size.count);
     let mut among = None;
     if let Some(vocab) = &vocab {
@@ -179,23 +176,13 @@ pub fn make(
             let total = split::count(reader, sequences);
             evaluate::run_final(&evaluator, count, reader, sequences, &mut |done| progress("judging", done, total))
         };
-        among = Some((outcomes(&chooses)?, outcomes(&split.judge)?));
+        among = Some((outcomes(&split.choose)?, outcomes(&split.judge)?));
     }
     if let Some(wanted) = &options.heads {
         evaluator.unpack()?;
         let settings = Settings { seed: options.seed, ..wanted.settings.clone() };
-        let candidates = heads::train(
-            matrix,
-            &evaluator,
-            count,
-            reader,
-            &split,
-            &chooses,
-            &layers,
-            wanted.metric,
-            &settings,
-            progress,
-        )?;
+        let candidates =
+            heads::train(matrix, &evaluator, count, reader, &split, &layers, wanted.metric, &settings, progress)?;
         trained = Some((wanted, candidates));
         clock.lap("heads");
     }

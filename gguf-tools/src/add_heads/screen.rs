@@ -19,9 +19,7 @@ use crate::train::data;
 
 /// The tokens that every rank is measured on, at most.
 const FIRST_TOKENS: u64 = 2000;
-/// The tokens that the best ranks are measured on, at most.
-const CHOOSING_TOKENS: u64 = 12_000;
-/// How many ranks are measured on those.
+/// How many ranks are measured on all tokens that choose.
 const FINALISTS: usize = 2;
 
 /// A screen of a chosen size.
@@ -67,7 +65,7 @@ pub fn make(
         left.retain(|pair| pair.rank != best.rank);
         finalists.push(best.rank);
     }
-    let again = measure(&finalists, &split::first(reader, &split.choose, CHOOSING_TOKENS))?;
+    let again = measure(&finalists, &split.choose)?;
     let choice = cheapest(&again).context("no pair of rank and shortlist could be measured")?;
     for pair in &mut candidates {
         let newer = again.iter().find(|newer| (newer.rank, newer.count) == (pair.rank, pair.count));
