@@ -1,52 +1,15 @@
 //! From a tiny model to one with a screen, as the program does it: the tokens, the file, and what is refused.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod folder;
 
+use std::path::Path;
+
+use folder::Folder;
 use gguf_tools::collect::store::Reader;
 use offramp::gate::Tap;
 use offramp::gguf::File;
 use offramp::gguf::exits::{ExitHeads, Form};
-use offramp_fixtures::{Arch, TinyModel, WeightType};
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    /// A folder with `model.gguf`, which has a chat template.
-    fn new() -> Folder {
-        let folder = Folder(tempfile::tempdir().unwrap());
-        folder.model("model.gguf", Arch::Llama);
-        folder
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn model(&self, name: &str, arch: Arch) {
-        let bytes = TinyModel::new(arch).seed(3).weights(WeightType::Q8_0).layers(3).bytes();
-        std::fs::write(self.path(name), bytes).unwrap();
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        let program = env!("CARGO_BIN_EXE_gguf-tools");
-        Command::new(program).args(arguments.split_whitespace()).current_dir(self.0.path()).output().unwrap()
-    }
-
-    /// What a verb prints that must succeed.
-    fn text(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// What a verb says that must fail, and print nothing.
-    fn refusal(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.code() == Some(1) && output.stdout.is_empty(), "{arguments} must fail with 1");
-        String::from_utf8(output.stderr).unwrap()
-    }
-}
+use offramp_fixtures::Arch;
 
 /// The names and contents of a folder's files.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
@@ -109,11 +72,11 @@ fn the_width_of_a_batch_changes_nothing_where_kernels_do_not_round_by_it() {
     assert!(!names(&without).iter().any(|name| name.starts_with("k-") || name.starts_with("v-")));
     assert!(
         folder
-            .refusal("collect model.gguf -o narrow --sequences 4 --resume --answer 8 --layers 1 --seed 2")
+            .refusal(1, "collect model.gguf -o narrow --sequences 4 --resume --answer 8 --layers 1 --seed 2")
             .contains("batch_width 3, not 4")
     );
     for bad in [0, 65] {
-        assert!(folder.refusal(&format!("collect model.gguf -o t --sequences {bad}")).contains("between 1 and 64"));
+        assert!(folder.refusal(1, &format!("collect model.gguf -o t --sequences {bad}")).contains("between 1 and 64"));
     }
 }
 
@@ -153,7 +116,7 @@ fn a_file_is_certified_anew_on_other_prompts() {
     }
     // Prompts of a file, for heads beside their model; the same prompts give the same file.
     let prompts: String = (0..40).map(|i| format!("{{\"prompt\": \"Tell me about number {i}\"}}\n")).collect();
-    std::fs::write(folder.path("mine.jsonl"), prompts).unwrap();
+    folder.write("mine.jsonl", prompts);
     let arguments = "heads.gguf --model model.gguf --prompts mine.jsonl --agreement-levels 0.5 --kv catch-up";
     assert_eq!(calibrated(arguments, "mine.gguf")["kv_policy"], "catch_up");
     calibrated(arguments, "again.gguf");
@@ -166,7 +129,7 @@ fn a_file_is_certified_anew_on_other_prompts() {
     let plan = folder.text("calibrate merged.gguf --prompts mine.jsonl -o plan.gguf --dry-run --answer 6");
     assert!(plan.contains("40 prompts would be decoded") && !folder.path("plan.gguf").exists(), "{plan}");
     let refused = |arguments: &str, reason: &str| {
-        let text = folder.refusal(arguments);
+        let text = folder.refusal(1, arguments);
         assert!(text.contains(reason), "{arguments}: {text}");
     };
     refused("calibrate merged.gguf --self -o own.gguf", "own.gguf");
@@ -176,7 +139,7 @@ fn a_file_is_certified_anew_on_other_prompts() {
     refused("calibrate few.gguf --self -o out.gguf", "nothing to certify");
     refused("calibrate merged.gguf --self -o out.gguf --agreement-levels 0.9,0.8", "ascending shares");
     refused("calibrate merged.gguf --self -o out.gguf --delta 0", "delta");
-    std::fs::write(folder.path("empty.txt"), "\n").unwrap();
+    folder.write("empty.txt", "\n");
     refused("calibrate merged.gguf --prompts empty.txt -o out.gguf", "holds no prompt");
     assert!(!folder.path("out.gguf").exists() && !folder.path("out.gguf.candidates").exists());
 }
@@ -186,8 +149,8 @@ fn a_base_model_and_a_corpus_give_tokens_too() {
     let folder = Folder::new();
     folder.model("base.gguf", Arch::Gemma3);
     folder.text("collect base.gguf -o base --tokens 30 --answer 8");
-    std::fs::write(folder.path("prompts.txt"), "What is up?\n\nTell me more\nof that.\n").unwrap();
-    std::fs::write(folder.path("prompts.jsonl"), "{\"turns\": [\"Hello\", \"again\"]}\n").unwrap();
+    folder.write("prompts.txt", "What is up?\n\nTell me more\nof that.\n");
+    folder.write("prompts.jsonl", "{\"turns\": [\"Hello\", \"again\"]}\n");
     let text = folder.text("collect model.gguf -o corpus --answer 4 --corpus prompts.txt prompts.jsonl");
     assert!(text.contains("the corpus has no more"), "{text}");
     assert!(Reader::open(&folder.path("corpus")).unwrap().sequences().len() <= 3);
@@ -223,25 +186,27 @@ fn a_model_gets_a_screen_and_the_same_one_again() {
     assert!(folder.path("tokens").exists());
 
     let again = format!("add-heads model.gguf -o merged.gguf --resume tokens {arguments}");
-    assert!(folder.refusal(&again).contains("merged.gguf"));
+    assert!(folder.refusal(1, &again).contains("merged.gguf"));
     folder.text(&format!("{again} --force"));
     assert!(bytes("same.gguf") == bytes("merged.gguf"));
-    assert!(folder.refusal(&again.replace("model.gguf -o merged", "merged.gguf -o out")).contains("strip-heads first"));
+    assert!(
+        folder.refusal(1, &again.replace("model.gguf -o merged", "merged.gguf -o out")).contains("strip-heads first")
+    );
 }
 
 #[test]
 fn what_cannot_work_is_refused_before_the_work() {
     let folder = Folder::new();
     let refused = |arguments: &str, reason: &str| {
-        let text = folder.refusal(arguments);
+        let text = folder.refusal(1, arguments);
         assert!(text.contains(reason), "{arguments}: {text}");
     };
     refused("collect model.gguf -o t --layers 2", "give ascending layers from 0 to 1");
     refused("collect model.gguf -o t --answer 0", "answers of 0 tokens");
     refused("collect missing.gguf -o t", "missing.gguf");
-    std::fs::write(folder.path("empty.txt"), "\n\n").unwrap();
+    folder.write("empty.txt", "\n\n");
     refused("collect model.gguf -o t --corpus empty.txt", "holds no prompt");
-    std::fs::write(folder.path("bad.jsonl"), "{\"prompt\": \"a\"}\n{}\n").unwrap();
+    folder.write("bad.jsonl", "{\"prompt\": \"a\"}\n{}\n");
     refused("collect model.gguf -o t --corpus bad.jsonl", "bad.jsonl, line 2");
     refused("add-heads model.gguf -o model.gguf", "model.gguf");
     refused("add-heads model.gguf -o out.gguf --agreement-levels 0.9,0.8", "ascending shares");
@@ -257,7 +222,7 @@ fn what_cannot_work_is_refused_before_the_work() {
     folder.model("other.gguf", Arch::Qwen3);
     refused("add-heads other.gguf -o out.gguf --resume few --tokens 40 --layers off", "the tokens were collected from");
     refused("add-heads other.gguf -o out.gguf --resume few --tokens 400 --answer 8 --layers off", "was collected with");
-    std::fs::write(folder.path("few/labels.bin"), "short").unwrap();
+    folder.write("few/labels.bin", "short");
     refused(
         "add-heads model.gguf -o out.gguf --resume few --tokens 40 --answer 8 --layers off",
         "labels.bin holds 5 bytes",

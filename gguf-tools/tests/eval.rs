@@ -1,66 +1,41 @@
 //! `eval` and `--report`, as the program does them on a tiny model: figures, tasks, pages, and what is refused.
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
+mod folder;
+
+use std::process::Command;
 use std::sync::OnceLock;
 
-use offramp_fixtures::{Arch, TinyModel, WeightType};
+use folder::Folder;
 use serde_json::Value as Json;
 
-struct Folder(tempfile::TempDir);
+/// A folder with `model.gguf`, prompts of two categories, questions and problems.
+fn folder() -> Folder {
+    let folder = Folder::new();
+    let line = |i: usize| {
+        let category = ["writing", "math"][i % 2];
+        format!("{{\"prompt\": \"Tell me about {i}\", \"category\": \"{category}\"}}\n")
+    };
+    folder.write("p.jsonl", (0..6).map(line).collect::<String>());
+    folder.write("a.jsonl", "{\"prompt\": \"What is 2 + 2?\", \"answer\": 4}\n");
+    let problem = r#"{"prompt": "def f(x):\n    \"\"\"Doubles.\"\"\"\n", "entry_point": "f", "test": "def check(f):\n    assert f(2) == 4\n"}"#;
+    folder.write("h.jsonl", problem);
+    folder
+}
 
-impl Folder {
-    /// A folder with `model.gguf`, prompts of two categories, questions and problems.
-    fn new() -> Folder {
-        let folder = Folder(tempfile::tempdir().unwrap());
-        let bytes = TinyModel::new(Arch::Llama).seed(3).weights(WeightType::Q8_0).layers(3).bytes();
-        std::fs::write(folder.path("model.gguf"), bytes).unwrap();
-        let line = |i: usize| {
-            let category = ["writing", "math"][i % 2];
-            format!("{{\"prompt\": \"Tell me about {i}\", \"category\": \"{category}\"}}\n")
-        };
-        folder.write("p.jsonl", &(0..6).map(line).collect::<String>());
-        folder.write("a.jsonl", "{\"prompt\": \"What is 2 + 2?\", \"answer\": 4}\n");
-        let problem = r#"{"prompt": "def f(x):\n    \"\"\"Doubles.\"\"\"\n", "entry_point": "f", "test": "def check(f):\n    assert f(2) == 4\n"}"#;
-        folder.write("h.jsonl", problem);
-        folder
-    }
+fn json(folder: &Folder, arguments: &str) -> Json {
+    serde_json::from_str(&folder.text(&format!("{arguments} --json"))).unwrap()
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+/// The report in a folder of the folder, which must be a whole page that loads nothing.
+fn page(folder: &Folder, name: &str) -> String {
+    let html = std::fs::read_to_string(folder.path(name).join("report.html")).unwrap();
+    assert!(html.starts_with("<!doctype html>") && html.ends_with("</html>\n"));
+    for loads in ["<script", "http://", "https://", " src=", "@import", "url("] {
+        assert!(!html.contains(loads), "{loads}");
     }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        let program = env!("CARGO_BIN_EXE_gguf-tools");
-        Command::new(program).args(arguments.split_whitespace()).current_dir(self.0.path()).output().unwrap()
-    }
-
-    /// What a verb prints that must succeed.
-    fn text(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, arguments: &str) -> Json {
-        serde_json::from_str(&self.text(&format!("{arguments} --json"))).unwrap()
-    }
-
-    /// The report in a folder, which must be a whole page that loads nothing.
-    fn page(&self, folder: &str) -> String {
-        let html = std::fs::read_to_string(self.path(folder).join("report.html")).unwrap();
-        assert!(html.starts_with("<!doctype html>") && html.ends_with("</html>\n"));
-        for loads in ["<script", "http://", "https://", " src=", "@import", "url("] {
-            assert!(!html.contains(loads), "{loads}");
-        }
-        let figures = html.matches("role=\"img\"").count();
-        assert_eq!((html.matches("<desc id=").count(), html.matches("<title id=").count()), (figures, figures));
-        html
-    }
+    let figures = html.matches("role=\"img\"").count();
+    assert_eq!((html.matches("<desc id=").count(), html.matches("<title id=").count()), (figures, figures));
+    html
 }
 
 /// Puts heads with a level that is certified and one that is not beside the model, and the report that was written with
@@ -72,18 +47,18 @@ fn certified(folder: &Folder) {
             "add-heads model.gguf -o heads.gguf --sidecar --tokens 500 --answer 8 --layers 0 --screen-rank 64 \
              --shortlist 64 --agreement-levels 0.5,0.999 --max-prompts 40 --threads 1 --report made",
         );
-        (std::fs::read(folder.path("heads.gguf")).unwrap(), folder.page("made"))
+        (std::fs::read(folder.path("heads.gguf")).unwrap(), page(folder, "made"))
     });
-    std::fs::write(folder.path("heads.gguf"), heads).unwrap();
+    folder.write("heads.gguf", heads);
     std::fs::create_dir_all(folder.path("made")).unwrap();
     folder.write("made/report.html", page);
 }
 
 #[test]
 fn every_mode_is_measured_on_the_same_prompts() {
-    let folder = Folder::new();
+    let folder = folder();
     certified(&folder);
-    let made = folder.page("made");
+    let made = page(&folder, "made");
     for section in
         ["Risk and thresholds", "Certified levels", "Reliability", "Training", "Coverage at equal risk", "Layers"]
     {
@@ -91,7 +66,8 @@ fn every_mode_is_measured_on_the_same_prompts() {
     }
     assert!(made.contains("Replies") && made.contains("class=\"sample\""), "a certified level has replies to show");
 
-    let found = folder.json(
+    let found = json(
+        &folder,
         "eval heads.gguf --model model.gguf --prompts p.jsonl --answers a.jsonl -n 12 --policy always --kv predict,catch-up \
          --report evaluated",
     );
@@ -119,7 +95,7 @@ fn every_mode_is_measured_on_the_same_prompts() {
         off["by_category"].as_array().unwrap().iter().map(|part| part["name"].as_str().unwrap()).collect();
     assert_eq!(categories, ["writing", "math", "answers"]);
     assert_eq!(off["checks"][0]["name"], "exact_match");
-    let page = folder.page("evaluated");
+    let page = page(&folder, "evaluated");
     for section in
         ["Speed and agreement", "What the levels promise", "Where tokens left the model", "exact match", "Replies"]
     {
@@ -128,8 +104,10 @@ fn every_mode_is_measured_on_the_same_prompts() {
 
     // The same prompts give the same tokens, merged or beside the model, in words as in JSON.
     folder.text("attach model.gguf heads.gguf -o merged.gguf");
-    let again =
-        folder.json("eval merged.gguf --prompts p.jsonl --answers a.jsonl -n 12 --policy always --kv predict,catch-up");
+    let again = json(
+        &folder,
+        "eval merged.gguf --prompts p.jsonl --answers a.jsonl -n 12 --policy always --kv predict,catch-up",
+    );
     assert_eq!(again["modes"][1]["exit_histogram"], predict["exit_histogram"]);
     assert_eq!(again["modes"][1]["agreement"], predict["agreement"]);
     let text = folder.text("eval merged.gguf --prompts p.jsonl -n 8 --max-prompts 2 --agreement-levels 0.5");
@@ -144,7 +122,7 @@ fn every_mode_is_measured_on_the_same_prompts() {
 
 #[test]
 fn programs_run_only_where_that_is_asked_for() {
-    let folder = Folder::new();
+    let folder = folder();
     certified(&folder);
     let output = folder.run("eval heads.gguf --model model.gguf --humaneval h.jsonl -n 8 --json");
     assert!(output.status.success());
@@ -152,7 +130,7 @@ fn programs_run_only_where_that_is_asked_for() {
     let found: Json = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&found["prompts"], &found["modes"][0]["checks"]), (&1.into(), &serde_json::json!([])));
     if cfg!(unix) && Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        let found = folder.json("eval heads.gguf --model model.gguf --humaneval h.jsonl -n 8 --execute-code");
+        let found = json(&folder, "eval heads.gguf --model model.gguf --humaneval h.jsonl -n 8 --execute-code");
         // What a model of noise writes is no program.
         assert_eq!(found["modes"][0]["checks"], serde_json::json!([{"name": "pass_at_1", "tasks": 1, "passed": 0}]));
     } else {
@@ -162,12 +140,10 @@ fn programs_run_only_where_that_is_asked_for() {
 
 #[test]
 fn what_cannot_be_measured_is_refused() {
-    let folder = Folder::new();
+    let folder = folder();
     certified(&folder);
     let refused = |arguments: &str, reason: &str| {
-        let output = folder.run(arguments);
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(1) && output.stdout.is_empty(), "{arguments}: {text}");
+        let text = folder.refusal(1, arguments);
         assert!(text.contains(reason), "{arguments}: {text}");
     };
     refused("eval model.gguf --prompts p.jsonl", "model.gguf");
@@ -184,6 +160,6 @@ fn what_cannot_be_measured_is_refused() {
     refused(&format!("{with_model} bad.jsonl"), "bad.jsonl, line 2");
     refused("eval heads.gguf --model model.gguf --answers bad.jsonl", "bad.jsonl, line 1");
     for usage in ["eval heads.gguf", "eval heads.gguf --prompts p.jsonl --execute-code"] {
-        assert_eq!(folder.run(usage).status.code(), Some(2), "{usage}");
+        folder.refusal(2, usage);
     }
 }

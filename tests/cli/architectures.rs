@@ -1,10 +1,8 @@
 //! `offramp` on a tiny random model of each architecture: it runs, and says what the layer gate can do.
 
-mod support;
-
+use crate::support::{TempFolder, run};
 use offramp_fixtures::{Arch, Memory, TinyModel};
 use serde_json::Value;
-use support::{TempFolder, run};
 
 fn tiny(folder: &TempFolder, arch: Arch) -> String {
     folder.file(&format!("{}.gguf", arch.name()), TinyModel::new(arch).bytes())

@@ -1,14 +1,11 @@
 //! `offramp bench` and the exit flags of `run`, as whole programs on a tiny random model.
 
-mod screen;
-mod support;
-
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec};
+use crate::support::run;
 use offramp::gguf::TensorType;
 use offramp_fixtures::{Arch, TinyModel, WeightType};
-use screen::Files;
-use screen::heads::{Kind, Spec};
 use serde_json::Value;
-use support::run;
 
 /// A model, a screen that cannot miss, and prompts.
 fn files() -> Files {
@@ -26,7 +23,7 @@ fn arguments(files: &Files, command: &str, more: &[&str]) -> Vec<String> {
     all.into_iter().map(str::to_owned).collect()
 }
 
-fn bench(files: &Files, more: &[&str]) -> support::Finished {
+fn bench(files: &Files, more: &[&str]) -> crate::support::Finished {
     let prompts = files.path("p.jsonl");
     let all = [&["--prompts", prompts.to_str().unwrap()], more].concat();
     let all = arguments(files, "bench", &all);

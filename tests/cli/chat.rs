@@ -1,10 +1,8 @@
 //! `offramp chat` fed from a pipe: turns, commands, and that it always ends.
 
-mod support;
-
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 
-use support::{Finished, TempFolder, default_model, offramp, run_with_input};
+use crate::support::{Finished, TempFolder, default_model, offramp, run_with_input};
 
 fn chat(input: &str, more: &[&str]) -> Finished {
     let model = default_model();

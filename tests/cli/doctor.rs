@@ -1,15 +1,13 @@
 //! `offramp doctor`, `completions` and `man`: that they tell something on any machine, and in the form they promise.
 
-mod support;
-
-use support::{TempFolder, offramp, run};
+use crate::support::{TempFolder, offramp, run};
 
 #[test]
 fn the_doctor_tells_what_this_machine_is() {
     let home = TempFolder::new("doctor");
     let mut command = offramp(&["doctor"]);
     let output = command.env("HF_HOME", home.path()).env("OFFRAMP_CACHE", home.path()).output().unwrap();
-    let told = support::Finished::of(output).success();
+    let told = crate::support::Finished::of(output).success();
     for line in ["build: offramp", "CPU features", "cores: ", "memory: ", "problem: there is no model yet"] {
         assert!(told.contains(line), "{line} is missing:\n{told}");
     }

@@ -1,15 +1,12 @@
 //! `-hf` against a hub on this machine: listing, download, resumption, cache, and what is said when something is not there.
-#![cfg(feature = "hf")]
-
-mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use crate::support::{Finished, TempFolder, offramp};
 use offramp_fixtures::{Arch, TinyModel};
-use support::{Finished, TempFolder, offramp};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// Where a download breaks off.

@@ -1,12 +1,10 @@
 //! `offramp run` on the default model: what it prints where, that it is reproducible, and how it ends.
 
-mod support;
-
 use std::io::{BufReader, Read};
 use std::process::{Command, Stdio};
 
+use crate::support::{Finished, TempFolder, default_model, offramp, run, run_with_input};
 use serde_json::Value;
-use support::{Finished, TempFolder, default_model, offramp, run, run_with_input};
 
 /// Runs `offramp run` on the default model, with few threads' worth of work.
 fn run_model(arguments: &[&str]) -> Finished {

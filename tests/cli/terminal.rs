@@ -1,15 +1,10 @@
 //! `offramp chat` on a terminal, as a person uses it: keys, colours, Ctrl-C, what is typed ahead, and a full context.
-#![cfg(target_os = "linux")]
 
-mod screen;
-mod support;
-mod terminal_support;
-
+use crate::pty::Terminal;
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec};
+use crate::support::TempFolder;
 use offramp_fixtures::{Arch, TinyModel, WeightType};
-use screen::Files;
-use screen::heads::{Kind, Spec};
-use support::TempFolder;
-use terminal_support::Terminal;
 
 const UP: &str = "\x1b[A";
 const CTRL_C: &str = "\x03";
@@ -210,6 +205,6 @@ fn thoughts_are_dim_and_scripts_get_them_as_they_are() {
     assert_eq!(terminal.code(), Some(0));
     let all =
         ["chat", "-m", &model, "-c", "512", "--temp", "0", "-n", "60", "--grammar", grammar, "-p", "hello", "-st"];
-    let text = support::run(&all).success();
+    let text = crate::support::run(&all).success();
     assert!(text.starts_with("<think>") && text.contains("</think>") && !text.contains('\x1b'), "{text:?}");
 }

@@ -1,8 +1,6 @@
 //! Exit codes and messages of `offramp` where no model is needed: help, version, devices, wrong usage, files that are missing or damaged.
 
-mod support;
-
-use support::{Finished, TempFolder, offramp, run, run_with_input};
+use crate::support::{Finished, TempFolder, offramp, run, run_with_input};
 
 #[test]
 fn help_is_a_result_and_goes_to_stdout() {

@@ -1,10 +1,8 @@
 //! The layer gate on tiny random models of each kind of graph and memory, weights in several formats.
 
-mod common;
-
 use std::ops::ControlFlow;
 
-use common::tiny::tiny;
+use crate::common::tiny::tiny;
 use offramp::gate::{Gate, Outcome, Tap};
 use offramp::{Error, Logits, Model, Session, SessionParams, Token};
 use offramp_fixtures::{Arch, Memory, WeightType};

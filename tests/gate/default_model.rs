@@ -1,7 +1,5 @@
 //! The layer gate on the real default model (Q4_1): windows equal plain decoding bit for bit.
 
-mod common;
-
 use std::ops::ControlFlow;
 
 use offramp::gate::{Gate, Outcome, Tap};
@@ -54,7 +52,7 @@ fn windowed(gate: &mut Gate, prompt: &[Token], text: &[Token], width: usize, lay
 }
 
 fn sample(model: &Model) -> (Vec<Token>, Vec<Token>) {
-    let prompt = common::chat_tokens(model, "Explain how a bicycle stays upright while moving.");
+    let prompt = crate::common::chat_tokens(model, "Explain how a bicycle stays upright while moving.");
     let reply = "A bicycle stays upright because its rider steers into a fall, and because the front wheel turns by \
                  itself when the frame leans. Both bring the wheels back under the centre of mass.";
     (prompt, model.vocab().tokenize(reply, false, false).unwrap())
@@ -62,7 +60,7 @@ fn sample(model: &Model) -> (Vec<Token>, Vec<Token>) {
 
 #[test]
 fn windows_equal_plain_decodes_of_the_same_width_bit_for_bit() {
-    let model = common::default_model();
+    let model = crate::common::default_model();
     let mut session = session(&model);
     let (prompt, text) = sample(&model);
     for width in [1, 2, 4, 8] {
@@ -77,7 +75,7 @@ fn windows_equal_plain_decodes_of_the_same_width_bit_for_bit() {
 
 #[test]
 fn the_self_test_finds_resume_supported_bit_for_bit() {
-    let support = common::default_model().gate_support().unwrap();
+    let support = crate::common::default_model().gate_support().unwrap();
     assert!(support.can_resume() && support.stop_at_result_norm, "{support}");
     assert_eq!(support.window_difference, 0.0);
     assert!(support.can_predict(), "{support}");
@@ -85,7 +83,7 @@ fn the_self_test_finds_resume_supported_bit_for_bit() {
 
 #[test]
 fn a_cache_whose_rows_llama_cpp_rotates_before_it_quantizes_them_is_refused() {
-    let model = common::default_model();
+    let model = crate::common::default_model();
     let mut params = SessionParams::default();
     params.n_ctx = 512;
     params.gate = true;
@@ -97,7 +95,7 @@ fn a_cache_whose_rows_llama_cpp_rotates_before_it_quantizes_them_is_refused() {
 
 #[test]
 fn a_watched_decode_that_is_not_stopped_equals_a_plain_one() {
-    let model = common::default_model();
+    let model = crate::common::default_model();
     let mut session = session(&model);
     let (prompt, text) = sample(&model);
     let expected = plain(session.gate(), &prompt, &text, 1);
@@ -120,7 +118,7 @@ fn a_watched_decode_that_is_not_stopped_equals_a_plain_one() {
 
 #[test]
 fn stopping_at_the_final_norm_leaves_the_same_cache() {
-    let model = common::default_model();
+    let model = crate::common::default_model();
     let mut session = session(&model);
     let (prompt, text) = sample(&model);
     let expected = plain(session.gate(), &prompt, &text, 1);

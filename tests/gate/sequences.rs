@@ -1,8 +1,6 @@
 //! Several texts side by side in one context, on tiny random models: each is decoded as if it were alone.
 
-mod common;
-
-use common::tiny::tiny;
+use crate::common::tiny::tiny;
 use offramp::gate::{Seen, Sequences, Tap};
 use offramp::{Error, Logits, Session, SessionParams, Token};
 use offramp_fixtures::{Arch, WeightType};

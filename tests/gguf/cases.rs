@@ -4,9 +4,9 @@
 //! second adds what those leave out. Both are bytes put together here, because the writer refuses to make
 //! them. A third one, of models, is a module of its own.
 
-mod hostile_models;
+mod models;
 
-pub use hostile_models::models;
+pub use models::models;
 
 /// A file and the name of the error it must raise; `None` where it must be read.
 pub struct Case {

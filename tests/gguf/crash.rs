@@ -1,9 +1,4 @@
 //! A writer that is killed, or that meets a full disk, leaves the old file whole and no other beside it.
-#![cfg(unix)]
-
-#[path = "gguf/random.rs"]
-#[allow(dead_code)]
-mod random;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -70,7 +65,7 @@ fn child() {
 
 fn spawn(target: &Path, variables: &[(&str, u64)]) -> std::process::Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--nocapture"]).env(TARGET, target);
+    command.args(["--exact", "crash::child", "--nocapture"]).env(TARGET, target);
     for (name, value) in variables {
         command.env(name, value.to_string());
     }
@@ -190,7 +185,7 @@ fn a_small_file_system_leaves_the_old_file_and_no_other() {
 }
 
 /// A model of 5 GB, heads put on and taken off again, in constant memory. Needs 15 GB of disk:
-/// `cargo test --release --test gguf_crash five -- --ignored --nocapture`.
+/// `cargo test --release --test gguf five -- --ignored --nocapture`.
 #[test]
 #[ignore = "writes 15 GB"]
 #[cfg(target_os = "linux")]
@@ -213,12 +208,12 @@ fn five_gigabytes_pass_in_constant_memory() {
     sparse.set_len(header.len() as u64 + (5 << 30)).unwrap();
 
     let large = File::open(path("sparse.gguf")).unwrap();
-    let mut model = random::model(1);
+    let mut model = crate::random::model(1);
     model.copy_tensor(&large, &large.tensors()[0]).unwrap();
     let mut run = |_, _| true;
     model.write(path("model.gguf"), WriteOptions::default(), &mut run).unwrap();
     let base = File::open(path("model.gguf")).unwrap();
-    let sidecar = random::open(&random::heads(&base, &[0], &[exits::HeadType::Affine], 2));
+    let sidecar = crate::random::open(&crate::random::heads(&base, &[0], &[exits::HeadType::Affine], 2));
     exits::attach(&base, &sidecar, &mut run)
         .unwrap()
         .write(path("merged.gguf"), WriteOptions::default(), &mut run)

@@ -1,12 +1,9 @@
 //! Heads beside and around a model: both forms read the same, the model comes back byte for byte, and
 //! nothing that contradicts itself is accepted.
 
-#[path = "gguf/random.rs"]
-mod random;
-
+use crate::random::{heads, model, open};
 use offramp::gguf::exits::{self, BaseCheck, ExitHeads, ExitMeta, Form, HeadMap, HeadType};
 use offramp::gguf::{Error, File, TensorType, WriteOptions, Writer, preflight};
-use random::{heads, model, open};
 
 const LAYERS: [u32; 2] = [0, 1];
 const TYPES: [HeadType; 2] = [HeadType::Affine, HeadType::LowRankMlp];
@@ -22,7 +19,7 @@ fn a_sidecar_reads_as_it_was_described() {
     let view = ExitHeads::open(&sidecar).unwrap();
     assert_eq!(view.form(), Form::Sidecar);
     let described = exits::Base::of(&base, &mut run).unwrap();
-    assert_eq!(*view.meta(), random::meta(described, &LAYERS, &TYPES));
+    assert_eq!(*view.meta(), crate::random::meta(described, &LAYERS, &TYPES));
     assert_eq!(view.meta().level(0.96), Some(1));
     assert_eq!(view.screen().unwrap().output.info.dims(), [8, 259]);
     let [first, second] = view.heads() else { panic!("two heads") };
@@ -81,7 +78,7 @@ fn a_wrong_base_is_refused_with_both_names() {
     let sidecar = open(&heads(&base, &LAYERS, &TYPES, 2));
     let mut other = Writer::new();
     other.copy_keys(&base, |name| name != "general.name").unwrap().key("general.name", "another").unwrap();
-    random::model_weights(&mut other, 99);
+    crate::random::model_weights(&mut other, 99);
     let other = open(&other);
     // The same shapes: only the data tells them apart.
     let view = ExitHeads::open(&sidecar).unwrap();

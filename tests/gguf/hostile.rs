@@ -1,12 +1,6 @@
 //! Crafted and damaged files: a typed error each, never a panic, and no memory beyond the file's own.
 
-#[path = "gguf/hostile.rs"]
-mod hostile;
-#[path = "gguf/random.rs"]
-#[allow(dead_code)]
-mod random;
-
-use hostile::Case;
+use crate::cases::Case;
 use offramp::gguf::{Error, File, preflight};
 
 /// The variant's name.
@@ -40,7 +34,7 @@ fn read_model(bytes: Vec<u8>) -> Result<(), Error> {
 
 #[test]
 fn the_33_files_of_test_gguf() {
-    let cases = hostile::test_gguf();
+    let cases = crate::cases::test_gguf();
     assert_eq!(cases.len(), 33);
     assert_eq!(cases.iter().filter(|case| case.expected.is_some()).count(), 26);
     check(cases, read);
@@ -48,17 +42,17 @@ fn the_33_files_of_test_gguf() {
 
 #[test]
 fn the_files_that_test_gguf_leaves_out() {
-    check(hostile::more(), read);
+    check(crate::cases::more(), read);
 }
 
 #[test]
 fn models_that_would_crash_llama_cpp() {
-    check(hostile::models(), read_model);
+    check(crate::cases::models(), read_model);
 }
 
 #[test]
 fn a_file_cut_at_any_byte_of_its_header_is_truncated() {
-    let whole = random::model(1).to_bytes().unwrap();
+    let whole = crate::random::model(1).to_bytes().unwrap();
     let header = File::from_bytes(whole.clone(), "whole").unwrap().data_start() as usize;
     for end in 0..header {
         match File::from_bytes(whole[..end].to_vec(), "cut") {
@@ -74,7 +68,7 @@ fn a_file_cut_at_any_byte_of_its_header_is_truncated() {
 }
 
 /// Damages a header in `n` places; the same damage for the same seed.
-fn damage(bytes: &mut [u8], header: usize, n: usize, random: &mut random::Random) {
+fn damage(bytes: &mut [u8], header: usize, n: usize, random: &mut crate::random::Random) {
     for _ in 0..n {
         let at = random.below(header as u64) as usize;
         bytes[at] = match random.below(4) {
@@ -88,15 +82,15 @@ fn damage(bytes: &mut [u8], header: usize, n: usize, random: &mut random::Random
 
 #[test]
 fn random_damage_never_panics() {
-    let plain = random::model(1).to_bytes().unwrap();
-    let model = random::open(&random::model(1));
+    let plain = crate::random::model(1).to_bytes().unwrap();
+    let model = crate::random::open(&crate::random::model(1));
     let types = [offramp::gguf::exits::HeadType::LowRankMlp];
-    let sidecar = random::open(&random::heads(&model, &[0], &types, 2));
+    let sidecar = crate::random::open(&crate::random::heads(&model, &[0], &types, 2));
     let merged = offramp::gguf::exits::attach(&model, &sidecar, &mut |_, _| true).unwrap().to_bytes().unwrap();
     let mut accepted = 0;
     for (seed, whole) in [(1, plain), (2, merged)] {
         let header = File::from_bytes(whole.clone(), "whole").unwrap().data_start() as usize;
-        let mut random = random::Random::new(seed);
+        let mut random = crate::random::Random::new(seed);
         for round in 0..4000 {
             let mut bytes = whole.clone();
             damage(&mut bytes, header, 1 + round % 8, &mut random);
@@ -117,7 +111,7 @@ fn random_damage_never_panics() {
 /// A model of one layer in a few kilobytes.
 fn micro_model() -> offramp::gguf::Writer {
     use offramp::gguf::{TensorType, Writer};
-    let model = random::open(&random::model(1));
+    let model = crate::random::open(&crate::random::model(1));
     let mut writer = Writer::new();
     let changed = ["llama.block_count", "llama.embedding_length", "llama.rope.dimension_count"];
     writer.copy_keys(&model, |name| !changed.contains(&name)).unwrap();
@@ -136,18 +130,18 @@ fn micro_model() -> offramp::gguf::Writer {
     writer
 }
 
-/// Writes the seeds of the fuzz targets: `cargo test --release --test gguf_hostile seeds -- --ignored`.
+/// Writes the seeds of the fuzz targets: `cargo test --release --test gguf seeds -- --ignored`.
 #[test]
 #[ignore = "writes into fuzz/corpus"]
 fn seeds() {
     let micro = micro_model().to_bytes().unwrap();
     read_model(micro.clone()).unwrap();
     let mut files: Vec<Vec<u8>> =
-        hostile::test_gguf().into_iter().chain(hostile::more()).map(|case| case.bytes).collect();
+        crate::cases::test_gguf().into_iter().chain(crate::cases::more()).map(|case| case.bytes).collect();
     let base = File::from_bytes(micro.clone(), "micro").unwrap();
     // Without layers there are no exits, but a screen and all the keys.
-    let sidecar = random::heads(&base, &[], &[], 3);
-    let merged = offramp::gguf::exits::attach(&base, &random::open(&sidecar), &mut |_, _| true).unwrap();
+    let sidecar = crate::random::heads(&base, &[], &[], 3);
+    let merged = offramp::gguf::exits::attach(&base, &crate::random::open(&sidecar), &mut |_, _| true).unwrap();
     files.extend([micro, sidecar.to_bytes().unwrap(), merged.to_bytes().unwrap()]);
     for target in ["reader", "round_trip"] {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);

@@ -1,13 +1,6 @@
 //! The same hostile files before the real llama.cpp, in a child process: whatever the preflight lets through
 //! is loaded and decodes, or is refused with an error. Neither may end the process.
 
-#[path = "gguf/hostile.rs"]
-#[allow(dead_code)]
-mod hostile;
-#[path = "gguf/random.rs"]
-#[allow(dead_code)]
-mod random;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -61,7 +54,7 @@ fn load_in_child(files: Vec<(String, Vec<u8>)>) -> Vec<(String, String)> {
         std::fs::write(folder.path().join(format!("{index:04}.gguf")), bytes).unwrap();
     }
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "load::child", "--nocapture", "--test-threads=1"])
         .env(FOLDER, folder.path())
         .output()
         .unwrap();
@@ -80,7 +73,7 @@ fn load_in_child(files: Vec<(String, Vec<u8>)>) -> Vec<(String, String)> {
 
 #[test]
 fn no_hostile_file_ends_the_process() {
-    let cases = hostile::test_gguf().into_iter().chain(hostile::more()).chain(hostile::models());
+    let cases = crate::cases::test_gguf().into_iter().chain(crate::cases::more()).chain(crate::cases::models());
     let results = load_in_child(cases.map(|case| (case.name.to_string(), case.bytes)).collect());
     for (name, end) in results.iter().filter(|(_, end)| !["unread", "refused"].contains(&&**end)) {
         println!("{name}: {end}");
@@ -97,7 +90,7 @@ fn damaged(name: &str, whole: &[u8], n: usize, seed: u64) -> Vec<(String, Vec<u8
     let find = |needle: &[u8]| whole.windows(needle.len()).position(|window| window == needle).unwrap() as u64;
     let header = File::from_bytes(whole.to_vec(), "whole").unwrap().data_start();
     let (tokens, tensors) = (find(b"tokenizer.ggml.tokens"), find(b"token_embd.weight"));
-    let mut random = random::Random::new(seed);
+    let mut random = crate::random::Random::new(seed);
     let mut files = Vec::new();
     for _ in 0..100_000 {
         let mut bytes = whole.to_vec();
@@ -118,7 +111,7 @@ fn damaged(name: &str, whole: &[u8], n: usize, seed: u64) -> Vec<(String, Vec<u8
 
 #[test]
 fn no_damaged_model_that_passes_ends_the_process() {
-    let mut models = vec![("tiny".to_string(), random::model(1).to_bytes().unwrap())];
+    let mut models = vec![("tiny".to_string(), crate::random::model(1).to_bytes().unwrap())];
     for arch in Arch::ALL.into_iter().filter(|arch| ARCHITECTURES.contains(&arch.name())) {
         models.push((arch.name().to_string(), TinyModel::new(arch).bytes()));
     }

@@ -1,11 +1,6 @@
 //! Our files under the eyes of the Python package `gguf`: what we write it reads, tensor by tensor, and what
 //! we decode it decodes alike. Needs `python3` and, the first time, the package index.
 
-mod python;
-#[path = "gguf/random.rs"]
-#[allow(dead_code)]
-mod random;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,7 +11,7 @@ use offramp::gguf::{File, TensorType, WriteOptions, Writer, quants};
 /// tests compare with its reader, its dumps and its decoders.
 fn python() -> Option<PathBuf> {
     static PYTHON: std::sync::OnceLock<Option<PathBuf>> = std::sync::OnceLock::new();
-    PYTHON.get_or_init(|| python::with("gguf==0.19.0")).clone()
+    PYTHON.get_or_init(|| crate::python::with("gguf==0.19.0")).clone()
 }
 
 /// Runs one of the scripts beside this test; returns what it printed.
@@ -33,7 +28,7 @@ fn merged_file_is_read(python: &Path, model: &Path) {
     let path = |name: &str| folder.path().join(name);
     let base = File::open(model).unwrap();
     let last = exits::Base::of(&base, &mut |_, _| true).unwrap().n_layer - 2;
-    let sidecar = random::heads(&base, &[0, last], &[HeadType::LowRank, HeadType::AffineMlp], 7);
+    let sidecar = crate::random::heads(&base, &[0, last], &[HeadType::LowRank, HeadType::AffineMlp], 7);
     sidecar.write(path("heads.gguf"), WriteOptions::default(), &mut |_, _| true).unwrap();
     let sidecar = File::open(path("heads.gguf")).unwrap();
     let merged = exits::attach(&base, &sidecar, &mut |_, _| true).unwrap();
@@ -63,7 +58,7 @@ fn the_package_reads_merged_files() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model.gguf");
-    random::model(1).write(&model, WriteOptions::default(), &mut |_, _| true).unwrap();
+    crate::random::model(1).write(&model, WriteOptions::default(), &mut |_, _| true).unwrap();
     merged_file_is_read(&python, &model);
 }
 
@@ -88,7 +83,7 @@ fn the_package_decodes_every_type_alike() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let mut writer = Writer::new();
-    let mut random = random::Random::new(3);
+    let mut random = crate::random::Random::new(3);
     // The package is older than Q2_0, and refuses a whole file for it.
     for &ty in TensorType::ALL.iter().filter(|&&ty| ty != TensorType::Q2_0) {
         let dims = [8 * ty.block_size(), 16];

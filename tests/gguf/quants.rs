@@ -1,9 +1,5 @@
 //! Our decoders against ggml's own, for every type that ggml can decode, on random blocks: bit for bit.
 
-#[path = "gguf/random.rs"]
-#[allow(dead_code)]
-mod random;
-
 use llama_cpp_sys_2 as sys;
 use offramp::gguf::{TensorType, quants};
 
@@ -31,7 +27,7 @@ fn ggml(ty: TensorType, bytes: &[u8]) -> Option<Vec<f32>> {
 fn every_type_decodes_as_in_ggml() {
     let mut compared = Vec::new();
     for &ty in TensorType::ALL {
-        let mut random = random::Random::new(u64::from(ty.id()) + 1);
+        let mut random = crate::random::Random::new(u64::from(ty.id()) + 1);
         let bytes: Vec<u8> = (0..BLOCKS * ty.block_bytes() as usize).map(|_| random.below(256) as u8).collect();
         let Some(expected) = ggml(ty, &bytes) else {
             continue;

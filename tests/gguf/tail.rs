@@ -1,10 +1,5 @@
 //! The layout of a merged file before llama.cpp itself: the model inside is mapped from where it lies, gives
 //! the same logits bit for bit, and takes no more resident memory than the plain file.
-#![cfg(unix)]
-
-#[path = "gguf/random.rs"]
-#[allow(dead_code)]
-mod random;
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -72,7 +67,7 @@ fn child() {
 /// The hash of the logits and the peak of resident memory of a process that loads `path` alone.
 fn in_child(path: &Path) -> (String, u64) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture"])
+        .args(["--exact", "tail::child", "--nocapture"])
         .env(MODEL, path)
         .output()
         .unwrap();
@@ -87,7 +82,7 @@ fn in_child(path: &Path) -> (String, u64) {
 fn merged_is_loaded(model: &Path) {
     let folder = tempfile::tempdir().unwrap();
     let base = File::open(model).unwrap();
-    let sidecar = random::open(&random::heads(&base, &[0], &[HeadType::Affine], 2));
+    let sidecar = crate::random::open(&crate::random::heads(&base, &[0], &[HeadType::Affine], 2));
     let path = folder.path().join("merged.gguf");
     let merged = exits::attach(&base, &sidecar, &mut |_, _| true).unwrap();
     merged.write(&path, WriteOptions::default(), &mut |_, _| true).unwrap();
@@ -102,7 +97,7 @@ fn merged_is_loaded(model: &Path) {
 fn the_model_inside_computes_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model.gguf");
-    random::model(1).write(&model, WriteOptions::default(), &mut |_, _| true).unwrap();
+    crate::random::model(1).write(&model, WriteOptions::default(), &mut |_, _| true).unwrap();
     merged_is_loaded(&model);
 }
 

@@ -1,15 +1,11 @@
 //! A prompt and a reply are nobody's but the client's: whatever goes wrong, neither is ever logged, at no level, and no error
 //! quotes them.
-#![cfg(feature = "serve")]
-
-mod serve_support;
-mod support;
 
 use std::io::{Read, Write};
 
+use crate::server::{Server, greedy, post};
+use crate::support::TempFolder;
 use serde_json::{Value, json};
-use serve_support::{Server, greedy, post};
-use support::TempFolder;
 
 const CANARY: &str = "xylophone-canary";
 const CHAT: &str = "/v1/chat/completions";

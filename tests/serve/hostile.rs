@@ -1,13 +1,9 @@
 //! Clients that misbehave: each case is the bytes that are sent and the answer that is due. After all of them the server
 //! still serves, which is checked as well. One table, so that it can be read as what the server promises. Numbers at and
 //! beyond the ends of their ranges are in `serve_limits.rs`.
-#![cfg(feature = "serve")]
 
-mod serve_support;
-mod support;
-
+use crate::server::{Server, greedy, post};
 use serde_json::{Value, json};
-use serve_support::{Server, greedy, post};
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -376,8 +372,8 @@ fn requests_in_one_write_are_told_apart() {
 
 #[test]
 fn beyond_this_machine_a_key_is_needed() {
-    let finished = support::run(&["serve", "--host", "0.0.0.0", "--port", "0", "-m", "none.gguf"]);
+    let finished = crate::support::run(&["serve", "--host", "0.0.0.0", "--port", "0", "-m", "none.gguf"]);
     assert!(finished.failure(2).contains("--api-key-file"), "{finished:?}");
-    let finished = support::run(&["serve", "--api-key", "", "-m", "none.gguf"]);
+    let finished = crate::support::run(&["serve", "--api-key", "", "-m", "none.gguf"]);
     assert!(finished.failure(2).contains("--api-key is empty"), "{finished:?}");
 }

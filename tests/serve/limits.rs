@@ -1,17 +1,13 @@
 //! Numbers at and beyond the ends of their ranges, clients that take their time, and clients that leave: in the middle of a
 //! request, of its prompt, or of its reply.
-#![cfg(feature = "serve")]
-
-mod serve_support;
-mod support;
 
 use std::io::Write;
 use std::net::Shutdown;
 
+use crate::server::{Answer, Server, greedy, post};
+use crate::support::TempFolder;
 use offramp_fixtures::{Arch, TinyModel};
 use serde_json::{Value, json};
-use serve_support::{Answer, Server, greedy, post};
-use support::TempFolder;
 
 const CHAT: &str = "/v1/chat/completions";
 

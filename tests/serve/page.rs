@@ -1,17 +1,12 @@
 //! The page at `/`, used in headless Chromium as a person would use it.
-#![cfg(feature = "serve")]
-
-mod screen;
-mod serve_support;
-mod support;
 
 use std::process::Command;
 
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec};
+use crate::server::Server;
+use crate::support::TempFolder;
 use offramp_fixtures::{Arch, TinyModel};
-use screen::Files;
-use screen::heads::{Kind, Spec};
-use serve_support::Server;
-use support::TempFolder;
 
 /// The first of these programs that there is.
 fn found(names: &[&str]) -> Option<String> {
@@ -50,7 +45,7 @@ fn the_page_can_be_used() {
     let server = Server::start_on(&model, files, &more);
     let folder = TempFolder::new("page-screenshots");
     let shots = std::env::var("OFFRAMP_SCREENSHOTS").unwrap_or_else(|_| folder.path().to_str().unwrap().to_owned());
-    let script = support::manifest_folder().join("tests/serve_support/page.mjs");
+    let script = crate::support::manifest_folder().join("tests/serve/page.mjs");
     let mut command = Command::new(node);
     command.arg("--experimental-websocket").arg(script).args([
         &chromium,

@@ -1,19 +1,14 @@
 //! `offramp serve` as a well-behaved client meets it: replies, streams, reuse, slots, cancellation, and its end.
-#![cfg(feature = "serve")]
-
-mod screen;
-mod serve_support;
-mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec};
+use crate::server::{Answer, Server, greedy, post};
 use offramp_fixtures::{Arch, TinyModel};
-use screen::Files;
-use screen::heads::{Kind, Spec};
 use serde_json::{Value, json};
-use serve_support::{Answer, Server, greedy, post};
 
 #[test]
 fn a_reply_has_openai_s_shape_and_ours() {
@@ -299,7 +294,7 @@ fn sixteen_clients_for_five_minutes_get_what_one_gets() {
     let server = match std::env::var("OFFRAMP_SOAK_MODEL") {
         Ok(model) => Server::start_on(
             &model,
-            support::TempFolder::new("serve-soak"),
+            crate::support::TempFolder::new("serve-soak"),
             &["-c", "1024", "--parallel", "4", "--exits", "off"],
         ),
         Err(_) => Server::start("serve-soak", &["--parallel", "4"]),

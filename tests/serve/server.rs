@@ -1,5 +1,4 @@
 //! What the server's tests share: a server on a tiny model, and a client that sends exactly the bytes it is given.
-#![allow(dead_code)] // Each test program uses its own part of this.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,8 +1,6 @@
 //! Sessions that share threads: each does what it does alone, whatever the others do, and together they are not slower
 //! than one after the other.
 
-mod common;
-
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -77,11 +75,11 @@ fn a_session_outlives_the_one_whose_threads_it_shares() {
     assert_eq!(generate(&mut sessions[0], 0, 5).0.len(), 5);
 }
 
-/// What sharing gains: `cargo test --release --test session_beside -- --ignored --nocapture`.
+/// What sharing gains: `cargo test --release --test session beside -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement on the default model"]
 fn sessions_that_take_turns_against_sessions_that_compete() {
-    let model = common::default_model();
+    let model = crate::common::default_model();
     let n = 24;
     let mut alone = Session::new(&model, &params()).unwrap();
     generate(&mut alone, 0, 4);

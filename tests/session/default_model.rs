@@ -1,16 +1,13 @@
 //! The screen on the default model: a screen of full rank, made of the model's own output matrix, samples exactly what
 //! the full matrix does, because its candidates' logits are the full matrix's own.
 
-mod common;
-mod screen;
-
 use std::ops::ControlFlow;
 
+use crate::screen::Files;
 use offramp::gguf::TensorType;
 use offramp::{
     ExitPoint, Exits, GenerateParams, Model, ModelParams, Policy, Sampler, SamplerParams, Session, SessionParams,
 };
-use screen::Files;
 
 fn sampled(model: &Model, exits: Exits) -> offramp::Generation {
     let mut params = SessionParams::default();
@@ -22,7 +19,7 @@ fn sampled(model: &Model, exits: Exits) -> offramp::Generation {
     let mut sampler_params = SamplerParams::default();
     sampler_params.seed = Some(11);
     let mut sampler = Sampler::new(model, &sampler_params).unwrap();
-    let prompt = common::chat_tokens(model, "Describe a walk in the rain.");
+    let prompt = crate::common::chat_tokens(model, "Describe a walk in the rain.");
     session.set_prompt(&prompt, &mut |_| {}).unwrap();
     let mut limits = GenerateParams::default();
     limits.max_tokens = 48;
@@ -31,7 +28,7 @@ fn sampled(model: &Model, exits: Exits) -> offramp::Generation {
 
 #[test]
 fn candidates_are_sampled_as_from_the_full_matrix() {
-    let files = Files::of_file(&common::default_model_path());
+    let files = Files::of_file(&crate::common::default_model_path());
     let heads = files.write_screen(256, [0.0, 0.0], TensorType::Q8_0, true);
     let mut params = ModelParams::default();
     params.heads = Some(heads);

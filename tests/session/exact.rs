@@ -1,16 +1,14 @@
 //! Exact mode: whatever is drafted, the tokens are those of plain decoding.
 
-mod screen;
-
 use std::ops::ControlFlow;
 
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec};
 use offramp::{
     CancelHandle, Exits, FlashAttn, GenerateParams, Generation, Lookup, Model, Policy, Sampler, SamplerParams, Session,
     SessionParams, Token,
 };
 use offramp_fixtures::{Arch, TinyModel, WeightType};
-use screen::Files;
-use screen::heads::{Kind, Spec};
 
 fn params(exits: Exits) -> SessionParams {
     let mut params = SessionParams::default();

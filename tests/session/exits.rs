@@ -1,16 +1,14 @@
 //! Sessions with exits after blocks, on tiny random models: what leaves where, and what becomes of the skipped K/V.
 
-mod screen;
-
 use std::ops::ControlFlow;
 
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec};
 use offramp::{
     ExitPoint, Exits, GenerateParams, Generation, Kv, Model, Policy, Sampler, SamplerParams, Session, SessionParams,
     Token,
 };
 use offramp_fixtures::{Arch, TinyModel, WeightType};
-use screen::Files;
-use screen::heads::{Kind, Spec};
 
 fn params(exits: Exits) -> SessionParams {
     let mut params = SessionParams::default();

@@ -1,11 +1,9 @@
 //! With no exits, our greedy tokens are those of a plain llama.cpp decode loop.
 
-mod common;
-
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::plain::Plain;
+use crate::common::plain::Plain;
 use offramp::{GenerateParams, Model, ModelParams, Sampler, SamplerParams, Session, SessionParams, Token};
 
 /// `n` greedy tokens after `prompt`, through [`Session`].
@@ -20,7 +18,7 @@ fn ours(session: &mut Session, prompt: &[Token], n: usize) -> Vec<Token> {
 }
 
 fn prompts(model: &Model) -> Vec<Vec<Token>> {
-    include_str!("golden/prompts.txt").lines().map(|line| common::chat_tokens(model, line)).collect()
+    include_str!("../golden/prompts.txt").lines().map(|line| crate::common::chat_tokens(model, line)).collect()
 }
 
 fn assert_identity(path: &Path, model: &Model, prompts: &[Vec<Token>], n: usize) {
@@ -42,12 +40,12 @@ fn assert_identity(path: &Path, model: &Model, prompts: &[Vec<Token>], n: usize)
 
 #[test]
 fn greedy_tokens_equal_those_of_a_plain_loop() {
-    let path = common::default_model_path();
-    let model = common::default_model();
+    let path = crate::common::default_model_path();
+    let model = crate::common::default_model();
     assert_identity(&path, &model, &prompts(&model), 128);
 }
 
-/// `OFFRAMP_TEST_MODEL=m.gguf OFFRAMP_TEST_PROMPTS=p.jsonl cargo test --release --test greedy_identity -- --ignored
+/// `OFFRAMP_TEST_MODEL=m.gguf OFFRAMP_TEST_PROMPTS=p.jsonl cargo test --release --test session greedy -- --ignored
 /// --nocapture`: 20 prompts spread over a JSONL file of `{"turns": ["…"]}`, given to the model as they are, their first 192 tokens.
 #[test]
 #[ignore = "needs another model and prompts"]
@@ -66,7 +64,7 @@ fn greedy_tokens_of_a_given_model_equal_those_of_a_plain_loop() {
 
 #[test]
 fn a_prompt_that_shares_its_beginning_gives_the_same_tokens_as_from_scratch() {
-    let model = common::default_model();
+    let model = crate::common::default_model();
     let params = SessionParams::default();
     let mut kept = Session::new(&model, &params).unwrap();
     for prompt in prompts(&model).iter().take(4) {
@@ -74,7 +72,7 @@ fn a_prompt_that_shares_its_beginning_gives_the_same_tokens_as_from_scratch() {
         assert_eq!(ours(&mut kept, prompt, 24), ours(&mut fresh, prompt, 24));
         // A second turn after the first reply.
         let mut longer = kept.tokens().to_vec();
-        longer.extend(common::chat_tokens(&model, "Say it in fewer words."));
+        longer.extend(crate::common::chat_tokens(&model, "Say it in fewer words."));
         assert_eq!(ours(&mut kept, &longer, 24), ours(&mut fresh, &longer, 24));
     }
 }

@@ -1,17 +1,15 @@
 //! Whatever is done with a session that exits early, in any order: its cache is that of a plain decode of its text.
 
-mod screen;
-
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec};
 use offramp::{
     Exits, GenerateParams, Kv, Model, Policy, Sampler, SamplerParams, Session, SessionParams, StopReason, Token,
 };
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 use proptest::prelude::*;
-use screen::Files;
-use screen::heads::{Kind, Spec};
 
 const N_CTX: u32 = 256;
 

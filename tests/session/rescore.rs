@@ -1,7 +1,5 @@
 //! The judge of agreement: what plain decoding emitted is the full model's own, however many tokens are scored at once.
 
-mod common;
-
 use std::ops::ControlFlow;
 
 use offramp::{Error, GenerateParams, Model, Rescorer, Sampler, SamplerParams, Scored, Session, SessionParams, Token};
@@ -39,8 +37,8 @@ fn score(rescorer: &mut Rescorer, prompt: &[Token], emitted: &[Token]) -> Vec<Sc
 
 #[test]
 fn every_token_of_a_plain_decode_is_the_full_models_own() {
-    let model = common::default_model();
-    let prompt = common::chat_tokens(&model, PROMPT);
+    let model = crate::common::default_model();
+    let prompt = crate::common::chat_tokens(&model, PROMPT);
     // Past the cells from which batches and single tokens round differently.
     let emitted = greedy(&model, &prompt, 300);
     let scores = score(&mut Rescorer::new(&model, &params()).unwrap(), &prompt, &emitted);
@@ -50,8 +48,8 @@ fn every_token_of_a_plain_decode_is_the_full_models_own() {
 
 #[test]
 fn a_token_that_was_changed_is_found_and_its_gap_told() {
-    let model = common::default_model();
-    let prompt = common::chat_tokens(&model, PROMPT);
+    let model = crate::common::default_model();
+    let prompt = crate::common::chat_tokens(&model, PROMPT);
     let mut emitted = greedy(&model, &prompt, 12);
     let own = std::mem::replace(&mut emitted[7], Token(100));
     let mut rescorer = Rescorer::new(&model, &params()).unwrap();
@@ -70,15 +68,16 @@ fn a_token_that_was_changed_is_found_and_its_gap_told() {
 
 #[test]
 fn what_prompts_share_is_read_once_and_changes_no_choice() {
-    let model = common::default_model();
-    let prompts = ["Name three colours.", PROMPT, "Name three rivers."].map(|text| common::chat_tokens(&model, text));
+    let model = crate::common::default_model();
+    let prompts =
+        ["Name three colours.", PROMPT, "Name three rivers."].map(|text| crate::common::chat_tokens(&model, text));
     let n_shared = prompts[0].iter().zip(&prompts[1]).take_while(|(a, b)| a == b).count();
     assert!(n_shared > 1, "the template's opening");
     let mut sharing = Rescorer::new(&model, &params()).unwrap();
     sharing.share(&prompts[0][..n_shared]);
     let mut plain = Rescorer::new(&model, &params()).unwrap();
     // A prompt without it in between, and one that is nothing but it.
-    let other = common::default_model().vocab().tokenize("Once upon a time", true, false).unwrap();
+    let other = crate::common::default_model().vocab().tokenize("Once upon a time", true, false).unwrap();
     for prompt in prompts.iter().chain([&other, &prompts[0][..n_shared].to_vec(), &prompts[2]]) {
         let emitted = greedy(&model, prompt, 12);
         let (shared, alone) = (score(&mut sharing, prompt, &emitted), score(&mut plain, prompt, &emitted));
@@ -92,8 +91,8 @@ fn what_prompts_share_is_read_once_and_changes_no_choice() {
 
 #[test]
 fn what_two_texts_after_a_prompt_begin_with_is_read_once_and_changes_no_bit() {
-    let model = common::default_model();
-    let prompt = common::chat_tokens(&model, PROMPT);
+    let model = crate::common::default_model();
+    let prompt = crate::common::chat_tokens(&model, PROMPT);
     // Past the cells from which several tokens at once round differently.
     let emitted = greedy(&model, &prompt, 230);
     let mut other = emitted.clone();

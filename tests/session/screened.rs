@@ -1,10 +1,9 @@
 //! Sessions with a screen, on tiny random models with sidecars that are built here: a screen of full rank, which cannot
 //! miss, and ones that are sure of too much or of nothing.
 
-mod screen;
-
 use std::ops::ControlFlow;
 
+use crate::screen::Files;
 use offramp::gguf::exits;
 use offramp::gguf::{File, TensorType, WriteOptions};
 use offramp::{
@@ -12,7 +11,6 @@ use offramp::{
     SessionParams, Token,
 };
 use offramp_fixtures::{Arch, TinyModel, WeightType};
-use screen::Files;
 
 /// Of every generation here, all tokens but the first, which comes with the prompt, may leave at the screen.
 const N_TRIED: usize = 28;

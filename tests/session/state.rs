@@ -1,17 +1,15 @@
 //! Saved sessions: what comes back is what was saved, and nothing else is let in.
 
-mod screen;
-
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec};
 use offramp::{
     CacheType, Error, Exits, GenerateParams, Kv, Model, ModelParams, Policy, Sampler, SamplerParams, Session,
     SessionParams, StateError, Token,
 };
 use offramp_fixtures::{Arch, Memory, TinyModel, WeightType};
-use screen::Files;
-use screen::heads::{Kind, Spec};
 use sha2::{Digest, Sha256};
 
 /// Bytes before the tokens, and of the hash at the end.

@@ -3,8 +3,8 @@
 
 use offramp::gguf::{OwnedValue, TensorType, ValueType, Writer};
 
-use super::super::random;
 use super::Case;
+use crate::random;
 
 /// A sound small model in which one key has another value, or none.
 fn with_key(key: &str, value: Option<OwnedValue>) -> Vec<u8> {

@@ -1,0 +1,19 @@
+//! GGUF files: what is read, written and refused, against damage, real models, llama.cpp and another implementation.
+
+mod cases;
+#[cfg(unix)]
+mod crash;
+mod exits;
+mod hostile;
+mod load;
+mod models;
+mod package;
+mod quants;
+mod random;
+mod round_trip;
+#[cfg(unix)]
+mod tail;
+mod write;
+
+#[path = "../python/mod.rs"]
+mod python;
