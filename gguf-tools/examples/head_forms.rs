@@ -55,13 +55,10 @@ fn main() -> anyhow::Result<()> {
         let mut began = None;
         let candidates = heads::train(
             &matrix,
-            &evaluator,
-            count,
+            (&evaluator, count),
             &reader,
             &split,
-            &layers,
-            None,
-            &settings,
+            (&layers, None, &settings),
             &mut |what, done, total| {
                 if done == total {
                     eprintln!("{what}: {:.1} s", start.elapsed().as_secs_f64());

@@ -56,6 +56,20 @@ pub struct Candidates {
     pub outcomes: Vec<Vec<Vec<Outcome>>>,
 }
 
+impl Default for Candidates {
+    /// No heads.
+    fn default() -> Candidates {
+        Candidates {
+            heads: Vec::new(),
+            quality: Vec::new(),
+            looks: Vec::new(),
+            metric: Metric::TopProbability,
+            confidence: Vec::new(),
+            outcomes: Vec::new(),
+        }
+    }
+}
+
 /// The candidates that a model of `n_layer` blocks is given where nobody chose: six from a third of its depth on.
 pub fn candidate_layers(n_layer: u32) -> Vec<u32> {
     let shares = [0.34, 0.5, 0.6, 0.7, 0.8, 0.9];
@@ -71,16 +85,12 @@ pub fn candidate_layers(n_layer: u32) -> Vec<u32> {
 /// # Errors
 ///
 /// Layers that were not collected, what training says, [`Error::Interrupted`].
-#[allow(clippy::too_many_arguments)] // what a head is made of
 pub fn train(
     matrix: &OutputMatrix<'_>,
-    evaluator: &Evaluator<'_>,
-    count: usize,
+    (evaluator, count): (&Evaluator<'_>, usize),
     reader: &Reader,
     split: &Split,
-    layers: &[u32],
-    metric: Option<Metric>,
-    settings: &Settings,
+    (layers, metric, settings): (&[u32], Option<Metric>, &Settings),
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Candidates> {
     let collected = &reader.manifest().layers;

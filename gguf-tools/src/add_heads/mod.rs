@@ -15,7 +15,7 @@ pub mod vocab;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gguf::exits::{Base, ExitMeta, HeadType, Metric, ScreenMeta, VocabMeta};
+use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, ScreenMeta, VocabMeta};
 use offramp::gguf::{TensorType, Writer};
 
 use crate::calibrate::isotonic;
@@ -24,16 +24,16 @@ use crate::screen::Screen;
 use crate::screen::choose::Candidate;
 use crate::screen::evaluate::{Evaluator, Found};
 use crate::screen::output_matrix::OutputMatrix;
-use crate::train::cascade::Cascade;
+use crate::train::cascade::{Cascade, Token};
 use crate::train::choose::{self, Choice};
 use crate::train::compare::{self, Coverage, Reliability};
-use crate::train::evaluate::{self, Outcome};
+use crate::train::evaluate;
 use crate::train::fit::{Look, Settings};
 use crate::train::head::Head;
 use crate::train::kv;
 use costs::Timing;
-use heads::Quality;
-use simulate::{at_norm, simulated, tokens_of};
+use heads::{Candidates, Quality};
+use simulate::{at_norm, tokens_of};
 use split::Split;
 use suggest::Level;
 use vocab::{ExitVocab, Worth};
@@ -141,33 +141,32 @@ pub fn make(
     );
     let mut clock = Clock::default();
     let split = Split::of(reader, options.seed)?;
+    let (choose, judge) = (&split.choose[..], &split.judge[..]);
     let screen::Chosen { screen, choice: size, candidates } = screen::make(matrix, reader, &split, options, progress)?;
-    let evaluator = Evaluator::new(*matrix, &screen)?;
+    let mut evaluator = Evaluator::new(*matrix, &screen)?;
     let mut screened = |what: &'static str, sequences: &[usize]| -> anyhow::Result<Vec<Vec<Found>>> {
         let total = split::count(reader, sequences);
         let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
         Ok(found.into_iter().next().unwrap_or_default())
     };
-    let (choosing, judging) = (screened("mapping", &split.choose)?, screened("judging", &split.judge)?);
-    let of_tokens: Vec<(f32, bool)> = choosing.concat().iter().map(|token| (token.slack, token.is_found)).collect();
-    let screen_map = isotonic::fit(&of_tokens);
+    let screened = (screened("mapping", choose)?, screened("judging", judge)?);
+    let slacks: Vec<(f32, bool)> = screened.0.concat().iter().map(|token| (token.slack, token.is_found)).collect();
+    let screen_map = isotonic::fit(&slacks);
     clock.lap("screen");
 
-    let mut trained = None;
     // The maps themselves are made for the chosen exits alone, later.
     let wants_maps = options.heads.as_ref().is_some_and(|wanted| wanted.kv_maps);
     let map_bytes = kv::block_bytes(reader, base.n_layer).filter(|_| wants_maps);
     let layers = options.heads.as_ref().map(|wanted| layers(wanted, reader)).transpose()?.unwrap_or_default();
+    let timing = timing(options.heads.as_ref());
     let saved = match &options.heads {
-        Some(wanted) => saved_in_the_middle(&wanted.timing, matrix, &layers, base.n_layer, map_bytes),
+        Some(_) => saved_in_the_middle(&timing, matrix, &layers, base.n_layer, map_bytes),
         // Without exits the fewest tokens do.
         None => 0.0,
     };
-    let timing = simulate::timing(options.heads.as_ref());
     let worth = Worth { saved, check: &|n, count| timing.check(matrix, &screen, n, count) };
-    let vocab =
-        ExitVocab::choose(options.vocab, matrix.n_vocab(), reader, (&split.fit, &split.choose), &worth, progress)?;
-    let (mut evaluator, mut count) = (evaluator, size.count);
+    let vocab = ExitVocab::choose(options.vocab, matrix.n_vocab(), reader, (&split.fit, choose), &worth, progress)?;
+    let mut count = size.count;
     let mut among = None;
     if let Some(vocab) = &vocab {
         (evaluator, count) = (evaluator.among(&vocab.tokens)?, vocab.shortlist);
@@ -176,116 +175,132 @@ pub fn make(
             let total = split::count(reader, sequences);
             evaluate::run_final(&evaluator, count, reader, sequences, &mut |done| progress("judging", done, total))
         };
-        among = Some((outcomes(&split.choose)?, outcomes(&split.judge)?));
+        among = Some((outcomes(choose)?, outcomes(judge)?));
     }
+    let mut trained = Candidates::default();
     if let Some(wanted) = &options.heads {
         evaluator.unpack()?;
         let settings = Settings { seed: options.seed, ..wanted.settings.clone() };
-        let candidates =
-            heads::train(matrix, &evaluator, count, reader, &split, &layers, wanted.metric, &settings, progress)?;
-        trained = Some((wanted, candidates));
+        let wanted = (&layers[..], wanted.metric, &settings);
+        trained = heads::train(matrix, (&evaluator, count), reader, &split, wanted, progress)?;
         clock.lap("heads");
     }
-    let metric = trained.as_ref().map_or(Metric::TopProbability, |(_, candidates)| candidates.metric);
-    let vocab_map =
-        among.as_ref().map(|(choosing, _)| heads::confidence(&choosing.concat(), metric)).unwrap_or_default();
-    let at_norm = |screened: &[Vec<Found>], among: Option<&Vec<Vec<Outcome>>>| {
-        at_norm(screened, &screen_map, among, &vocab_map, metric)
+    let metric = trained.metric;
+    let (choosing, judging) = among.unzip();
+    let vocab_map = choosing.as_ref().map(|outcomes| heads::confidence(&outcomes.concat(), metric)).unwrap_or_default();
+    let maps = (&screen_map, &vocab_map);
+    let choosing = at_norm(&screened.0, choosing.as_ref(), maps, metric);
+    let judging = at_norm(&screened.1, judging.as_ref(), maps, metric);
+    let cascade = Cascade {
+        layers,
+        n_layer: base.n_layer,
+        costs: timing.costs(matrix, &screen, size.count, vocab.as_ref(), &trained.heads, map_bytes),
     };
-    let choosing = at_norm(&choosing, among.as_ref().map(|(choosing, _)| choosing));
-    let judging_norm = at_norm(&judging, among.as_ref().map(|(_, judging)| judging));
-    let (cascade, tokens) =
-        simulated(&base, matrix, (&screen, size.count, vocab.as_ref()), trained.as_ref(), map_bytes, &choosing);
-    let tokens = tokens.concat();
-    let mut sets = match trained.as_ref().and_then(|(wanted, _)| wanted.layers.as_ref()) {
-        // Layers that the user gave are all taken.
-        Some(_) => {
-            vec![choose::set(&cascade, &tokens, &(0..cascade.layers.len()).collect::<Vec<_>>(), &options.agreements)]
-        }
-        None => choose::sets(&cascade, &tokens, &options.agreements),
-    };
-    let best = sets.first_mut().context("no set of layers could be simulated")?;
-    *best = choose::refined(&cascade, &tokens, best);
-    let choice = best.clone();
+    let tokens = tokens_of(&trained.outcomes, &trained.confidence, metric, &choosing).concat();
+    let (sets, choice) = chosen(&cascade, &tokens, options)?;
     clock.lap("layers");
 
-    let (mut chosen_heads, mut kv_quality, mut confidence) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut quality, mut looks) = (Vec::new(), Vec::new());
-    let mut outcomes = Vec::new();
-    if let Some((wanted, candidates)) = trained {
-        for exit in &choice.exits {
-            let mut head = candidates.heads[*exit].clone();
-            if wanted.kv_maps && kv::is_collected(reader, base.n_layer) {
-                let total = split::count(reader, &split.fit) + split::count(reader, &split.held_out);
-                kv_quality.push(kv::fit(&mut head, base.n_layer, reader, &split.fit, &split.held_out, &mut |done| {
-                    progress("mapping", done, total)
-                })?);
-            }
-            confidence.push(candidates.confidence[*exit].clone());
-            chosen_heads.push(head);
+    let mut heads: Vec<Head> = choice.exits.iter().map(|exit| trained.heads[*exit].clone()).collect();
+    let confidence: Vec<ConfidenceMap> = choice.exits.iter().map(|exit| trained.confidence[*exit].clone()).collect();
+    let mut kv_quality = Vec::new();
+    if wants_maps && kv::is_collected(reader, base.n_layer) {
+        let total = split::count(reader, &split.fit) + split::count(reader, &split.held_out);
+        for head in &mut heads {
+            let mut progress = |done| progress("mapping", done, total);
+            kv_quality.push(kv::fit(head, base.n_layer, reader, &split.fit, &split.held_out, &mut progress)?);
         }
         clock.lap("K/V maps");
-        outcomes = heads::outcomes(&chosen_heads, &evaluator, count, reader, &split.judge, "judging", progress)?;
-        (quality, looks) = (candidates.quality, candidates.looks);
     }
-    let judged = tokens_of(&outcomes, &confidence, metric, &judging_norm).concat();
+    let outcomes = heads::outcomes(&heads, &evaluator, count, reader, judge, "judging", progress)?;
+    let judged = tokens_of(&outcomes, &confidence, metric, &judging).concat();
     let chosen_cascade = cascade.of(&choice.exits);
     let levels = suggest::levels(&chosen_cascade, &choice, &judged);
     let oracle = chosen_cascade.plain() / chosen_cascade.oracle(&judged).max(f64::MIN_POSITIVE);
     clock.lap("judging");
-    // Tables of no exit have no rows.
-    let with_exits = if chosen_heads.is_empty() { &[][..] } else { &levels[..] };
-    let n_changed = judging.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count();
-    let meta = ExitMeta {
-        base,
-        layers: chosen_heads.iter().map(|head| head.layer).collect(),
-        head_types: chosen_heads.iter().map(Head::ty).collect(),
-        head_ranks: chosen_heads.iter().map(|head| u32::try_from(head.rank())).collect::<Result<_, _>>()?,
-        screen: ScreenMeta {
-            rank: u32::try_from(screen.rank)?,
-            shortlist: u32::try_from(size.count)?,
-            confidence: screen_map,
-            thresholds: levels.iter().map(|level| level.screen).collect(),
-        },
-        vocab: match &vocab {
-            Some(vocab) => Some(VocabMeta {
-                n_tokens: u32::try_from(vocab.tokens.len())?,
-                shortlist: u32::try_from(vocab.shortlist)?,
-                confidence: vocab_map,
-                thresholds: levels.iter().map(|level| level.vocab).collect(),
-            }),
-            None => None,
-        },
-        metric,
-        confidence,
-        agreements: options.agreements.clone(),
-        thresholds: with_exits.iter().map(|level| vec![level.threshold; chosen_heads.len()]).collect(),
-        gate_thresholds: with_exits.iter().map(|level| level.gates.clone()).collect(),
-        // Without the record of a calibration nothing exits.
-        calibration: None,
+    let screen_meta = ScreenMeta {
+        rank: u32::try_from(screen.rank)?,
+        shortlist: u32::try_from(size.count)?,
+        confidence: screen_map,
+        thresholds: levels.iter().map(|level| level.screen).collect(),
     };
-    let comparison = compare::metrics(&outcomes, &meta.confidence, metric);
-    let reliability = compare::reliability(&meta.layers, &judged);
+    let vocab_meta = |vocab: &ExitVocab| -> anyhow::Result<VocabMeta> {
+        Ok(VocabMeta {
+            n_tokens: u32::try_from(vocab.tokens.len())?,
+            shortlist: u32::try_from(vocab.shortlist)?,
+            confidence: vocab_map.clone(),
+            thresholds: levels.iter().map(|level| level.vocab).collect(),
+        })
+    };
+    let vocab_meta = vocab.as_ref().map(vocab_meta).transpose()?;
+    let meta = meta(base, screen_meta, vocab_meta, &heads, (metric, confidence), &levels)?;
     Ok(Made {
-        meta,
-        chosen: Candidate::measure(size.rank, size.count, size.screened, &judging),
+        chosen: Candidate::measure(size.rank, size.count, size.screened, &screened.1),
         screen,
         vocab,
-        heads: chosen_heads,
         candidates,
-        quality,
-        looks,
-        comparison,
-        reliability,
+        quality: trained.quality,
+        looks: trained.looks,
+        comparison: compare::metrics(&outcomes, &meta.confidence, metric),
+        reliability: compare::reliability(&meta.layers, &judged),
         kv_quality,
         sets: (cascade, sets),
         levels,
         oracle,
-        n_prompts: judging.len(),
-        n_tokens: split::count(reader, &split.judge),
-        n_changed,
-        n_near_ties: near_ties(reader, &split.judge)?,
+        n_prompts: screened.1.len(),
+        n_tokens: split::count(reader, judge),
+        n_changed: screened.1.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count(),
+        n_near_ties: near_ties(reader, judge)?,
         times: clock.laps,
+        heads,
+        meta,
+    })
+}
+
+/// What parts of a token cost. Without exits no time is compared, so that any will do.
+fn timing(wanted: Option<&HeadOptions>) -> Timing {
+    wanted.map_or(Timing { layer: 1.0, output: 1.0, caught_up: None }, |wanted| wanted.timing)
+}
+
+/// Every set of exits that was simulated, best first, and the best. Layers that the user gave are all taken.
+fn chosen(cascade: &Cascade, tokens: &[Token], options: &Options) -> anyhow::Result<(Vec<Choice>, Choice)> {
+    let agreements = &options.agreements;
+    let mut sets = match options.heads.as_ref().and_then(|wanted| wanted.layers.as_ref()) {
+        Some(_) => {
+            let all: Vec<usize> = (0..cascade.layers.len()).collect();
+            vec![choose::set(cascade, tokens, &all, agreements)]
+        }
+        None => choose::sets(cascade, tokens, agreements),
+    };
+    let best = sets.first_mut().context("no set of layers could be simulated")?;
+    *best = choose::refined(cascade, tokens, best);
+    let best = best.clone();
+    Ok((sets, best))
+}
+
+/// The keys. Without the record of a calibration nothing exits.
+fn meta(
+    base: Base,
+    screen: ScreenMeta,
+    vocab: Option<VocabMeta>,
+    heads: &[Head],
+    (metric, confidence): (Metric, Vec<ConfidenceMap>),
+    levels: &[Level],
+) -> anyhow::Result<ExitMeta> {
+    // Tables of no exit have no rows.
+    let with_exits = if heads.is_empty() { &[][..] } else { levels };
+    Ok(ExitMeta {
+        base,
+        layers: heads.iter().map(|head| head.layer).collect(),
+        head_types: heads.iter().map(Head::ty).collect(),
+        head_ranks: heads.iter().map(|head| u32::try_from(head.rank())).collect::<Result<_, _>>()?,
+        screen,
+        vocab,
+        metric,
+        confidence,
+        agreements: levels.iter().map(|level| level.agreement).collect(),
+        thresholds: with_exits.iter().map(|level| vec![level.threshold; heads.len()]).collect(),
+        gate_thresholds: with_exits.iter().map(|level| level.gates.clone()).collect(),
+        calibration: None,
     })
 }
 

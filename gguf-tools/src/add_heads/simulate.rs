@@ -1,46 +1,10 @@
 //! Tokens as the simulation of a cascade sees them: what every exit said of them, and the checks at the final norm.
 
-use offramp::gguf::exits::{Base, ConfidenceMap, Metric};
+use offramp::gguf::exits::{ConfidenceMap, Metric};
 
-use super::HeadOptions;
-use super::costs::Timing;
-use super::heads::Candidates;
-use super::vocab::ExitVocab;
-use crate::screen::Screen;
 use crate::screen::evaluate::Found;
-use crate::screen::output_matrix::OutputMatrix;
-use crate::train::cascade::{AtExit, Cascade, Token};
+use crate::train::cascade::{AtExit, Token};
 use crate::train::evaluate::{Outcome, position};
-
-/// What parts of a token cost. Without exits no time is compared, so that any will do.
-pub fn timing(wanted: Option<&HeadOptions>) -> Timing {
-    wanted.map_or(Timing { layer: 1.0, output: 1.0, caught_up: None }, |wanted| wanted.timing)
-}
-
-/// All trained heads as a cascade with its costs, and the tokens that choose, sequence by sequence. `map_bytes` is the size of
-/// a skipped block's K/V maps, where such will be made.
-pub fn simulated(
-    base: &Base,
-    matrix: &OutputMatrix<'_>,
-    (screen, count, vocab): (&Screen, usize, Option<&ExitVocab>),
-    trained: Option<&(&HeadOptions, Candidates)>,
-    map_bytes: Option<u64>,
-    choosing: &[Vec<AtNorm>],
-) -> (Cascade, Vec<Vec<Token>>) {
-    let timing = timing(trained.map(|(wanted, _)| *wanted));
-    let (heads, confidence, outcomes, metric) = match trained {
-        Some((_, candidates)) => {
-            (&candidates.heads[..], &candidates.confidence[..], &candidates.outcomes[..], candidates.metric)
-        }
-        None => (&[][..], &[][..], &[][..], Metric::TopProbability),
-    };
-    let cascade = Cascade {
-        layers: heads.iter().map(|head| head.layer).collect(),
-        n_layer: base.n_layer,
-        costs: timing.costs(matrix, screen, count, vocab, heads, map_bytes),
-    };
-    (cascade, tokens_of(outcomes, confidence, metric, choosing))
-}
 
 /// What the checks at the final norm say of a token, as [`Token`] has it.
 pub struct AtNorm {
@@ -51,9 +15,8 @@ pub struct AtNorm {
 /// Of each token of each sequence: what the screen found, and what was best among the tokens that exits choose among.
 pub fn at_norm(
     screened: &[Vec<Found>],
-    screen_map: &ConfidenceMap,
     among: Option<&Vec<Vec<Outcome>>>,
-    vocab_map: &ConfidenceMap,
+    (screen_map, vocab_map): (&ConfidenceMap, &ConfidenceMap),
     metric: Metric,
 ) -> Vec<Vec<AtNorm>> {
     let metric = position(metric);
