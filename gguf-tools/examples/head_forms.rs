@@ -47,8 +47,8 @@ fn main() -> anyhow::Result<()> {
     );
     for setting in wanted {
         let (tokens, settings) = parse(setting)?;
-        let split = Split { fit: split::first(&reader, &whole.fit, tokens), ..whole.clone() };
-        let n = split::count(&reader, &split.fit);
+        let split = Split { fit: split::first(&whole.fit, tokens), ..whole.clone() };
+        let n = split::count(&split.fit);
         let start = Instant::now();
         let count = options.shortlist.unwrap_or(2048);
         let mut training = std::time::Duration::ZERO;

@@ -44,17 +44,19 @@ pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = base_of(&args.model)?;
     let wanted = Wanted { layers: &args.layers, kv_maps: args.kv_maps, tokens: &args.tokens, n_prompts: None };
     let (store, outcome) = collect_into(&args.output, &args.model, &base, wanted, args.resume)?;
-    let (n_tokens, n_sequences) = (store.n_tokens(), store.n_sequences());
+    let (n_tokens, n_turn_tokens, n_sequences) = (store.n_tokens(), store.n_turn_tokens(), store.n_sequences());
     let folder = args.output.display().to_string();
     if out.json {
         out.value(&json!({
             "output": folder,
             "tokens": n_tokens,
+            "turn_tokens": n_turn_tokens,
             "sequences": n_sequences,
             "is_complete": outcome == Outcome::Complete,
         }))?;
     } else {
-        out.line(format!("{folder}: {n_tokens} tokens of {n_sequences} answers{}", why(outcome)))?;
+        let turns = if n_turn_tokens > 0 { format!(", {n_turn_tokens} of users' turns") } else { String::new() };
+        out.line(format!("{folder}: {n_tokens} tokens of {n_sequences} answers{turns}{}", why(outcome)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -343,7 +345,7 @@ fn collect_into(
         engine: offramp::ENGINE.to_string(),
         width_difference,
     };
-    let mut store = Store::open(folder, manifest, tokens.tokens, resume)?;
+    let mut store = Store::open(folder, manifest, collect::rows(&source, &options), resume)?;
     let mut progress = Progress::counting("collecting", "tokens");
     let outcome = collect::run(&model, &source, &mut store, &options, &mut |done, total| progress.step(done, total))?;
     drop(progress);

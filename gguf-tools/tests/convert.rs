@@ -2,6 +2,7 @@
 
 mod folder;
 
+use std::ops::Range;
 use std::path::Path;
 
 use folder::Folder;
@@ -31,8 +32,10 @@ fn a_collection_in_two_parts_is_byte_for_byte_that_in_one() {
     assert_eq!(contents(&folder.path("parts")), contents(&folder.path("whole")));
 
     let reader = Reader::open(&folder.path("whole")).unwrap();
-    let n_tokens = reader.sequences().last().unwrap().end;
-    assert!((120..128).contains(&n_tokens));
+    assert!((120..128).contains(&reader.n_tokens()));
+    let n_tokens = reader.answers().last().unwrap().end;
+    let follows = |(turn, answer): (&Range<u64>, &Range<u64>)| !turn.is_empty() && turn.end == answer.start;
+    assert!(reader.turns().iter().zip(reader.answers()).all(follows), "the model wrote each turn, which comes first");
     for tap in [Tap::Layer(0), Tap::Layer(1), Tap::ResultNorm] {
         let hidden = reader.hidden(tap, 0..n_tokens).unwrap();
         assert!(hidden.len() as u64 == 128 * n_tokens && hidden.iter().any(|value| *value != 0.0));
@@ -46,7 +49,7 @@ fn a_collection_in_two_parts_is_byte_for_byte_that_in_one() {
     }
     assert!(reader.k(0, 0..1).is_err());
     // Where the answer is greedy, each decoded token is the choice at the one before.
-    let labels = reader.labels(reader.sequences()[0].clone()).unwrap();
+    let labels = reader.labels(reader.answers()[0].clone()).unwrap();
     assert!(labels.windows(2).all(|pair| pair[0].argmax() == pair[1].token));
     let labels = reader.labels(0..n_tokens).unwrap();
     for label in labels {
@@ -153,7 +156,8 @@ fn a_base_model_and_a_corpus_give_tokens_too() {
     folder.write("prompts.jsonl", "{\"turns\": [\"Hello\", \"again\"]}\n");
     let text = folder.text("collect model.gguf -o corpus --answer 4 --corpus prompts.txt prompts.jsonl");
     assert!(text.contains("the corpus has no more"), "{text}");
-    assert!(Reader::open(&folder.path("corpus")).unwrap().sequences().len() <= 3);
+    let corpus = Reader::open(&folder.path("corpus")).unwrap();
+    assert!(corpus.answers().len() <= 3 && corpus.turns().iter().all(Range::is_empty), "no turn was written");
 }
 
 #[test]

@@ -25,9 +25,9 @@ fn few_directions_and_four_bits_find_the_choice() {
     let screen = Screen::new(&matrix, &subspace, 32, 7).unwrap();
     assert_eq!(screen.bytes(), (2 * 32 * N_EMBD + 18 * N_VOCAB) as u64);
 
-    let held_out: Vec<usize> = (60..120).collect();
+    let held_out = &world.reader.answers()[60..120];
     let evaluator = Evaluator::new(matrix, &screen).unwrap();
-    let found = evaluator.run(&world.reader, &held_out, &[1, 8, 600], &mut |_| true).unwrap();
+    let found = evaluator.run(&world.reader, held_out, &[1, 8, 600], &mut |_| true).unwrap();
     let recall = |i: usize| found[i].concat().iter().filter(|token| token.is_found).count() as f64 / 600.0;
     assert!(recall(0) > 0.8 && recall(1) > 0.99 && recall(2) == 1.0, "{} {} {}", recall(0), recall(1), recall(2));
     // With all tokens as candidates the last one scores least: no slack is larger.
@@ -38,7 +38,7 @@ fn few_directions_and_four_bits_find_the_choice() {
     for rank in [0, 40, 96] {
         assert!(Screen::new(&matrix, &subspace, rank, 7).is_err(), "rank {rank}");
     }
-    let stopped = evaluator.run(&world.reader, &held_out, &[8], &mut |_| false).unwrap_err();
+    let stopped = evaluator.run(&world.reader, held_out, &[8], &mut |_| false).unwrap_err();
     assert!(matches!(stopped.downcast_ref(), Some(offramp::gguf::Error::Interrupted)));
 }
 

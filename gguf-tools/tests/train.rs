@@ -71,13 +71,13 @@ fn heads_learn_what_hidden_states_show_and_are_written_as_the_runtime_reads_them
 #[test]
 fn training_finds_what_it_did_not_start_from() {
     let world = world();
-    let (fit, held_out): (Vec<usize>, Vec<usize>) = ((0..180).collect(), (180..240).collect());
-    let mut exit = Exit::measure(&world.reader, 1, &fit, &held_out, &mut |_| true).unwrap();
+    let (fit, held_out) = world.reader.answers().split_at(180);
+    let mut exit = Exit::measure(&world.reader, 1, fit, held_out, &mut |_| true).unwrap();
     exit.start.weight.fill(0.0);
     exit.start.bias.fill(0.0);
     let matrix = OutputMatrix::of(&world.model).unwrap();
     let settings = Settings { epochs: 20.0, batch: 64, n_rows: 200, rate: 1e-2, ..Settings::default() };
-    let fitted = fit::fit(&world.reader, &matrix, &[exit], &fit, &held_out, &settings, &mut |_, _| true).unwrap();
+    let fitted = fit::fit(&world.reader, &matrix, &[exit], fit, held_out, &settings, &mut |_, _| true).unwrap();
     let (first, last) = (fitted.looks.first().unwrap(), fitted.looks.last().unwrap());
     assert!(last.divergence[0] < 0.8 * first.divergence[0] && last.agreement[0] > 0.4, "{:?}", fitted.looks);
 }

@@ -1,5 +1,7 @@
 //! Heads after every candidate layer, their gates, and what all of them say on the tokens that choose.
 
+use std::ops::Range;
+
 use anyhow::{Context, bail, ensure};
 use offramp::gguf::Error;
 use offramp::gguf::exits::{ConfidenceMap, Metric};
@@ -135,7 +137,7 @@ fn best_metric(outcomes: &[Vec<Vec<Outcome>>]) -> usize {
 }
 
 fn measure(reader: &Reader, split: &Split, layers: &[u32], progress: &mut Progress<'_>) -> anyhow::Result<Vec<Exit>> {
-    let of_layer = split::count(reader, &split.fit) + split::count(reader, &split.held_out);
+    let of_layer = split::count(&split.fit) + split::count(&split.held_out);
     let mut exits = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         let before = of_layer * i as u64;
@@ -154,17 +156,17 @@ fn teach_gates(
     evaluator: &Evaluator<'_>,
     count: usize,
     reader: &Reader,
-    sequences: &[usize],
+    sequences: &[Range<u64>],
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<()> {
-    let few = split::first(reader, sequences, GATE_TOKENS);
+    let few = split::first(sequences, GATE_TOKENS);
     let outcomes = outcomes(heads, evaluator, count, reader, &few, "gating", progress)?;
     for ((head, exit), outcomes) in heads.iter_mut().zip(exits).zip(&outcomes) {
         let outcomes = outcomes.concat();
         let least = least_sure(&outcomes, 0, GATE_ERROR);
         let is_sure: Vec<bool> = outcomes.iter().map(|outcome| outcome.metrics[0] >= least).collect();
         let mut x = Vec::new();
-        for tokens in few.iter().map(|i| reader.sequences()[*i].clone()) {
+        for tokens in few.iter().cloned() {
             x.extend(data::inputs(reader, head.layer, &head.norm, tokens)?);
         }
         ensure!(x.len() == is_sure.len() * head.norm.len(), "a gate's inputs are not those of its head");
@@ -191,11 +193,11 @@ pub fn outcomes(
     evaluator: &Evaluator<'_>,
     count: usize,
     reader: &Reader,
-    sequences: &[usize],
+    sequences: &[Range<u64>],
     what: &'static str,
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Vec<Vec<Vec<Outcome>>>> {
-    let of_head = split::count(reader, sequences);
+    let of_head = split::count(sequences);
     let total = of_head * heads.len() as u64;
     let mut all = Vec::new();
     for (i, head) in heads.iter().enumerate() {

@@ -12,6 +12,7 @@ pub mod split;
 pub mod suggest;
 pub mod vocab;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -144,8 +145,8 @@ pub fn make(
     let (choose, judge) = (&split.choose[..], &split.judge[..]);
     let screen::Chosen { screen, choice: size, candidates } = screen::make(matrix, reader, &split, options, progress)?;
     let mut evaluator = Evaluator::new(*matrix, &screen)?;
-    let mut screened = |what: &'static str, sequences: &[usize]| -> anyhow::Result<Vec<Vec<Found>>> {
-        let total = split::count(reader, sequences);
+    let mut screened = |what: &'static str, sequences: &[Range<u64>]| -> anyhow::Result<Vec<Vec<Found>>> {
+        let total = split::count(sequences);
         let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
         Ok(found.into_iter().next().unwrap_or_default())
     };
@@ -171,8 +172,8 @@ pub fn make(
     if let Some(vocab) = &vocab {
         (evaluator, count) = (evaluator.among(&vocab.tokens)?, vocab.shortlist);
         evaluator.unpack()?;
-        let mut outcomes = |sequences: &[usize]| {
-            let total = split::count(reader, sequences);
+        let mut outcomes = |sequences: &[Range<u64>]| {
+            let total = split::count(sequences);
             evaluate::run_final(&evaluator, count, reader, sequences, &mut |done| progress("judging", done, total))
         };
         among = Some((outcomes(choose)?, outcomes(judge)?));
@@ -204,7 +205,7 @@ pub fn make(
     let confidence: Vec<ConfidenceMap> = choice.exits.iter().map(|exit| trained.confidence[*exit].clone()).collect();
     let mut kv_quality = Vec::new();
     if wants_maps && kv::is_collected(reader, base.n_layer) {
-        let total = split::count(reader, &split.fit) + split::count(reader, &split.held_out);
+        let total = split::count(&split.fit) + split::count(&split.held_out);
         for head in &mut heads {
             let mut progress = |done| progress("mapping", done, total);
             kv_quality.push(kv::fit(head, base.n_layer, reader, &split.fit, &split.held_out, &mut progress)?);
@@ -247,7 +248,7 @@ pub fn make(
         levels,
         oracle,
         n_prompts: screened.1.len(),
-        n_tokens: split::count(reader, judge),
+        n_tokens: split::count(judge),
         n_changed: screened.1.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count(),
         n_near_ties: near_ties(reader, judge)?,
         times: clock.laps,
@@ -360,11 +361,11 @@ impl Made {
 }
 
 /// Tokens whose margin is smaller than what logits differ by between batch widths.
-fn near_ties(reader: &Reader, sequences: &[usize]) -> anyhow::Result<u64> {
+fn near_ties(reader: &Reader, sequences: &[Range<u64>]) -> anyhow::Result<u64> {
     let near_tie = reader.manifest().width_difference;
     let mut n = 0;
-    for &i in sequences {
-        let labels = reader.labels(reader.sequences()[i].clone())?;
+    for tokens in sequences {
+        let labels = reader.labels(tokens.clone())?;
         n += labels.iter().filter(|label| label.margin < near_tie).count() as u64;
     }
     Ok(n)

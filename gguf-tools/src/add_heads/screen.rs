@@ -3,6 +3,8 @@
 //! Every rank is measured on a few thousand tokens; the two that read the fewest bytes are measured again on all that choose,
 //! because few tokens flatter: a pair of rank and number of candidates that misses nothing on them need not be good.
 
+use std::ops::Range;
+
 use anyhow::{Context, ensure};
 use offramp::gate::Tap;
 use offramp::gguf::Error;
@@ -47,8 +49,8 @@ pub fn make(
 ) -> anyhow::Result<Chosen> {
     let subspace = Subspace::fit(matrix, &moments(matrix, reader, &split.fit, progress)?)?;
     let (ranks, counts) = sizes(matrix, options)?;
-    let few = split::first(reader, &split.choose, FIRST_TOKENS);
-    let mut measure = |ranks: &[usize], sequences: &[usize]| {
+    let few = split::first(&split.choose, FIRST_TOKENS);
+    let mut measure = |ranks: &[usize], sequences: &[Range<u64>]| {
         measure(matrix, reader, &subspace, (ranks, &counts), sequences, options.seed, progress)
     };
     let mut candidates = measure(&ranks, &few)?;
@@ -101,11 +103,11 @@ fn measure(
     reader: &Reader,
     subspace: &Subspace,
     (ranks, counts): (&[usize], &[usize]),
-    sequences: &[usize],
+    sequences: &[Range<u64>],
     seed: u64,
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Vec<Candidate>> {
-    let n_tokens = split::count(reader, sequences);
+    let n_tokens = split::count(sequences);
     let total = n_tokens * ranks.len() as u64;
     let mut candidates = Vec::new();
     for (i, rank) in ranks.iter().enumerate() {
@@ -124,12 +126,12 @@ fn measure(
 fn moments(
     matrix: &OutputMatrix<'_>,
     reader: &Reader,
-    sequences: &[usize],
+    sequences: &[Range<u64>],
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Moments> {
     let mut moments = Moments::new(matrix.n_embd(), matrix.n_vocab());
-    let (mut done, total) = (0, split::count(reader, sequences));
-    for tokens in sequences.iter().flat_map(|i| data::pieces(reader.sequences()[*i].clone())) {
+    let (mut done, total) = (0, split::count(sequences));
+    for tokens in sequences.iter().cloned().flat_map(data::pieces) {
         if !progress("fitting", done, total) {
             return Err(Error::Interrupted.into());
         }

@@ -1,4 +1,5 @@
-//! Which sequences serve which purpose: divided once, at random by the seed, so that nothing is judged by what it was made from.
+//! Which tokens serve which purpose: answers are divided once, at random by the seed, so that nothing is judged by what it was made
+//! from. A user's turn that the model wrote is text of its own as well, to be fitted to wherever its answer is.
 
 use std::ops::Range;
 
@@ -11,95 +12,100 @@ use crate::collect::store::Reader;
 
 /// The tokens that are enough to hold out, to choose by, or to judge by: what there is beyond is worth more to what is fitted.
 const ENOUGH: u64 = 12_000;
-/// The fewest sequences that can be divided.
-const LEAST_SEQUENCES: usize = 20;
+/// The fewest answers that can be divided.
+const LEAST_ANSWERS: usize = 20;
 
-/// The positions of sequences.
+/// The tokens of sequences.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// What screen, heads and K/V maps are fitted to: half of all, and what the other parts do not need.
-    pub fit: Vec<usize>,
-    /// What stops training, chooses penalties and teaches the gates: a tenth, and no more than is enough.
-    pub held_out: Vec<usize>,
+    /// What screen, heads and K/V maps are fitted to: half of all answers and what the other parts do not need, and the
+    /// users' turns before these answers.
+    pub fit: Vec<Range<u64>>,
+    /// What stops training, chooses penalties and teaches the gates: a tenth of the answers, and no more than is enough.
+    pub held_out: Vec<Range<u64>>,
     /// What maps metrics to confidences and chooses sizes, layers and gates: three twentieths, and no more than is enough.
-    pub choose: Vec<usize>,
+    pub choose: Vec<Range<u64>>,
     /// What judges all of it: a quarter, and no more than is enough.
-    pub judge: Vec<usize>,
+    pub judge: Vec<Range<u64>>,
 }
 
 impl Split {
     /// # Errors
     ///
-    /// Fewer sequences than can be divided.
+    /// Fewer answers than can be divided.
     pub fn of(reader: &Reader, seed: u64) -> anyhow::Result<Split> {
-        let n = reader.sequences().len();
-        if n < LEAST_SEQUENCES {
-            bail!("{n} answers were collected; at least {LEAST_SEQUENCES} are needed: raise --tokens or --time-limit");
+        let n = reader.answers().len();
+        if n < LEAST_ANSWERS {
+            bail!("{n} answers were collected; at least {LEAST_ANSWERS} are needed: raise --tokens or --time-limit");
         }
-        Ok(Split::divide(reader.sequences(), seed))
+        Ok(Split::divide(reader.turns(), reader.answers(), seed))
     }
 
-    /// Divides sequences of these tokens.
-    fn divide(sequences: &[Range<u64>], seed: u64) -> Split {
-        let n = sequences.len();
-        let mut order: Vec<usize> = (0..n).collect();
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        let judge = order.split_off(n * 3 / 4);
-        let choose = order.split_off(n * 3 / 5);
-        let held_out = order.split_off(n / 2);
-        let mut fit = order;
-        let mut enough_of = |part: Vec<usize>| {
-            let few = first_of(sequences, &part, ENOUGH);
-            fit.extend(&part[few.len()..]);
-            few
-        };
-        let [held_out, choose, judge] = [enough_of(held_out), enough_of(choose), enough_of(judge)];
-        Split { fit, held_out, choose, judge }
+    /// Divides answers, and with each the turn before it.
+    fn divide(turns: &[Range<u64>], answers: &[Range<u64>], seed: u64) -> Split {
+        let n = answers.len();
+        let mut fit: Vec<(&Range<u64>, &Range<u64>)> = answers.iter().zip(turns).collect();
+        fit.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        let [judge, choose, held_out] = [n * 3 / 4, n * 3 / 5, n / 2].map(|first| {
+            let mut part = fit.split_off(first);
+            let answers: Vec<Range<u64>> = part.iter().map(|(answer, _)| (*answer).clone()).collect();
+            let enough = self::first(&answers, ENOUGH);
+            (part.split_off(enough.len()), enough)
+        });
+        fit.extend(held_out.0.iter().chain(&choose.0).chain(&judge.0));
+        let turns = fit.iter().map(|(_, turn)| *turn).filter(|turn| !turn.is_empty());
+        let fit = fit.iter().map(|(answer, _)| *answer).chain(turns).cloned().collect();
+        Split { fit, held_out: held_out.1, choose: choose.1, judge: judge.1 }
     }
 }
 
 /// The tokens of sequences.
-pub fn count(reader: &Reader, sequences: &[usize]) -> u64 {
-    sequences.iter().map(|i| length(&reader.sequences()[*i])).sum()
+pub fn count(sequences: &[Range<u64>]) -> u64 {
+    sequences.iter().map(|tokens| tokens.end - tokens.start).sum()
 }
 
 /// The first of `sequences` that hold `tokens`, or all.
-pub fn first(reader: &Reader, sequences: &[usize], tokens: u64) -> Vec<usize> {
-    first_of(reader.sequences(), sequences, tokens)
-}
-
-fn first_of(all: &[Range<u64>], sequences: &[usize], tokens: u64) -> Vec<usize> {
+pub fn first(sequences: &[Range<u64>], tokens: u64) -> Vec<Range<u64>> {
     let mut left = tokens;
-    let few = sequences.iter().copied().take_while(|i| {
+    let few = sequences.iter().cloned().take_while(|tokens| {
         let is_wanted = left > 0;
-        left = left.saturating_sub(length(&all[*i]));
+        left = left.saturating_sub(tokens.end - tokens.start);
         is_wanted
     });
     few.collect()
-}
-
-fn length(tokens: &Range<u64>) -> u64 {
-    tokens.end - tokens.start
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tokens(n_sequences: u64, split: impl Fn(&Split) -> &Vec<usize>) -> u64 {
-        let sequences: Vec<Range<u64>> = (0..n_sequences).map(|i| i * 50..(i + 1) * 50).collect();
-        let made = Split::divide(&sequences, 1);
-        let mut all = [&made.fit[..], &made.held_out, &made.choose, &made.judge].concat();
-        all.sort_unstable();
-        assert!(all.into_iter().eq(0..sequences.len()), "each sequence has one purpose");
-        split(&made).len() as u64 * 50
+    /// Of `n` turns of 30 tokens and answers of 50: the tokens of each part.
+    fn parts(n: u64) -> [u64; 4] {
+        let turns: Vec<Range<u64>> = (0..n).map(|i| i * 80..i * 80 + 30).collect();
+        let answers: Vec<Range<u64>> = (0..n).map(|i| i * 80 + 30..(i + 1) * 80).collect();
+        let Split { fit, held_out, choose, judge } = Split::divide(&turns, &answers, 1);
+        let mut all = [&fit[..], &held_out, &choose, &judge].concat();
+        all.sort_unstable_by_key(|tokens| tokens.start);
+        all.dedup();
+        let n_turns = fit.iter().filter(|tokens| turns.contains(tokens)).count();
+        assert_eq!(
+            (all.len(), fit.len()),
+            (n as usize + n_turns, 2 * n_turns),
+            "an answer has one purpose, and its turn no other"
+        );
+        [fit, held_out, choose, judge].map(|part| count(&part))
     }
 
     #[test]
-    fn many_tokens_are_fitted_to_and_a_fixed_number_judges() {
-        let parts =
-            |n| [tokens(n, |s| &s.fit), tokens(n, |s| &s.held_out), tokens(n, |s| &s.choose), tokens(n, |s| &s.judge)];
-        assert_eq!(parts(800), [20_000, 4_000, 6_000, 10_000]);
-        assert_eq!(parts(4000), [164_000, 12_000, 12_000, 12_000]);
+    fn what_choosing_and_judging_do_not_need_is_fitted_to() {
+        assert_eq!(parts(800), [32_000, 4_000, 6_000, 10_000]);
+        assert_eq!(parts(4000), [262_400, 12_000, 12_000, 12_000]);
+    }
+
+    #[test]
+    fn a_store_without_turns_is_divided_as_one_with_them() {
+        let answers: Vec<Range<u64>> = (0..100).map(|i| i * 10..(i + 1) * 10).collect();
+        let split = Split::divide(&vec![0..0; 100], &answers, 1);
+        assert_eq!([&split.fit, &split.held_out, &split.choose, &split.judge].map(|part| part.len()), [50, 10, 15, 25]);
     }
 }

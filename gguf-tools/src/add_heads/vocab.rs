@@ -4,6 +4,8 @@
 //! of what the screen of the whole vocabulary does; a token that is not among them waits for the final norm. What that
 //! misses is part of every figure by which layers, gates and thresholds are chosen. It refuses more tokens than there are.
 
+use std::ops::Range;
+
 use anyhow::ensure;
 use offramp::gguf::Error;
 
@@ -67,7 +69,7 @@ impl ExitVocab {
         wanted: Wanted,
         n_vocab: usize,
         reader: &Reader,
-        (fit, chooses): (&[usize], &[usize]),
+        (fit, chooses): (&[Range<u64>], &[Range<u64>]),
         worth: &Worth<'_>,
         progress: &mut Progress<'_>,
     ) -> anyhow::Result<Option<ExitVocab>> {
@@ -81,8 +83,8 @@ impl ExitVocab {
             ),
         }
         let mut mass = vec![0.0f64; n_vocab];
-        let (mut done, total) = (0, split::count(reader, fit));
-        for tokens in fit.iter().flat_map(|i| data::pieces(reader.sequences()[*i].clone())) {
+        let (mut done, total) = (0, split::count(fit));
+        for tokens in fit.iter().cloned().flat_map(data::pieces) {
             if !progress("counting", done, total) {
                 return Err(Error::Interrupted.into());
             }
@@ -113,9 +115,9 @@ fn shortlist(n: usize) -> usize {
 }
 
 /// The full model's choices on some sequences.
-fn choices(reader: &Reader, sequences: &[usize]) -> anyhow::Result<Vec<u32>> {
+fn choices(reader: &Reader, sequences: &[Range<u64>]) -> anyhow::Result<Vec<u32>> {
     let mut choices = Vec::new();
-    for tokens in sequences.iter().flat_map(|i| data::pieces(reader.sequences()[*i].clone())) {
+    for tokens in sequences.iter().cloned().flat_map(data::pieces) {
         choices.extend(reader.labels(tokens)?.iter().map(|label| label.top[0].0));
     }
     Ok(choices)

@@ -19,7 +19,7 @@ pub struct Tokens {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub corpus: Vec<PathBuf>,
 
-    /// Tokens to collect, such as 50000 or 200k
+    /// Tokens of answers to collect, such as 50000 or 200k; what the model writes as users' turns is kept as well
     #[arg(long, value_name = "N", default_value = "50k", value_parser = count)]
     pub tokens: u64,
 

@@ -37,7 +37,7 @@ pub const MAX_SEQUENCES: u32 = 64;
 /// What to collect.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How many tokens, at least; the last sequence is finished.
+    /// How many tokens of answers, at least; the last sequence is finished.
     pub tokens: u64,
     /// The most tokens of one answer.
     pub answer: usize,
@@ -68,6 +68,12 @@ impl Options {
         }
         Ok(context(source, self.answer).min(n_ctx_train))
     }
+}
+
+/// The most tokens that `options` keep in a store, those of users' turns among them, where every answer is as long as it may be.
+pub fn rows(source: &Source, options: &Options) -> u64 {
+    let turns = if source.opening().is_empty() { 0 } else { options.tokens.div_ceil(options.answer.max(1) as u64) };
+    options.tokens.saturating_add(turns.saturating_mul(MAX_TURN as u64))
 }
 
 /// The first `n` prompts of `source` from number `first` on that leave room for `answer` tokens, and the length of a context

@@ -34,7 +34,7 @@ pub(super) struct Finished {
     pub(super) prompt: Option<Vec<Token>>,
     /// Whether the answer is greedy.
     pub(super) is_greedy: bool,
-    /// The tokens of the answer.
+    /// The tokens of the user's turn, where the model wrote it, and of the answer.
     pub(super) rows: Rows,
 }
 
@@ -120,6 +120,9 @@ impl Slot {
         let row = Row::new(logits);
         let vocab = recipe.model.vocab();
         if let Stage::Writing { written, max } = &mut self.stage {
+            if recipe.answer > 0 && !written.is_empty() {
+                self.finished.rows.push(&Label::of_row(self.next, &row), values)?;
+            }
             let token = sample(&row, Sampling::PROMPT, &mut self.rng);
             let is_over = vocab.is_eog(token) || vocab.is_control(token);
             if !is_over {
@@ -130,6 +133,7 @@ impl Slot {
                 return Ok(Advance::Turn(Turn::Running(self)));
             }
             let written = std::mem::take(written);
+            self.finished.rows.end_turn();
             return Ok(match recipe.source.finish(recipe.model, &written)? {
                 Some(prompt) => Advance::Prompt(self, prompt),
                 None => Advance::Turn(Turn::Over(self.finished)),
@@ -141,7 +145,7 @@ impl Slot {
         self.stage = Stage::Answering;
         let sampling = if self.finished.is_greedy { Sampling::Greedy } else { Sampling::ANSWER };
         self.next = sample(&row, sampling, &mut self.rng);
-        let is_full = self.finished.rows.n_tokens() >= recipe.answer as u64;
+        let is_full = self.finished.rows.n_answer() >= recipe.answer as u64;
         Ok(Advance::Turn(if is_full || vocab.is_eog(self.next) {
             Turn::Over(self.finished)
         } else {

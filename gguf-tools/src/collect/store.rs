@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! manifest.json      the model, the layers, the seed, the widths
-//! sequences.jsonl    one line a sequence: its number, its prompt's length, its tokens; written last
+//! sequences.jsonl    one line a sequence: its number, its prompt's length, the tokens of its turn and of its answer; written last
 //! labels.bin         one label a token
 //! layer-<il>.f16     hidden states after block il, [n_embd] a token
 //! result_norm.f16    hidden states after the final norm, [n_embd] a token
@@ -10,7 +10,8 @@
 //! v-<il>.f16         V of block il as it is cached, [n_embd_v_gqa] a token
 //! ```
 //!
-//! All numbers are little-endian. A sequence counts once its line is there; what lies beyond the last line is cut off
+//! All numbers are little-endian. The rows of a sequence are those of the user's turn, where the model wrote it, then those of the
+//! answer. A sequence counts once its line is there; what lies beyond the last line is cut off
 //! when the store is opened again. It refuses a store of another model, other layers or another seed, files that are
 //! shorter than their sequences, and values that half precision cannot hold.
 
@@ -108,7 +109,7 @@ impl Series {
 
 impl Manifest {
     /// The present layout.
-    pub const VERSION: u32 = 2;
+    pub const VERSION: u32 = 3;
 
     /// Of a store without a model, for sequences that are not kept.
     pub(super) fn of_nothing() -> Manifest {
@@ -155,6 +156,8 @@ struct Line {
     index: u64,
     prompt: u32,
     greedy: bool,
+    /// Tokens of the user's turn, which lie before the answer's.
+    turn: u64,
     tokens: u64,
 }
 

@@ -1,6 +1,8 @@
 //! What a screen finds on tokens that it was not fitted to, as stored: 4-bit rows, half-precision basis, and the 8-bit
 //! rounding that ggml gives the vector that 4-bit rows are multiplied by.
 
+use std::ops::Range;
+
 use anyhow::Context;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -162,14 +164,13 @@ impl<'a> Evaluator<'a> {
     pub fn run(
         &self,
         reader: &Reader,
-        sequences: &[usize],
+        sequences: &[Range<u64>],
         counts: &[usize],
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> anyhow::Result<Vec<Vec<Vec<Found>>>> {
         let mut found = vec![Vec::with_capacity(sequences.len()); counts.len()];
         let mut done = 0;
-        for &sequence in sequences {
-            let tokens = reader.sequences()[sequence].clone();
+        for tokens in sequences {
             found.iter_mut().for_each(|of_count| of_count.push(Vec::new()));
             for first in tokens.clone().step_by(BATCH as usize) {
                 let batch = first..tokens.end.min(first + BATCH);

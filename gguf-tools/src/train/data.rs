@@ -59,16 +59,16 @@ impl Exit {
     pub fn measure(
         reader: &Reader,
         layer: u32,
-        fit: &[usize],
-        held_out: &[usize],
+        fit: &[Range<u64>],
+        held_out: &[Range<u64>],
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> anyhow::Result<Exit> {
         let norm = norm_weight(reader, layer, fit)?;
         let n_embd = norm.len();
         let mut done = 0;
-        let mut moments = |sequences: &[usize]| -> anyhow::Result<Moments> {
+        let mut moments = |sequences: &[Range<u64>]| -> anyhow::Result<Moments> {
             let mut moments = Moments::new(n_embd, n_embd);
-            for tokens in sequences.iter().flat_map(|i| pieces(reader.sequences()[*i].clone())) {
+            for tokens in sequences.iter().cloned().flat_map(pieces) {
                 if !progress(done) {
                     return Err(Error::Interrupted.into());
                 }
@@ -109,11 +109,11 @@ pub fn inputs(reader: &Reader, layer: u32, norm: &[f32], tokens: Range<u64>) -> 
     Ok(rows)
 }
 
-fn norm_weight(reader: &Reader, layer: u32, sequences: &[usize]) -> anyhow::Result<Vec<f32>> {
+fn norm_weight(reader: &Reader, layer: u32, sequences: &[Range<u64>]) -> anyhow::Result<Vec<f32>> {
     let n_embd = reader.manifest().n_embd as usize;
     let mut squares = vec![0.0f64; n_embd];
     let mut n = 0;
-    for tokens in sequences.iter().flat_map(|i| pieces(reader.sequences()[*i].clone())) {
+    for tokens in sequences.iter().cloned().flat_map(pieces) {
         if n >= NORM_TOKENS {
             break;
         }
@@ -145,9 +145,9 @@ impl Pool {
     /// # Errors
     ///
     /// What the disk says.
-    pub fn read(reader: &Reader, exits: &[Exit], sequences: &[usize]) -> anyhow::Result<Pool> {
+    pub fn read(reader: &Reader, exits: &[Exit], sequences: &[Range<u64>]) -> anyhow::Result<Pool> {
         let mut pool = Pool { inputs: vec![Vec::new(); exits.len()], ..Pool::default() };
-        for tokens in sequences.iter().map(|i| reader.sequences()[*i].clone()) {
+        for tokens in sequences.iter().cloned() {
             pool.labels.extend(reader.labels(tokens.clone())?);
             for (exit, rows) in exits.iter().zip(&mut pool.inputs) {
                 rows.extend(inputs(reader, exit.layer, &exit.norm, tokens.clone())?);
@@ -173,7 +173,7 @@ impl Pool {
 pub struct Stream<'a> {
     reader: &'a Reader,
     exits: &'a [Exit],
-    sequences: Vec<usize>,
+    sequences: Vec<Range<u64>>,
     next: usize,
     pool: Pool,
     /// The pool's tokens that were not handed out yet.
@@ -188,7 +188,7 @@ impl<'a> Stream<'a> {
     pub fn new(
         reader: &'a Reader,
         exits: &'a [Exit],
-        sequences: &[usize],
+        sequences: &[Range<u64>],
         rng: ChaCha8Rng,
     ) -> anyhow::Result<Stream<'a>> {
         ensure!(!sequences.is_empty(), "no tokens to train on");
@@ -217,7 +217,7 @@ impl<'a> Stream<'a> {
         }
         let (first, mut n) = (self.next, 0);
         while n < POOL && self.next < self.sequences.len() {
-            let tokens = &self.reader.sequences()[self.sequences[self.next]];
+            let tokens = &self.sequences[self.next];
             n += tokens.end - tokens.start;
             self.next += 1;
         }

@@ -68,11 +68,11 @@ pub fn run(
     evaluator: &Evaluator<'_>,
     count: usize,
     reader: &Reader,
-    sequences: &[usize],
+    sequences: &[Range<u64>],
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> anyhow::Result<Vec<Vec<Outcome>>> {
     let n_embd = head.norm.len();
-    by_batch(reader, sequences, progress, &mut |batch| {
+    by_batch(sequences, progress, &mut |batch| {
         let x = data::inputs(reader, head.layer, &head.norm, batch.clone())?;
         let gates: Vec<f32> = x.chunks(n_embd).map(|x| head.gate_output(x)).collect();
         of_batch(evaluator, count, &head.apply(&x), &reader.labels(batch)?, &gates)
@@ -88,10 +88,10 @@ pub fn run_final(
     evaluator: &Evaluator<'_>,
     count: usize,
     reader: &Reader,
-    sequences: &[usize],
+    sequences: &[Range<u64>],
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> anyhow::Result<Vec<Vec<Outcome>>> {
-    by_batch(reader, sequences, progress, &mut |batch| {
+    by_batch(sequences, progress, &mut |batch| {
         let labels = reader.labels(batch.clone())?;
         of_batch(evaluator, count, &reader.hidden(Tap::ResultNorm, batch)?, &labels, &vec![1.0; labels.len()])
     })
@@ -99,15 +99,13 @@ pub fn run_final(
 
 /// Sequence by sequence, some tokens at a time.
 fn by_batch(
-    reader: &Reader,
-    sequences: &[usize],
+    sequences: &[Range<u64>],
     progress: &mut dyn FnMut(u64) -> bool,
     of_batch: &mut dyn FnMut(Range<u64>) -> anyhow::Result<Vec<Outcome>>,
 ) -> anyhow::Result<Vec<Vec<Outcome>>> {
     let mut outcomes = Vec::with_capacity(sequences.len());
     let mut done = 0;
-    for &sequence in sequences {
-        let tokens = reader.sequences()[sequence].clone();
+    for tokens in sequences {
         let mut of_sequence = Vec::new();
         for first in tokens.clone().step_by(BATCH as usize) {
             let batch = first..tokens.end.min(first + BATCH);

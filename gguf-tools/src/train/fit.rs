@@ -4,6 +4,7 @@
 //! weights that did best on held-out sequences. With a fixed seed and no time limit the same weights come out on one
 //! machine. It refuses training that diverges.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -115,8 +116,8 @@ pub fn fit(
     reader: &Reader,
     matrix: &OutputMatrix<'_>,
     exits: &[Exit],
-    fit: &[usize],
-    held_out: &[usize],
+    fit: &[Range<u64>],
+    held_out: &[Range<u64>],
     settings: &Settings,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> anyhow::Result<Fitted> {
@@ -138,7 +139,7 @@ pub fn fit(
     let watched = watched(reader, exits, held_out)?;
     let mut best: Vec<(f64, Vec<Tensor>)> = Vec::new();
     let mut looks = Vec::new();
-    let n_fit: u64 = fit.iter().map(|i| reader.sequences()[*i].end - reader.sequences()[*i].start).sum();
+    let n_fit: u64 = fit.iter().map(|tokens| tokens.end - tokens.start).sum();
     let mut n_steps = ((settings.epochs * n_fit as f64 / settings.batch as f64).ceil() as usize).max(1);
     let mut stream = Stream::new(reader, exits, fit, rng)?;
     let start = Instant::now();
@@ -216,14 +217,14 @@ impl Table {
     fn new(
         reader: &Reader,
         matrix: &OutputMatrix<'_>,
-        fit: &[usize],
-        held_out: &[usize],
+        fit: &[Range<u64>],
+        held_out: &[Range<u64>],
         device: &Device,
     ) -> anyhow::Result<Table> {
         let mut of_vocabulary = vec![None; matrix.n_vocab()];
         for (sequences, weight) in [(fit, 1.0), (held_out, 0.0)] {
-            for &i in sequences {
-                for (id, probability) in reader.labels(reader.sequences()[i].clone())?.iter().flat_map(|l| l.top) {
+            for tokens in sequences {
+                for (id, probability) in reader.labels(tokens.clone())?.iter().flat_map(|l| l.top) {
                     let mass = of_vocabulary.get_mut(id as usize).context("a label beyond the output matrix")?;
                     *mass.get_or_insert(0.0) += weight * f64::from(probability);
                 }
@@ -330,14 +331,14 @@ impl Batch {
 }
 
 /// The held-out tokens that training is watched by.
-fn watched(reader: &Reader, exits: &[Exit], held_out: &[usize]) -> anyhow::Result<Pool> {
+fn watched(reader: &Reader, exits: &[Exit], held_out: &[Range<u64>]) -> anyhow::Result<Pool> {
     let mut n = 0;
-    let few: Vec<usize> = held_out
+    let few: Vec<Range<u64>> = held_out
         .iter()
-        .copied()
-        .take_while(|i| {
+        .cloned()
+        .take_while(|tokens| {
             let is_wanted = n < WATCHED;
-            n += (reader.sequences()[*i].end - reader.sequences()[*i].start) as usize;
+            n += (tokens.end - tokens.start) as usize;
             is_wanted
         })
         .collect();

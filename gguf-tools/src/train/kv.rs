@@ -6,6 +6,8 @@
 //!
 //! It refuses stores whose K and V were not collected for every block above the exit: an exit has all maps or none.
 
+use std::ops::Range;
+
 use anyhow::{Context, ensure};
 use offramp::gguf::Error;
 
@@ -36,17 +38,17 @@ pub fn fit(
     head: &mut Head,
     n_layer: u32,
     reader: &Reader,
-    fit: &[usize],
-    held_out: &[usize],
+    fit: &[Range<u64>],
+    held_out: &[Range<u64>],
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> anyhow::Result<Vec<Quality>> {
     let n_embd = head.norm.len();
     let blocks = blocks(reader, head.layer, n_layer)?;
     let n_out = blocks.iter().map(|block| block.k + block.v).sum();
     let mut done = 0;
-    let mut moments = |sequences: &[usize]| -> anyhow::Result<Moments> {
+    let mut moments = |sequences: &[Range<u64>]| -> anyhow::Result<Moments> {
         let mut moments = Moments::new(n_embd, n_out);
-        for tokens in sequences.iter().flat_map(|i| data::pieces(reader.sequences()[*i].clone())) {
+        for tokens in sequences.iter().cloned().flat_map(data::pieces) {
             if !progress(done) {
                 return Err(Error::Interrupted.into());
             }

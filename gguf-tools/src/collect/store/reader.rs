@@ -17,8 +17,8 @@ use super::{LABELS, Manifest, Series, read_manifest, read_sequences};
 pub struct Reader {
     folder: PathBuf,
     manifest: Manifest,
-    /// The tokens of each sequence.
-    sequences: Vec<Range<u64>>,
+    turns: Vec<Range<u64>>,
+    answers: Vec<Range<u64>>,
 }
 
 impl Reader {
@@ -29,12 +29,14 @@ impl Reader {
     /// A folder that holds none, or files that are shorter than their sequences.
     pub fn open(folder: &Path) -> anyhow::Result<Reader> {
         let manifest = read_manifest(folder)?;
-        let mut sequences = Vec::new();
+        let (mut answers, mut turns) = (Vec::new(), Vec::new());
         let mut end = 0u64;
         for line in read_sequences(folder)? {
-            let start = end;
-            end = end.checked_add(line.tokens).context("sequences.jsonl: more tokens than can be counted")?;
-            sequences.push(start..end);
+            let ends = end.checked_add(line.turn).and_then(|turn| Some((turn, turn.checked_add(line.tokens)?)));
+            let (turn, answer) = ends.context("sequences.jsonl: more tokens than can be counted")?;
+            turns.push(end..turn);
+            answers.push(turn..answer);
+            end = answer;
         }
         let series = manifest.series().into_iter().map(|(series, width)| (series.file_name(), width as u64 * 2));
         for (name, row) in series.chain([(LABELS.to_string(), Label::BYTES as u64)]) {
@@ -43,7 +45,7 @@ impl Reader {
             let needed = end.saturating_mul(row);
             ensure!(found >= needed, "{} holds {found} bytes of {needed}: collect again", path.display());
         }
-        Ok(Reader { folder: folder.to_path_buf(), manifest, sequences })
+        Ok(Reader { folder: folder.to_path_buf(), manifest, turns, answers })
     }
 
     /// What the store is of.
@@ -51,14 +53,19 @@ impl Reader {
         &self.manifest
     }
 
-    /// The tokens of each sequence, in order.
-    pub fn sequences(&self) -> &[Range<u64>] {
-        &self.sequences
+    /// The tokens of each answer, in order.
+    pub fn answers(&self) -> &[Range<u64>] {
+        &self.answers
     }
 
-    /// The tokens of all sequences.
+    /// The tokens of the user's turn before each answer; none where the model did not write it.
+    pub fn turns(&self) -> &[Range<u64>] {
+        &self.turns
+    }
+
+    /// The tokens of all answers.
     pub fn n_tokens(&self) -> u64 {
-        self.sequences.last().map_or(0, |tokens| tokens.end)
+        self.answers.iter().map(|tokens| tokens.end - tokens.start).sum()
     }
 
     /// The labels of `tokens`.

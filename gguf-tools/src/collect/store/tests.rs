@@ -22,10 +22,13 @@ fn manifest() -> Manifest {
     }
 }
 
-/// Sequence `index`, of `index + 1` tokens that can be told apart.
+/// Sequence `index`, of `index + 1` tokens that can be told apart; the first of several is the user's turn.
 fn rows(index: u64) -> Rows {
     let mut rows = Rows::new(&manifest());
     for token in 0..=index {
+        if token == 1 {
+            rows.end_turn();
+        }
         let mut logits = vec![0.0; 100];
         logits[(index * 10 + token) as usize] = 5.0;
         let label = Label::of(offramp::Token(token as i32), &logits);
@@ -52,10 +55,11 @@ fn what_is_pushed_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(folder.path(), manifest(), 100, false).unwrap();
     (0..3).for_each(|index| commit(&mut store, index));
-    assert_eq!((store.n_tokens(), store.n_sequences(), store.next_index()), (6, 3, 3));
+    assert_eq!((store.n_tokens(), store.n_turn_tokens(), store.n_sequences(), store.next_index()), (4, 2, 3, 3));
     drop(store);
     let reader = Reader::open(folder.path()).unwrap();
-    assert_eq!(reader.sequences(), [0..1, 1..3, 3..6]);
+    assert_eq!((reader.turns(), reader.answers()), (&[0..0, 1..2, 3..4][..], &[0..1, 2..3, 4..6][..]));
+    assert_eq!(reader.n_tokens(), 4);
     assert_eq!(reader.hidden(Tap::Layer(5), 3..5).unwrap(), [[201.0; 4], [211.0; 4]].concat());
     assert_eq!(reader.hidden(Tap::ResultNorm, 0..1).unwrap(), [2.0; 4]);
     assert_eq!(reader.k(6, 1..3).unwrap(), [103.0, 103.0, 113.0, 113.0]);
@@ -87,7 +91,7 @@ fn an_interrupted_store_goes_on_to_the_same_bytes() {
     sequences.write_all(br#"{"index": 2, "pro"#).unwrap();
 
     let mut store = Store::open(torn.path(), manifest(), 100, true).unwrap();
-    assert_eq!((store.n_tokens(), store.next_index()), (3, 2));
+    assert_eq!((store.n_tokens(), store.next_index()), (2, 2));
     (2..4).for_each(|index| commit(&mut store, index));
     drop(store);
     assert_eq!(contents(torn.path()), contents(whole.path()));

@@ -27,6 +27,8 @@ pub struct Sequence {
 pub struct Rows {
     widths: Vec<usize>,
     n_tokens: u64,
+    /// Those that are the user's turn.
+    n_turn: u64,
     labels: Vec<u8>,
     /// One for each series of the manifest.
     series: Vec<Vec<u8>>,
@@ -38,7 +40,7 @@ impl Rows {
     pub fn new(manifest: &Manifest) -> Rows {
         let widths: Vec<usize> = manifest.series().into_iter().map(|(_, width)| width).collect();
         let series = vec![Vec::new(); widths.len()];
-        Rows { widths, n_tokens: 0, labels: Vec::new(), series, row: Vec::new() }
+        Rows { widths, n_tokens: 0, n_turn: 0, labels: Vec::new(), series, row: Vec::new() }
     }
 
     /// Adds a token: its label, and its values in each series of the manifest.
@@ -62,9 +64,14 @@ impl Rows {
         Ok(())
     }
 
-    /// How many tokens there are.
-    pub fn n_tokens(&self) -> u64 {
-        self.n_tokens
+    /// What was added so far is the user's turn; the answer comes next.
+    pub fn end_turn(&mut self) {
+        self.n_turn = self.n_tokens;
+    }
+
+    /// The tokens of the answer.
+    pub fn n_answer(&self) -> u64 {
+        self.n_tokens - self.n_turn
     }
 }
 
@@ -78,6 +85,7 @@ pub struct Store {
     series: Vec<File>,
     sequences: File,
     n_tokens: u64,
+    n_turn_tokens: u64,
     n_sequences: u64,
     next_index: u64,
 }
@@ -88,8 +96,8 @@ impl Store {
     /// # Errors
     ///
     /// A store that is there already, that belongs to other settings, or that is damaged; a disk with less than
-    /// `tokens` need.
-    pub fn open(folder: &Path, mut manifest: Manifest, tokens: u64, resume: bool) -> anyhow::Result<Store> {
+    /// `rows` tokens need.
+    pub fn open(folder: &Path, mut manifest: Manifest, rows: u64, resume: bool) -> anyhow::Result<Store> {
         let present = folder.join(MANIFEST);
         let kept = if present.exists() {
             ensure!(resume, "{} holds collected tokens already: go on with --resume", folder.display());
@@ -104,7 +112,9 @@ impl Store {
             Vec::new()
         };
         let n_tokens: u64 = kept.iter().map(|line| line.tokens).sum();
-        ensure_room(folder, tokens.saturating_sub(n_tokens).saturating_mul(manifest.bytes_per_token()))?;
+        let n_turn_tokens: u64 = kept.iter().map(|line| line.turn).sum();
+        let n_rows = n_tokens.saturating_add(n_turn_tokens);
+        ensure_room(folder, rows.saturating_sub(n_rows).saturating_mul(manifest.bytes_per_token()))?;
         let files: Vec<(String, u64)> = manifest
             .series()
             .into_iter()
@@ -113,7 +123,7 @@ impl Store {
             .collect();
         // All of them are looked at before one is cut.
         for (name, row) in &files {
-            ensure_holds(&folder.join(name), n_tokens.saturating_mul(*row))?;
+            ensure_holds(&folder.join(name), n_rows.saturating_mul(*row))?;
         }
         let open = |name: &str, bytes: u64| -> anyhow::Result<File> {
             let path = folder.join(name);
@@ -124,7 +134,7 @@ impl Store {
         };
         let mut series = Vec::new();
         for (name, row) in &files {
-            series.push(open(name, n_tokens * row)?);
+            series.push(open(name, n_rows * row)?);
         }
         let labels = series.pop().context("a store without labels")?;
         // The lines that count, rewritten: a torn last line must not run into the next.
@@ -143,6 +153,7 @@ impl Store {
             series,
             sequences,
             n_tokens,
+            n_turn_tokens,
             n_sequences: kept.len() as u64,
             next_index: kept.last().map_or(0, |line| line.index + 1),
         })
@@ -153,9 +164,14 @@ impl Store {
         &self.manifest
     }
 
-    /// The tokens of whole sequences.
+    /// The tokens of the answers of whole sequences.
     pub fn n_tokens(&self) -> u64 {
         self.n_tokens
+    }
+
+    /// The tokens of the users' turns that the model wrote before them.
+    pub fn n_turn_tokens(&self) -> u64 {
+        self.n_turn_tokens
     }
 
     /// The number of whole sequences.
@@ -168,7 +184,7 @@ impl Store {
         self.next_index
     }
 
-    /// Adds a sequence; nothing where it has no tokens.
+    /// Adds a sequence; nothing where its answer has no tokens.
     ///
     /// # Errors
     ///
@@ -176,7 +192,7 @@ impl Store {
     pub fn commit(&mut self, sequence: &Sequence, rows: &Rows) -> anyhow::Result<()> {
         ensure!(sequence.index >= self.next_index, "sequence {} comes too late", sequence.index);
         self.next_index = sequence.index + 1;
-        if rows.n_tokens == 0 {
+        if rows.n_answer() == 0 {
             return Ok(());
         }
         let writing = || format!("writing to {}", self.folder.display());
@@ -187,10 +203,12 @@ impl Store {
             index: sequence.index,
             prompt: sequence.n_prompt,
             greedy: sequence.is_greedy,
-            tokens: rows.n_tokens,
+            turn: rows.n_turn,
+            tokens: rows.n_answer(),
         };
         self.sequences.write_all((serde_json::to_string(&line)? + "\n").as_bytes()).with_context(writing)?;
-        self.n_tokens += rows.n_tokens;
+        self.n_tokens += rows.n_answer();
+        self.n_turn_tokens += rows.n_turn;
         self.n_sequences += 1;
         Ok(())
     }
