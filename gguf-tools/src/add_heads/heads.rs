@@ -166,8 +166,8 @@ fn teach_gates(
         let least = least_sure(&outcomes, 0, GATE_ERROR);
         let is_sure: Vec<bool> = outcomes.iter().map(|outcome| outcome.metrics[0] >= least).collect();
         let mut x = Vec::new();
-        for tokens in few.iter().cloned() {
-            x.extend(data::inputs(reader, head.layer, &head.norm, tokens)?);
+        for tokens in &few {
+            x.extend(data::inputs(reader, head.layer, &head.norm, tokens.clone())?);
         }
         ensure!(x.len() == is_sure.len() * head.norm.len(), "a gate's inputs are not those of its head");
         head.gate = gate::fit(&x, &is_sure, &exit.whitening)?;

@@ -46,16 +46,18 @@ impl Split {
         let n = answers.len();
         let mut fit: Vec<(&Range<u64>, &Range<u64>)> = answers.iter().zip(turns).collect();
         fit.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        let [judge, choose, held_out] = [n * 3 / 4, n * 3 / 5, n / 2].map(|first| {
-            let mut part = fit.split_off(first);
+        let mut more = Vec::new();
+        let [judge, choose, held_out] = [n * 3 / 4, n * 3 / 5, n / 2].map(|start| {
+            let part = fit.split_off(start);
             let answers: Vec<Range<u64>> = part.iter().map(|(answer, _)| (*answer).clone()).collect();
-            let enough = self::first(&answers, ENOUGH);
-            (part.split_off(enough.len()), enough)
+            let enough = first(&answers, ENOUGH);
+            more.extend_from_slice(&part[enough.len()..]);
+            enough
         });
-        fit.extend(held_out.0.iter().chain(&choose.0).chain(&judge.0));
+        fit.append(&mut more);
         let turns = fit.iter().map(|(_, turn)| *turn).filter(|turn| !turn.is_empty());
         let fit = fit.iter().map(|(answer, _)| *answer).chain(turns).cloned().collect();
-        Split { fit, held_out: held_out.1, choose: choose.1, judge: judge.1 }
+        Split { fit, held_out, choose, judge }
     }
 }
 

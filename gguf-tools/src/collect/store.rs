@@ -184,10 +184,13 @@ fn read_sequences(folder: &Path) -> anyhow::Result<Vec<Line>> {
     }
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let mut lines: Vec<Line> = Vec::new();
+    let mut n_rows = 0u64;
     for (i, text) in whole.lines().enumerate() {
         let line: Line = serde_json::from_str(text).with_context(|| format!("{}, line {}", path.display(), i + 1))?;
         let follows = lines.last().is_none_or(|last| last.index < line.index);
         ensure!(follows && line.tokens > 0, "{}, line {}: out of order", path.display(), i + 1);
+        let sum = n_rows.checked_add(line.turn).and_then(|sum| sum.checked_add(line.tokens));
+        n_rows = sum.with_context(|| format!("{}, line {}: more tokens than can be counted", path.display(), i + 1))?;
         lines.push(line);
     }
     Ok(lines)

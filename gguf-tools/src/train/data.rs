@@ -147,7 +147,7 @@ impl Pool {
     /// What the disk says.
     pub fn read(reader: &Reader, exits: &[Exit], sequences: &[Range<u64>]) -> anyhow::Result<Pool> {
         let mut pool = Pool { inputs: vec![Vec::new(); exits.len()], ..Pool::default() };
-        for tokens in sequences.iter().cloned() {
+        for tokens in sequences {
             pool.labels.extend(reader.labels(tokens.clone())?);
             for (exit, rows) in exits.iter().zip(&mut pool.inputs) {
                 rows.extend(inputs(reader, exit.layer, &exit.norm, tokens.clone())?);

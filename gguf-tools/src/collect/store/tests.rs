@@ -127,8 +127,12 @@ fn damage_is_found_before_anything_is_written() {
     ] {
         assert!(refused.contains("labels.bin") && refused.contains("collect again"), "{refused}");
     }
-    fs::write(folder.path().join(SEQUENCES), "{}\n").unwrap();
-    assert!(Reader::open(folder.path()).is_err());
+    let endless = r#"{"index": 0, "prompt": 1, "greedy": true, "turn": 18446744073709551615, "tokens": 1}"#;
+    for (lines, reason) in [("{}\n", "line 1"), (&format!("{endless}\n"), "more tokens than can be counted")] {
+        fs::write(folder.path().join(SEQUENCES), lines).unwrap();
+        let refused = format!("{:#}", Reader::open(folder.path()).unwrap_err());
+        assert!(refused.contains(reason), "{refused}");
+    }
     fs::write(folder.path().join(MANIFEST), "{").unwrap();
     assert!(Reader::open(folder.path()).is_err());
 }

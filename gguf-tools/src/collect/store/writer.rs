@@ -113,7 +113,7 @@ impl Store {
         };
         let n_tokens: u64 = kept.iter().map(|line| line.tokens).sum();
         let n_turn_tokens: u64 = kept.iter().map(|line| line.turn).sum();
-        let n_rows = n_tokens.saturating_add(n_turn_tokens);
+        let n_rows = n_tokens + n_turn_tokens;
         ensure_room(folder, rows.saturating_sub(n_rows).saturating_mul(manifest.bytes_per_token()))?;
         let files: Vec<(String, u64)> = manifest
             .series()
