@@ -205,6 +205,11 @@ impl Model {
         self.0.chat_template.as_deref()
     }
 
+    /// True if both are one model in memory.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Names the weights: a hash of the tensor entries and of samples of their data.
     pub(crate) fn fingerprint(&self) -> &str {
         &self.0.fingerprint

@@ -8,6 +8,7 @@
 
 use std::ops::ControlFlow;
 
+use super::Session;
 use super::exits::Exits;
 use super::model::Model;
 use super::params::{SPLIT_FROM, SessionParams};
@@ -75,6 +76,7 @@ struct Held {
 /// what they have in common is read once.
 #[derive(Debug)]
 pub struct Rescorer {
+    model: Model,
     gate: Gate,
     width: usize,
     width_difference: f32,
@@ -83,6 +85,8 @@ pub struct Rescorer {
     shared: Vec<Token>,
     /// Whether the cache begins with it.
     is_shared: bool,
+    /// The prompt that was read for a session, but for its last token: what the cache holds, where that is not empty.
+    read: Vec<Token>,
     held: Option<Held>,
 }
 
@@ -96,7 +100,17 @@ impl Rescorer {
         let gate = model.new_gate(&SessionParams { exits: Exits::Off, gate: false, ..params.clone() })?;
         let width = if width_difference == 0.0 { WIDTH.min(gate.n_ubatch()).max(1) } else { 1 };
         let n_swa = model.info().n_swa as usize;
-        Ok(Self { gate, width, width_difference, n_swa, shared: Vec::new(), is_shared: false, held: None })
+        Ok(Self {
+            model: model.clone(),
+            gate,
+            width,
+            width_difference,
+            n_swa,
+            shared: Vec::new(),
+            is_shared: false,
+            read: Vec::new(),
+            held: None,
+        })
     }
 
     /// Keeps the K/V of `prefix` between texts whose prompts begin with it. It is read on its own, and the rest of a prompt
@@ -104,6 +118,27 @@ impl Rescorer {
     pub fn share(&mut self, prefix: &[Token]) {
         self.shared = prefix.to_vec();
         (self.is_shared, self.held) = (false, None);
+    }
+
+    /// Reads `prompt` but for its last token, once for itself and for `session`, whose text that becomes: K and V are copied.
+    /// Both decode the last token by themselves, the session where it goes on with [`Session::set_prompt`]. Where its cache
+    /// does not take them, as that of another model, its text is empty: it reads all of the prompt then.
+    ///
+    /// # Errors
+    /// As [`Rescorer::score`].
+    pub fn read_prompt(&mut self, prompt: &[Token], session: &mut Session) -> Result<()> {
+        (self.held, self.read) = (None, Vec::new());
+        session.clear();
+        let Some((_, before)) = prompt.split_last().filter(|(_, before)| !before.is_empty()) else { return Ok(()) };
+        let n_shared = self.begin(prompt)?;
+        self.read(&before[n_shared..])?;
+        self.read = before.to_vec();
+        if session.model.is(&self.model)
+            && let Ok(state) = self.gate.state()?
+        {
+            session.restore(before, &state);
+        }
+        Ok(())
     }
 
     /// The largest difference that the model's self-test found between logits of single tokens and of batches: a margin
@@ -139,8 +174,10 @@ impl Rescorer {
         let mut scores = match self.resume(prompt, emitted) {
             Some(scores) => scores,
             None => {
-                let n_shared = self.begin(prompt)?;
-                self.read(&prompt[n_shared..])?;
+                let read = std::mem::take(&mut self.read);
+                let is_read = !read.is_empty() && prompt.split_last().is_some_and(|(_, before)| before == read);
+                let n_read = if is_read { read.len() } else { self.begin(prompt)? };
+                self.read(&prompt[n_read..])?;
                 vec![self.scored(first, 0)?]
             }
         };

@@ -158,6 +158,15 @@ impl Session {
         Ok(())
     }
 
+    /// Makes `tokens` the text of a session that is empty, with `state` as their K/V, which comes from another session of this
+    /// model. Where llama.cpp refuses it, the session stays empty.
+    pub(super) fn restore(&mut self, tokens: &[Token], state: &[u8]) {
+        match self.gate.restore(state, tokens.len()) {
+            Ok(()) => self.tokens.extend_from_slice(tokens),
+            Err(log) => tracing::info!("K/V cannot be taken over: {log}"),
+        }
+    }
+
     /// How llama.cpp lays out the K/V of this session's cache.
     fn layout(&self) -> Result<Layout> {
         let info = self.model.info();

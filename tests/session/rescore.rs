@@ -3,6 +3,9 @@
 use std::ops::ControlFlow;
 
 use offramp::{Error, GenerateParams, Model, Rescorer, Sampler, SamplerParams, Scored, Session, SessionParams, Token};
+use offramp_fixtures::{Arch, WeightType};
+
+use crate::common::tiny::tiny;
 
 const PROMPT: &str = "Explain in three sentences why the sky is blue.";
 
@@ -15,13 +18,16 @@ fn params() -> SessionParams {
 fn greedy(model: &Model, prompt: &[Token], n: usize) -> Vec<Token> {
     let mut session = Session::new(model, &params()).unwrap();
     session.set_prompt(prompt, &mut |_| {}).unwrap();
-    let mut greedy = SamplerParams::default();
-    greedy.temperature = 0.0;
     let mut limits = GenerateParams::default();
     limits.max_tokens = n;
     limits.ignore_eos = true;
-    let mut sampler = Sampler::new(model, &greedy).unwrap();
-    session.generate(&mut sampler, &limits, &mut |_| ControlFlow::Continue(())).unwrap().tokens
+    session.generate(&mut greedily(model), &limits, &mut |_| ControlFlow::Continue(())).unwrap().tokens
+}
+
+fn greedily(model: &Model) -> Sampler {
+    let mut greedy = SamplerParams::default();
+    greedy.temperature = 0.0;
+    Sampler::new(model, &greedy).unwrap()
 }
 
 fn score(rescorer: &mut Rescorer, prompt: &[Token], emitted: &[Token]) -> Vec<Scored> {
@@ -113,4 +119,42 @@ fn what_two_texts_after_a_prompt_begin_with_is_read_once_and_changes_no_bit() {
     rescorer.score(&prompt, &other, stop).unwrap();
     let alone = score(&mut Rescorer::new(&model, &params()).unwrap(), &prompt, &emitted);
     assert_eq!(score(&mut rescorer, &prompt, &emitted), alone);
+}
+
+#[test]
+fn a_prompt_is_read_once_for_the_judge_and_for_a_session() {
+    for arch in Arch::ALL {
+        let (ours, other) = (tiny(arch, WeightType::Q8_0), tiny(arch, WeightType::Q8_0));
+        let prompt: Vec<Token> = (0..60).map(|i| Token((i * 37 + 5) % 250)).collect();
+        let (read, last) = prompt.split_at(59);
+        let mut rescorer = Rescorer::new(&ours.model, &params()).unwrap();
+        let reply = |session: &mut Session| {
+            let report = session.set_prompt(&prompt, &mut |_| {}).unwrap();
+            let mut limits = GenerateParams::default();
+            (limits.max_tokens, limits.ignore_eos) = (12, true);
+            let made = session.generate(&mut greedily(session.model()), &limits, &mut |_| ControlFlow::Continue(()));
+            (report.reused, made.unwrap().tokens)
+        };
+        let mut plain = Session::new(&ours.model, &params()).unwrap();
+        plain.set_prompt(read, &mut |_| {}).unwrap();
+        let expected = reply(&mut plain);
+
+        let mut session = Session::new(&ours.model, &params()).unwrap();
+        // What either held before does not matter.
+        session.set_prompt(last, &mut |_| {}).unwrap();
+        for _ in 0..2 {
+            rescorer.read_prompt(&prompt, &mut session).unwrap();
+            assert_eq!(session.tokens(), read, "{arch:?}");
+            assert_eq!(reply(&mut session), expected, "{arch:?}");
+            let scores = score(&mut rescorer, &prompt, &expected.1);
+            assert!(scores.len() == 12 && scores.iter().all(Scored::agrees), "{arch:?}: {scores:?}");
+        }
+        let mut stranger = Session::new(&other.model, &params()).unwrap();
+        rescorer.read_prompt(&prompt, &mut stranger).unwrap();
+        assert!(stranger.tokens().is_empty(), "another model's cache is its own");
+        assert_eq!(reply(&mut stranger).0, 0);
+        // A text that follows another prompt is scored as ever.
+        let fresh = score(&mut Rescorer::new(&ours.model, &params()).unwrap(), read, last);
+        assert_eq!(score(&mut rescorer, read, last), fresh);
+    }
 }

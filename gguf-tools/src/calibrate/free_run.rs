@@ -3,8 +3,8 @@
 //! Each prompt is decoded greedily by a session as `offramp run` makes one, with exits at one candidate's thresholds and
 //! the K/V policy that will be stored; then a session of the full model reads the same text. A prompt's loss is the share
 //! of its emitted tokens, an end token included, that the full model would not have emitted there: those of exits that
-//! were wrong, and those of full depth that predicted K and V have changed. What all prompts begin with, a template's
-//! opening mostly, is read once by each of the two. It refuses texts that are longer than the context.
+//! were wrong, and those of full depth that predicted K and V have changed. A prompt is read once for both of
+//! them, and what all prompts begin with, a template's opening mostly, once for all. It refuses texts that are longer than the context.
 
 use offramp::measure::{Reply, Rescored};
 use offramp::{Model, Rescorer, SamplerParams, Session, SessionParams, Token};
@@ -74,8 +74,6 @@ pub struct Judge<'a> {
     n_tokens: usize,
     rescorer: Rescorer,
     prompts: &'a [Vec<Token>],
-    /// What all prompts begin with.
-    shared: &'a [Token],
     /// The last text of each prompt, and what the judge said: laxer thresholds often emit the same.
     judged: Vec<Option<(Vec<Token>, Rescored)>>,
 }
@@ -93,9 +91,8 @@ impl<'a> Judge<'a> {
         prompts: &'a [Vec<Token>],
     ) -> anyhow::Result<Judge<'a>> {
         let mut rescorer = Rescorer::new(model, &params)?;
-        let shared = common_beginning(prompts);
-        rescorer.share(shared);
-        Ok(Judge { model, params, n_tokens, rescorer, prompts, shared, judged: vec![None; prompts.len()] })
+        rescorer.share(common_beginning(prompts));
+        Ok(Judge { model, params, n_tokens, rescorer, prompts, judged: vec![None; prompts.len()] })
     }
 
     /// Decodes and judges the first prompts with the level of this agreement, as long as `needs_more` says so of the losses
@@ -126,16 +123,7 @@ impl<'a> Judge<'a> {
     fn run(&mut self, session: &mut Session, index: usize, prompt: &[Token]) -> anyhow::Result<Run> {
         let mut greedy = SamplerParams::default();
         greedy.temperature = 0.0;
-        if self.shared.is_empty() {
-            session.clear();
-        } else {
-            // Read on its own, so that both read the rest in the same batches.
-            if !session.tokens().starts_with(self.shared) {
-                session.clear();
-                session.set_prompt(self.shared, &mut |_| {})?;
-            }
-            session.truncate(self.shared.len());
-        }
+        self.rescorer.read_prompt(prompt, session)?;
         let reply = Reply::decode_after(session, prompt, &greedy, self.n_tokens)?;
         let known = self.judged.get(index).and_then(Option::as_ref).filter(|(tokens, _)| *tokens == reply.tokens);
         let judged = match known {
