@@ -9,10 +9,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use gguf_tools::add_heads::split::{self, Split};
+use gguf_tools::add_heads::split::Split;
 use gguf_tools::add_heads::vocab::Wanted;
 use gguf_tools::add_heads::{Options, heads, screen};
-use gguf_tools::collect::store::Reader;
+use gguf_tools::collect::store::{Reader, sequences};
 use gguf_tools::screen::evaluate::Evaluator;
 use gguf_tools::screen::output_matrix::OutputMatrix;
 use gguf_tools::train::evaluate;
@@ -47,8 +47,8 @@ fn main() -> anyhow::Result<()> {
     );
     for setting in wanted {
         let (tokens, settings) = parse(setting)?;
-        let split = Split { fit: split::first(&whole.fit, tokens), ..whole.clone() };
-        let n = split::count(&split.fit);
+        let split = Split { fit: sequences::first(&whole.fit, tokens), ..whole.clone() };
+        let n = sequences::count(&split.fit);
         let start = Instant::now();
         let count = options.shortlist.unwrap_or(2048);
         let mut training = std::time::Duration::ZERO;

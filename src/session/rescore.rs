@@ -65,7 +65,8 @@ impl Scored {
     }
 }
 
-/// The last text: its K/V are in the cache up to the token before the last scored one at least.
+/// The last text: its K/V are in the cache up to the token before the last scored one at least. Without scores, its prompt was
+/// read but for the last token.
 #[derive(Debug)]
 struct Held {
     prompt: Vec<Token>,
@@ -85,8 +86,6 @@ pub struct Rescorer {
     shared: Vec<Token>,
     /// Whether the cache begins with it.
     is_shared: bool,
-    /// The prompt that was read for a session, but for its last token: what the cache holds, where that is not empty.
-    read: Vec<Token>,
     held: Option<Held>,
 }
 
@@ -108,7 +107,6 @@ impl Rescorer {
             n_swa,
             shared: Vec::new(),
             is_shared: false,
-            read: Vec::new(),
             held: None,
         })
     }
@@ -127,12 +125,12 @@ impl Rescorer {
     /// # Errors
     /// As [`Rescorer::score`].
     pub fn read_prompt(&mut self, prompt: &[Token], session: &mut Session) -> Result<()> {
-        (self.held, self.read) = (None, Vec::new());
+        self.held = None;
         session.clear();
         let Some((_, before)) = prompt.split_last().filter(|(_, before)| !before.is_empty()) else { return Ok(()) };
         let n_shared = self.begin(prompt)?;
         self.read(&before[n_shared..])?;
-        self.read = before.to_vec();
+        self.held = Some(Held { prompt: prompt.to_vec(), scores: Vec::new() });
         if session.model.is(&self.model)
             && let Ok(state) = self.gate.state()?
         {
@@ -171,16 +169,14 @@ impl Rescorer {
             return Err(Error::ContextLengthExceeded { prompt: total, n_ctx: self.gate.n_ctx() });
         }
         let Some(&first) = emitted.first() else { return Ok(()) };
-        let mut scores = match self.resume(prompt, emitted) {
-            Some(scores) => scores,
-            None => {
-                let read = std::mem::take(&mut self.read);
-                let is_read = !read.is_empty() && prompt.split_last().is_some_and(|(_, before)| before == read);
-                let n_read = if is_read { read.len() } else { self.begin(prompt)? };
-                self.read(&prompt[n_read..])?;
-                vec![self.scored(first, 0)?]
-            }
+        let (mut scores, n_read) = match self.resume(prompt, emitted) {
+            Some(scores) => (scores, prompt.len() - 1),
+            None => (Vec::new(), self.begin(prompt)?),
         };
+        if scores.is_empty() {
+            self.read(&prompt[n_read..])?;
+            scores.push(self.scored(first, 0)?);
+        }
         let is_over = scores.iter().any(|scored| on_token(*scored).is_break());
         if !is_over {
             self.go_on(emitted, &mut scores, on_token)?;
@@ -194,9 +190,10 @@ impl Rescorer {
     fn resume(&mut self, prompt: &[Token], emitted: &[Token]) -> Option<Vec<Scored>> {
         let mut held = self.held.take().filter(|held| held.prompt == prompt)?;
         let n = held.scores.iter().zip(emitted).take_while(|(scored, token)| scored.token == **token).count();
+        // A first token that the prompt's batch scored is scored by such a batch again: a single token need not round like it.
+        let is_kept = n > 0 || held.scores.is_empty();
         held.scores.truncate(n);
-        // The first token is scored by the prompt's batch, which a single token need not round like.
-        (n > 0 && self.gate.truncate(prompt.len() + n - 1, self.n_swa)).then_some(held.scores)
+        (is_kept && self.gate.truncate(prompt.len() + n - 1, self.n_swa)).then_some(held.scores)
     }
 
     /// Scores `emitted` from where `scores` ends.

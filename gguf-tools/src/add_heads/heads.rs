@@ -7,9 +7,9 @@ use offramp::gguf::Error;
 use offramp::gguf::exits::{ConfidenceMap, Metric};
 
 use super::Progress;
-use super::split::{self, Split};
+use super::split::Split;
 use crate::calibrate::isotonic;
-use crate::collect::store::Reader;
+use crate::collect::store::{Reader, sequences};
 use crate::screen::evaluate::Evaluator;
 use crate::screen::output_matrix::OutputMatrix;
 use crate::train::data::{self, Exit};
@@ -137,7 +137,7 @@ fn best_metric(outcomes: &[Vec<Vec<Outcome>>]) -> usize {
 }
 
 fn measure(reader: &Reader, split: &Split, layers: &[u32], progress: &mut Progress<'_>) -> anyhow::Result<Vec<Exit>> {
-    let of_layer = split::count(&split.fit) + split::count(&split.held_out);
+    let of_layer = sequences::count(&split.fit) + sequences::count(&split.held_out);
     let mut exits = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         let before = of_layer * i as u64;
@@ -159,7 +159,7 @@ fn teach_gates(
     sequences: &[Range<u64>],
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<()> {
-    let few = split::first(sequences, GATE_TOKENS);
+    let few = sequences::first(sequences, GATE_TOKENS);
     let outcomes = outcomes(heads, evaluator, count, reader, &few, "gating", progress)?;
     for ((head, exit), outcomes) in heads.iter_mut().zip(exits).zip(&outcomes) {
         let outcomes = outcomes.concat();
@@ -197,7 +197,7 @@ pub fn outcomes(
     what: &'static str,
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Vec<Vec<Vec<Outcome>>>> {
-    let of_head = split::count(sequences);
+    let of_head = sequences::count(sequences);
     let total = of_head * heads.len() as u64;
     let mut all = Vec::new();
     for (i, head) in heads.iter().enumerate() {

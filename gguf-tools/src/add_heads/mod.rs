@@ -20,7 +20,7 @@ use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, Scre
 use offramp::gguf::{TensorType, Writer};
 
 use crate::calibrate::isotonic;
-use crate::collect::store::Reader;
+use crate::collect::store::{Reader, sequences};
 use crate::screen::Screen;
 use crate::screen::choose::Candidate;
 use crate::screen::evaluate::{Evaluator, Found};
@@ -146,7 +146,7 @@ pub fn make(
     let screen::Chosen { screen, choice: size, candidates } = screen::make(matrix, reader, &split, options, progress)?;
     let mut evaluator = Evaluator::new(*matrix, &screen)?;
     let mut screened = |what: &'static str, sequences: &[Range<u64>]| -> anyhow::Result<Vec<Vec<Found>>> {
-        let total = split::count(sequences);
+        let total = sequences::count(sequences);
         let found = evaluator.run(reader, sequences, &[size.count], &mut |done| progress(what, done, total))?;
         Ok(found.into_iter().next().unwrap_or_default())
     };
@@ -173,7 +173,7 @@ pub fn make(
         (evaluator, count) = (evaluator.among(&vocab.tokens)?, vocab.shortlist);
         evaluator.unpack()?;
         let mut outcomes = |sequences: &[Range<u64>]| {
-            let total = split::count(sequences);
+            let total = sequences::count(sequences);
             evaluate::run_final(&evaluator, count, reader, sequences, &mut |done| progress("judging", done, total))
         };
         among = Some((outcomes(choose)?, outcomes(judge)?));
@@ -205,7 +205,7 @@ pub fn make(
     let confidence: Vec<ConfidenceMap> = choice.exits.iter().map(|exit| trained.confidence[*exit].clone()).collect();
     let mut kv_quality = Vec::new();
     if wants_maps && kv::is_collected(reader, base.n_layer) {
-        let total = split::count(&split.fit) + split::count(&split.held_out);
+        let total = sequences::count(&split.fit) + sequences::count(&split.held_out);
         for head in &mut heads {
             let mut progress = |done| progress("mapping", done, total);
             kv_quality.push(kv::fit(head, base.n_layer, reader, &split.fit, &split.held_out, &mut progress)?);
@@ -248,7 +248,7 @@ pub fn make(
         levels,
         oracle,
         n_prompts: screened.1.len(),
-        n_tokens: split::count(judge),
+        n_tokens: sequences::count(judge),
         n_changed: screened.1.iter().filter(|prompt| prompt.iter().any(|token| !token.is_found)).count(),
         n_near_ties: near_ties(reader, judge)?,
         times: clock.laps,

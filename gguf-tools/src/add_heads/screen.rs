@@ -9,9 +9,9 @@ use anyhow::{Context, ensure};
 use offramp::gate::Tap;
 use offramp::gguf::Error;
 
-use super::split::{self, Split};
+use super::split::Split;
 use super::{Options, Progress};
-use crate::collect::store::Reader;
+use crate::collect::store::{Reader, sequences};
 use crate::screen::basis::{Moments, Subspace};
 use crate::screen::choose::{COUNTS, Candidate, RANKS, cheapest};
 use crate::screen::evaluate::Evaluator;
@@ -49,7 +49,7 @@ pub fn make(
 ) -> anyhow::Result<Chosen> {
     let subspace = Subspace::fit(matrix, &moments(matrix, reader, &split.fit, progress)?)?;
     let (ranks, counts) = sizes(matrix, options)?;
-    let few = split::first(&split.choose, FIRST_TOKENS);
+    let few = sequences::first(&split.choose, FIRST_TOKENS);
     let mut measure = |ranks: &[usize], sequences: &[Range<u64>]| {
         measure(matrix, reader, &subspace, (ranks, &counts), sequences, options.seed, progress)
     };
@@ -107,7 +107,7 @@ fn measure(
     seed: u64,
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Vec<Candidate>> {
-    let n_tokens = split::count(sequences);
+    let n_tokens = sequences::count(sequences);
     let total = n_tokens * ranks.len() as u64;
     let mut candidates = Vec::new();
     for (i, rank) in ranks.iter().enumerate() {
@@ -130,7 +130,7 @@ fn moments(
     progress: &mut Progress<'_>,
 ) -> anyhow::Result<Moments> {
     let mut moments = Moments::new(matrix.n_embd(), matrix.n_vocab());
-    let (mut done, total) = (0, split::count(sequences));
+    let (mut done, total) = (0, sequences::count(sequences));
     for tokens in sequences.iter().cloned().flat_map(data::pieces) {
         if !progress("fitting", done, total) {
             return Err(Error::Interrupted.into());

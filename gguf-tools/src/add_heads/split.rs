@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::collect::store::Reader;
+use crate::collect::store::sequences::first;
 
 /// The tokens that are enough to hold out, to choose by, or to judge by: what there is beyond is worth more to what is fitted.
 const ENOUGH: u64 = 12_000;
@@ -61,25 +62,10 @@ impl Split {
     }
 }
 
-/// The tokens of sequences.
-pub fn count(sequences: &[Range<u64>]) -> u64 {
-    sequences.iter().map(|tokens| tokens.end - tokens.start).sum()
-}
-
-/// The first of `sequences` that hold `tokens`, or all.
-pub fn first(sequences: &[Range<u64>], tokens: u64) -> Vec<Range<u64>> {
-    let mut left = tokens;
-    let few = sequences.iter().cloned().take_while(|tokens| {
-        let is_wanted = left > 0;
-        left = left.saturating_sub(tokens.end - tokens.start);
-        is_wanted
-    });
-    few.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collect::store::sequences::count;
 
     /// Of `n` turns of 30 tokens and answers of 50: the tokens of each part.
     fn parts(n: u64) -> [u64; 4] {

@@ -10,8 +10,7 @@ use anyhow::ensure;
 use offramp::gguf::Error;
 
 use super::Progress;
-use super::split;
-use crate::collect::store::Reader;
+use crate::collect::store::{Reader, sequences};
 use crate::train::data;
 
 /// How many tokens are tried where nobody says: `docs/training.md` has the table.
@@ -83,7 +82,7 @@ impl ExitVocab {
             ),
         }
         let mut mass = vec![0.0f64; n_vocab];
-        let (mut done, total) = (0, split::count(fit));
+        let (mut done, total) = (0, sequences::count(fit));
         for tokens in fit.iter().cloned().flat_map(data::pieces) {
             if !progress("counting", done, total) {
                 return Err(Error::Interrupted.into());

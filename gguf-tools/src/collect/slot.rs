@@ -119,10 +119,16 @@ impl Slot {
         self.text.push(self.next);
         let row = Row::new(logits);
         let vocab = recipe.model.vocab();
+        // What the model wrote, not what the template put around it.
+        let is_kept = match &self.stage {
+            Stage::Writing { written, .. } => recipe.answer > 0 && !written.is_empty(),
+            Stage::Prompted => false,
+            Stage::Answering => true,
+        };
+        if is_kept {
+            self.finished.rows.push(&Label::of_row(self.next, &row), values)?;
+        }
         if let Stage::Writing { written, max } = &mut self.stage {
-            if recipe.answer > 0 && !written.is_empty() {
-                self.finished.rows.push(&Label::of_row(self.next, &row), values)?;
-            }
             let token = sample(&row, Sampling::PROMPT, &mut self.rng);
             let is_over = vocab.is_eog(token) || vocab.is_control(token);
             if !is_over {
@@ -138,9 +144,6 @@ impl Slot {
                 Some(prompt) => Advance::Prompt(self, prompt),
                 None => Advance::Turn(Turn::Over(self.finished)),
             });
-        }
-        if matches!(self.stage, Stage::Answering) {
-            self.finished.rows.push(&Label::of_row(self.next, &row), values)?;
         }
         self.stage = Stage::Answering;
         let sampling = if self.finished.is_greedy { Sampling::Greedy } else { Sampling::ANSWER };

@@ -16,6 +16,7 @@
 //! shorter than their sequences, and values that half precision cannot hold.
 
 mod reader;
+pub mod sequences;
 mod writer;
 
 use std::fs::{self, File};

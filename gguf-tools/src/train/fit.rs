@@ -18,11 +18,11 @@ use super::data::{Exit, Pool, Stream};
 use super::loss::{self, RowValues, Rows, Targets};
 use super::network::{Form, Inputs, Network, Trained};
 use crate::collect::label::Label;
-use crate::collect::store::Reader;
+use crate::collect::store::{Reader, sequences};
 use crate::screen::output_matrix::OutputMatrix;
 
 /// The held-out tokens that training is watched by, at most.
-const WATCHED: usize = 1536;
+const WATCHED: u64 = 1536;
 /// How often training is looked at, besides its beginning.
 const LOOKS: usize = 5;
 /// The steps over which the step size rises.
@@ -139,8 +139,7 @@ pub fn fit(
     let watched = watched(reader, exits, held_out)?;
     let mut best: Vec<(f64, Vec<Tensor>)> = Vec::new();
     let mut looks = Vec::new();
-    let n_fit: u64 = fit.iter().map(|tokens| tokens.end - tokens.start).sum();
-    let mut n_steps = ((settings.epochs * n_fit as f64 / settings.batch as f64).ceil() as usize).max(1);
+    let mut n_steps = ((settings.epochs * sequences::count(fit) as f64 / settings.batch as f64).ceil() as usize).max(1);
     let mut stream = Stream::new(reader, exits, fit, rng)?;
     let start = Instant::now();
     let (mut step, mut n_tokens) = (0, 0);
@@ -332,17 +331,7 @@ impl Batch {
 
 /// The held-out tokens that training is watched by.
 fn watched(reader: &Reader, exits: &[Exit], held_out: &[Range<u64>]) -> anyhow::Result<Pool> {
-    let mut n = 0;
-    let few: Vec<Range<u64>> = held_out
-        .iter()
-        .cloned()
-        .take_while(|tokens| {
-            let is_wanted = n < WATCHED;
-            n += (tokens.end - tokens.start) as usize;
-            is_wanted
-        })
-        .collect();
-    let pool = Pool::read(reader, exits, &few)?;
+    let pool = Pool::read(reader, exits, &sequences::first(held_out, WATCHED))?;
     ensure!(!pool.is_empty(), "no tokens were held out: collect more");
     Ok(pool)
 }

@@ -10,7 +10,7 @@ use half::f16;
 use offramp::gate::Tap;
 
 use super::super::label::Label;
-use super::{LABELS, Manifest, Series, read_manifest, read_sequences};
+use super::{LABELS, Manifest, Series, read_manifest, read_sequences, sequences};
 
 /// A store that is read.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Reader {
 
     /// The tokens of all answers.
     pub fn n_tokens(&self) -> u64 {
-        self.answers.iter().map(|tokens| tokens.end - tokens.start).sum()
+        sequences::count(&self.answers)
     }
 
     /// The labels of `tokens`.
