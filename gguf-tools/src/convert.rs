@@ -214,12 +214,6 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
             until,
             ..Settings::default()
         },
-        metric: match args.metric {
-            MetricChoice::Auto => None,
-            MetricChoice::MaxProb => Some(Metric::TopProbability),
-            MetricChoice::Margin => Some(Metric::Margin),
-            MetricChoice::Entropy => Some(Metric::NegativeEntropy),
-        },
         kv_maps: args.kv_maps == KvMaps::Auto,
         timing,
     });
@@ -228,6 +222,13 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
         shortlist: args.shortlist,
         vocab: args.exit_vocab,
         heads,
+        metric: match args.metric {
+            MetricChoice::Auto => None,
+            MetricChoice::MaxProb => Some(Metric::TopProbability),
+            MetricChoice::Margin => Some(Metric::Margin),
+            MetricChoice::Entropy => Some(Metric::NegativeEntropy),
+            MetricChoice::Classifier => Some(Metric::Classifier),
+        },
         agreements: args.agreement_levels.clone(),
         seed,
     }

@@ -101,6 +101,7 @@ fn thresholds(meta: &ExitMeta, level: usize, agreement: f32) -> String {
         Metric::TopProbability => "the best candidate's probability",
         Metric::Margin => "the lead of the best candidate's probability",
         Metric::NegativeEntropy => "one less the candidates' relative entropy",
+        Metric::Classifier => "a classifier of the best candidate's probability and the final state",
         _ => "the metric",
     };
     let text = |threshold: f32| {

@@ -47,6 +47,7 @@ fn what_is_made_is_judged_written_and_read_back() {
     let world = world();
     let matrix = OutputMatrix::of(&world.model).unwrap();
     let mut options = Options {
+        metric: None,
         screen_rank: Some(32),
         shortlist: None,
         vocab: Wanted::Auto,

@@ -9,19 +9,19 @@ use gguf_tools::screen::output_matrix::OutputMatrix;
 use gguf_tools::train::data::Exit;
 use gguf_tools::train::fit::{self, Settings};
 use gguf_tools::train::network::Form;
-use offramp::gguf::exits::{ExitHeads, HeadType};
+use offramp::gguf::exits::{ExitHeads, HeadType, Metric};
 use offramp::gguf::{Error, File, exits};
 use world::{N_LAYER, World, world};
 
 fn options(form: Form, layers: Option<Vec<u32>>) -> Options {
     Options {
+        metric: None,
         screen_rank: Some(32),
         shortlist: Some(64),
         vocab: Wanted::Auto,
         heads: Some(HeadOptions {
             layers,
             settings: Settings { form, epochs: 8.0, batch: 64, n_rows: 200, ..Settings::default() },
-            metric: None,
             kv_maps: true,
             timing: Timing { layer: 1.0, output: 2.0, caught_up: Some(0.5) },
         }),
@@ -116,6 +116,23 @@ fn exits_that_choose_among_frequent_tokens_are_judged_as_such() {
     assert_eq!(ExitHeads::open(&sidecar).unwrap().vocab(), Some(&vocab.tokens[..]));
     among.vocab = Wanted::These(601);
     assert!(make(&world, &among).unwrap_err().to_string().contains("give 16 to 600"));
+}
+
+#[test]
+fn classifiers_are_written_where_they_are_the_metric() {
+    let world = world();
+    for metric in [Metric::Classifier, Metric::TopProbability] {
+        let mut options = options(Form { rank: None, mlp: false }, Some(vec![1]));
+        (options.metric, options.vocab) = (Some(metric), Wanted::These(70));
+        let made = make(&world, &options).unwrap();
+        let sidecar = File::from_bytes(bytes(&world, &made), "heads.gguf").unwrap();
+        let heads = ExitHeads::open(&sidecar).unwrap();
+        assert_eq!(heads.meta().metric, metric);
+        let of_exit = heads.heads()[0].classifier.map(|classifier| classifier.weight.info.dims().to_vec());
+        let of_vocab = heads.vocab_classifier().map(|classifier| classifier.weight.info.dims().to_vec());
+        let expected = (metric == Metric::Classifier).then(|| vec![u64::from(made.meta.base.n_embd) + 1]);
+        assert_eq!((&of_exit, &of_vocab), (&expected, &expected));
+    }
 }
 
 #[test]

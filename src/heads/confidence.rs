@@ -1,9 +1,52 @@
-//! How sure candidates are: the metrics of `exit.metric`, on a softmax over the candidates alone.
+//! How sure candidates are: the metrics of `exit.metric`, on a softmax over the candidates alone, or a classifier's log-odds.
 //!
-//! Larger is surer for each of them. What a metric is worth, the file's own confidence maps say.
+//! Larger is surer for each of them. What a metric is worth, the file's own confidence maps say. It refuses classifiers that
+//! hold what is no number, or that are the less sure the more probable the best candidate is.
 
-use crate::gguf::exits::Metric;
+use crate::error::{Error, Result};
+use crate::gguf::exits::{self, Metric, log_odds};
 use crate::llama::Token;
+
+/// A logistic regression of whether the best candidate is the full model's choice: what its probability among the candidates
+/// cannot tell, such as that another token is due which is not among them, the final state shows.
+#[derive(Debug)]
+pub(crate) struct Classifier {
+    /// For the final state, `[n_embd]`.
+    state: Vec<f32>,
+    /// For the log-odds of the best candidate's probability; not negative.
+    odds: f32,
+    bias: f32,
+}
+
+impl Classifier {
+    /// # Errors
+    /// [`Error::Heads`] for weights that are no numbers, or a negative one for the best candidate's log-odds.
+    pub(super) fn new(classifier: &exits::Classifier<'_>) -> Result<Self> {
+        let mut state = classifier.weight.f32();
+        let odds = state.pop().unwrap_or(0.0);
+        let bias = classifier.bias.f32().first().copied().unwrap_or(0.0);
+        let is_sound = odds >= 0.0 && state.iter().chain([&odds, &bias]).all(|value| value.is_finite());
+        if !is_sound {
+            return Err(Error::Heads {
+                found: format!(
+                    "{} is no classifier: it needs finite numbers, the last not below 0",
+                    classifier.weight.info.name()
+                ),
+            });
+        }
+        Ok(Self { state, odds, bias })
+    }
+
+    /// The part of its log-odds that the final state `[n_embd]` gives.
+    pub(super) fn of_state(&self, state: &[f32]) -> f32 {
+        super::head::dot(&self.state, state) + self.bias
+    }
+
+    /// Its log-odds, from [`Classifier::of_state`] and the best candidate's probability.
+    pub(super) fn log_odds(&self, of_state: f32, probability: f32) -> f32 {
+        self.odds * log_odds(probability) + of_state
+    }
+}
 
 /// The metric's value for the candidates' logits, in any order. `None` for fewer than two candidates, of which no margin
 /// can be taken, and for logits that are no numbers.
@@ -22,7 +65,7 @@ pub(super) fn range(metric: Metric, candidates: &[(Token, f32)], unseen: f32) ->
     match metric {
         Metric::TopProbability | Metric::Margin => Some((least, most)).filter(|(least, _)| !least.is_nan()),
         // It is a share of the largest entropy that so many candidates can have, which differs with their number.
-        Metric::NegativeEntropy => None,
+        Metric::NegativeEntropy | Metric::Classifier => None,
     }
 }
 

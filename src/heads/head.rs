@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::confidence::Classifier;
 use super::ggml::{Graph, Layout, Tensor, Tensors};
 use super::screen::{Candidates, Screen, weight};
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ pub(crate) struct HeadWeights {
     /// `[n_embd]`.
     norm: Vec<f32>,
     gate: Option<CheapGate>,
+    classifier: Option<Classifier>,
     mlp: Option<Mlp>,
     /// One matrix `[n_embd, n_embd]`, or two over a narrow waist.
     map: Vec<(Tensors, Tensor)>,
@@ -71,17 +73,13 @@ impl HeadWeights {
             }
         };
         let gate = head.gate.map(|gate| CheapGate {
-            weight: values(&gate.weight),
-            bias: gate.bias.map_or(0.0, |bias| values(&bias).first().copied().unwrap_or(0.0)),
+            weight: gate.weight.f32(),
+            bias: gate.bias.map_or(0.0, |bias| bias.f32().first().copied().unwrap_or(0.0)),
         });
-        let bias = head.bias.as_ref().map(values);
-        Ok(Self { layer: head.layer, norm: values(&head.norm), gate, mlp, map, bias })
+        let classifier = head.classifier.as_ref().map(Classifier::new).transpose()?;
+        let bias = head.bias.as_ref().map(exits::View::f32);
+        Ok(Self { layer: head.layer, norm: head.norm.f32(), gate, classifier, mlp, map, bias })
     }
-}
-
-/// The values of an F32 vector, which may lie at any address of its file.
-fn values(view: &exits::View<'_>) -> Vec<f32> {
-    view.data.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
 /// An exit head on the threads of one session, beside the screen that it shares.
@@ -168,7 +166,7 @@ impl ExitHead {
     ) -> Result<bool> {
         self.work.set_values(self.input, &self.normed);
         screen.score_graph(&mut self.work, &mut self.graph)?;
-        screen.is_sure(self.metric, candidates, sure)
+        screen.is_sure(self.metric, self.weights.classifier.as_ref(), candidates, sure)
     }
 }
 
@@ -181,7 +179,7 @@ fn normalize(hidden: &[f32], norm: &[f32], to: &mut Vec<f32>) {
     to.extend(hidden.iter().zip(norm).map(|(x, weight)| x * scale * weight));
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
     let mut sums = [0.0f32; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());

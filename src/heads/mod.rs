@@ -154,7 +154,12 @@ impl Heads {
         let weights = match (&self.meta.vocab, view.vocab(), view.screen()) {
             (Some(vocab), Some(tokens), Some(screen)) => {
                 let output = OutputMatrix::of(&self.model)?;
-                Some(Arc::new(ScreenWeights::among(&screen, output, vocab.shortlist, tokens)?))
+                Some(Arc::new(ScreenWeights::among(
+                    &screen,
+                    output,
+                    vocab.shortlist,
+                    (tokens, view.vocab_classifier()),
+                )?))
             }
             _ => None,
         };

@@ -5,11 +5,13 @@
 //! that they are the full matrix's own, bit for bit. A screen may be of some tokens alone: exits after blocks are for easy
 //! tokens, which are frequent ones.
 
+mod rescoring;
+
 use std::sync::Arc;
 
 use super::Heads;
-use super::confidence;
-use super::ggml::{Cpu, Graph, Layout, Tensor, Tensors};
+use super::confidence::{self, Classifier};
+use super::ggml::{Cpu, Graph, Layout, Tensor, Tensors, failed};
 use super::output::OutputMatrix;
 use super::select::Selection;
 use crate::error::{Error, Result};
@@ -17,9 +19,8 @@ use crate::gguf::TensorType;
 use crate::gguf::exits::{self, Metric};
 use crate::llama::Token;
 use crate::llama::threads::ThreadPool;
+use rescoring::{ROWS, Rescoring};
 
-/// Repacked layouts interleave up to this many rows: candidates are padded to a multiple of it.
-const ROWS: usize = 16;
 /// Of the shortlist, what is rescored first; at most so many candidates.
 const FEW: (usize, usize) = (8, 256);
 /// A slack among few candidates is trusted from this many times their worst misjudgement on. The largest of 256 normal
@@ -36,6 +37,8 @@ pub(crate) struct ScreenWeights {
     layout: Layout,
     /// The tokens that are scored, ascending; `None` for all.
     tokens: Option<Vec<u32>>,
+    /// How sure the tokens that are scored are at the final norm, where [`Metric::Classifier`] is the metric.
+    classifier: Option<Classifier>,
     shortlist: usize,
 }
 
@@ -46,37 +49,39 @@ impl ScreenWeights {
     /// [`Error::Heads`] for types that the CPU backend does not multiply, or without memory.
     pub(super) fn new(screen: &exits::Screen<'_>, output: OutputMatrix, shortlist: u32) -> Result<Self> {
         let factor = weight(&screen.output, screen.basis.info.dims4()[1] as usize, output.n_vocab)?;
-        Self::with(screen, output, factor, None, (shortlist as usize).min(output.n_vocab))
+        Self::with(screen, output, factor, (None, None), (shortlist as usize).min(output.n_vocab))
     }
 
     /// Of these tokens alone, which ascend and are in the vocabulary.
     ///
     /// # Errors
-    /// As [`ScreenWeights::new`].
+    /// As [`ScreenWeights::new`], and for a classifier that is none.
     pub(super) fn among(
         screen: &exits::Screen<'_>,
         output: OutputMatrix,
         shortlist: u32,
-        tokens: &[u32],
+        (tokens, classifier): (&[u32], Option<exits::Classifier<'_>>),
     ) -> Result<Self> {
         let row_bytes = screen.output.data.len() / output.n_vocab.max(1);
         let rows = tokens.iter().filter_map(|&id| screen.output.data.get(id as usize * row_bytes..)?.get(..row_bytes));
         let rows: Vec<u8> = rows.flatten().copied().collect();
         let rank = screen.basis.info.dims4()[1] as usize;
         let factor = matrix(screen.output.info.ty(), &rows, rank, tokens.len())?;
-        Self::with(screen, output, factor, Some(tokens.to_vec()), (shortlist as usize).min(tokens.len()))
+        let classifier = classifier.as_ref().map(Classifier::new).transpose()?;
+        let shortlist = (shortlist as usize).min(tokens.len());
+        Self::with(screen, output, factor, (Some(tokens.to_vec()), classifier), shortlist)
     }
 
     fn with(
         screen: &exits::Screen<'_>,
         output: OutputMatrix,
         factor: (Tensors, Tensor),
-        tokens: Option<Vec<u32>>,
+        (tokens, classifier): (Option<Vec<u32>>, Option<Classifier>),
         shortlist: usize,
     ) -> Result<Self> {
         let layout = Layout::of_weight(output.ty, output.n_embd, output.n_vocab)?;
         let basis = weight(&screen.basis, output.n_embd, screen.basis.info.dims4()[1] as usize)?;
-        Ok(Self { basis, factor, output, layout, tokens, shortlist })
+        Ok(Self { basis, factor, output, layout, tokens, classifier, shortlist })
     }
 }
 
@@ -115,81 +120,6 @@ pub(crate) struct Screen {
     unseen: f32,
     weights: Arc<ScreenWeights>,
     heads: Arc<Heads>,
-}
-
-/// The exact logits of a fixed number of candidates.
-#[derive(Debug)]
-struct Rescoring {
-    n: usize,
-    rows: Tensors,
-    row_data: Tensor,
-    /// The candidates' ids, where the graph itself gathers their rows.
-    ids: Option<Tensor>,
-    logits: Tensor,
-    capped: Option<Tensor>,
-    graph: Graph,
-    /// Rows on their way to the graph; empty where the graph gathers them.
-    staging: Vec<u8>,
-}
-
-impl Rescoring {
-    /// Of `n` candidates, from the hidden state in `input`; `work` is still to be allocated.
-    fn new(n: usize, input: Tensor, work: &mut Tensors, weights: &ScreenWeights, heads: &Heads) -> Result<Self> {
-        let output = weights.output;
-        let n_rows = n.next_multiple_of(ROWS);
-        let mut rows = Tensors::new()?;
-        let row_data = rows.matrix(output.ty, output.n_embd, n_rows)?;
-        // The gathered rows first: that the product reads them is not to be seen from the graph.
-        rows.allocate(weights.layout)?;
-        let mut gathered = None;
-        let mut ids = None;
-        if weights.layout.is_plain() {
-            let wanted = work.matrix(TensorType::I32, n_rows, 1)?;
-            // SAFETY: the model's file stays mapped as long as `heads`, and `rows` as long as `work`: both are part of
-            // the screen.
-            gathered = unsafe { work.gather(heads.output_rows()?, output.row_bytes(), wanted, row_data)? };
-            ids = gathered.map(|_| wanted);
-        }
-        let logits = work.mul_mat(row_data, input);
-        let capped = output.softcap.map(|cap| work.softcap(logits, cap));
-        let last: Vec<Tensor> = gathered.into_iter().chain([capped.unwrap_or(logits)]).collect();
-        let graph = work.graph(&last)?;
-        let staging = if ids.is_some() { Vec::new() } else { vec![0; n_rows * output.row_bytes()] };
-        Ok(Self { n, rows, row_data, ids, logits, capped, graph, staging })
-    }
-
-    /// Computes the logits of `chosen`, which are `n`, into `candidates`; returns the best before a soft cap, and by how much
-    /// the worst misjudged one exceeds its score.
-    fn run(
-        &mut self,
-        chosen: &[(u32, f32)],
-        cpu: &mut Cpu,
-        work: &mut Tensors,
-        matrix: (&[u8], usize),
-        candidates: &mut Vec<(Token, f32)>,
-    ) -> Result<(f32, f32)> {
-        if let Some(ids) = self.ids {
-            for (to, &(id, _)) in work.bytes_mut(ids).chunks_exact_mut(4).zip(chosen) {
-                to.copy_from_slice(&id.to_ne_bytes());
-            }
-        } else {
-            let (matrix, row_bytes) = matrix;
-            for (to, &(id, _)) in self.staging.chunks_exact_mut(row_bytes).zip(chosen) {
-                let start = id as usize * row_bytes;
-                to.copy_from_slice(&matrix[start..start + row_bytes]);
-            }
-            self.rows.set(self.row_data, &self.staging);
-        }
-        cpu.compute(work, &mut self.graph)?;
-        // The screen approximates the matrix's product, which a soft cap comes after.
-        let exact = work.values(self.logits).iter().take(chosen.len()).copied();
-        let misjudged = exact.clone().zip(chosen).map(|(logit, &(_, score))| logit - score).fold(0.0, f32::max);
-        let best = exact.fold(f32::NEG_INFINITY, f32::max);
-        let logits = work.values(self.capped.unwrap_or(self.logits));
-        candidates.clear();
-        candidates.extend(chosen.iter().zip(logits).map(|(&(id, _), &logit)| (Token(id as i32), logit)));
-        Ok((best, misjudged))
-    }
 }
 
 /// How many of the shortlist's candidates an answer rests on.
@@ -289,21 +219,34 @@ impl Screen {
         sure: &dyn Fn(f32) -> bool,
     ) -> Result<bool> {
         self.score(hidden)?;
-        self.is_sure(metric, candidates, sure)
+        let weights = Arc::clone(&self.weights);
+        self.is_sure(metric, weights.classifier.as_ref(), candidates, sure)
     }
 
     /// True if `metric` over the candidates, by the scores that were computed last, is `sure`; they are then
-    /// [`Screen::candidates`]. With [`Candidates::Enough`], the first candidates decide where the others could not change the
-    /// answer.
+    /// [`Screen::candidates`]. `classifier` is what [`Metric::Classifier`] asks. With [`Candidates::Enough`], the first candidates
+    /// decide where the others could not change the answer.
     ///
     /// # Errors
-    /// [`Error::Heads`].
+    /// [`Error::Heads`], also without the classifier that the metric asks.
     pub(super) fn is_sure(
         &mut self,
         metric: Metric,
+        classifier: Option<&Classifier>,
         candidates: Candidates,
         sure: &dyn Fn(f32) -> bool,
     ) -> Result<bool> {
+        if metric != Metric::Classifier {
+            return self.is_metric_sure(metric, candidates, sure);
+        }
+        let classifier = classifier.ok_or_else(|| failed("exits without the classifiers of their metric"))?;
+        let of_state = classifier.of_state(self.work.values(self.input));
+        // The surer, the more probable the best candidate is.
+        let sure = |probability| sure(classifier.log_odds(of_state, probability));
+        self.is_metric_sure(Metric::TopProbability, candidates, &sure)
+    }
+
+    fn is_metric_sure(&mut self, metric: Metric, candidates: Candidates, sure: &dyn Fn(f32) -> bool) -> Result<bool> {
         let settled = self.rescore_few()?.is_some_and(|slack| self.is_settled(slack));
         let range = confidence::range(metric, &self.candidates, self.unseen).filter(|_| settled);
         if let Some((least, most)) = range {

@@ -2,7 +2,7 @@
 //! nothing that contradicts itself is accepted.
 
 use crate::random::{heads, model, open};
-use offramp::gguf::exits::{self, BaseCheck, ExitHeads, ExitMeta, Form, HeadMap, HeadType};
+use offramp::gguf::exits::{self, BaseCheck, ExitHeads, ExitMeta, Form, HeadMap, HeadType, Metric};
 use offramp::gguf::{Error, File, TensorType, WriteOptions, Writer, preflight};
 
 const LAYERS: [u32; 2] = [0, 1];
@@ -192,6 +192,26 @@ fn contradictions_between_keys_and_tensors_are_refused() {
         writer.tensor_f32("blk.2.exit_norm.weight", &[64], &[0.0; 64]).unwrap();
     };
     assert!(matches!(changed(|_| {}, |_| true, extra), Err(Error::TensorShape { .. })));
+    // Classifiers belong to their metric: each exit has one then, and none otherwise.
+    let by_classifier = |meta: &mut ExitMeta| meta.metric = Metric::Classifier;
+    let classifiers = |layers: &'static [u32], len: u64| {
+        move |writer: &mut Writer| {
+            for layer in layers {
+                let name = |part: &str| format!("blk.{layer}.exit_classifier.{part}");
+                writer.tensor_f32(&name("weight"), &[len], &vec![0.5; len as usize]).unwrap();
+                writer.tensor_f32(&name("bias"), &[1], &[0.0]).unwrap();
+            }
+        }
+    };
+    changed(by_classifier, |_| true, classifiers(&LAYERS, 65)).unwrap();
+    let missing = changed(by_classifier, |_| true, classifiers(&LAYERS[..1], 65));
+    assert!(matches!(missing, Err(Error::MissingTensor { .. })));
+    for refused in [
+        changed(by_classifier, |_| true, classifiers(&LAYERS, 64)),
+        changed(|_| {}, |_| true, classifiers(&LAYERS, 65)),
+    ] {
+        assert!(matches!(refused, Err(Error::TensorShape { .. })), "{refused:?}");
+    }
     // One map of the keys without that of the values.
     let gap = |tensor: &str| tensor != "blk.0.exit_v.2.weight";
     assert!(matches!(changed(|_| {}, gap, |_| {}), Err(Error::MissingTensor { .. })));

@@ -12,6 +12,7 @@ use crate::calibrate::isotonic;
 use crate::collect::store::{Reader, sequences};
 use crate::screen::evaluate::Evaluator;
 use crate::screen::output_matrix::OutputMatrix;
+use crate::train::classifier::{self, Classifier};
 use crate::train::data::{self, Exit};
 use crate::train::evaluate::{self, METRICS, Outcome};
 use crate::train::fit::{self, Look, Settings};
@@ -107,14 +108,26 @@ pub fn train(
     for (exit, trained) in exits.iter().zip(&fitted.heads) {
         heads.push(Head::new(exit.layer, exit.norm.clone(), trained)?);
     }
-    teach_gates(&mut heads, &exits, evaluator, count, reader, &split.held_out, progress)?;
-    let outcomes = outcomes(&heads, evaluator, count, reader, &split.choose, "judging", progress)?;
+    let mut held_out = outcomes(&heads, evaluator, count, reader, &split.held_out, "judging", progress)?;
+    let mut outcomes = outcomes(&heads, evaluator, count, reader, &split.choose, "judging", progress)?;
+    for ((head, held_out), chooses) in heads.iter_mut().zip(&mut held_out).zip(&mut outcomes) {
+        let mut states = |tokens: Range<u64>| Ok(head.apply(&data::inputs(reader, head.layer, &head.norm, tokens)?));
+        head.classifier = Some(classifier(&mut states, reader, split, (held_out, chooses), progress)?);
+    }
     let quality: Vec<Quality> =
         exits.iter().zip(&outcomes).map(|(exit, outcomes)| Quality::of(exit, &outcomes.concat())).collect();
     let chosen = match metric {
         Some(metric) => METRICS.iter().position(|other| *other == metric).context("a metric that is not measured")?,
         None => best_metric(&outcomes),
     };
+    teach_gates(&mut heads, &exits, reader, &split.held_out, (&held_out, chosen))?;
+    for (head, outcomes) in heads.iter().zip(&mut outcomes) {
+        for (tokens, outcomes) in split.choose.iter().zip(outcomes) {
+            let x = data::inputs(reader, head.layer, &head.norm, tokens.clone())?;
+            let gates = x.chunks(head.norm.len()).map(|x| head.gate_output(x));
+            outcomes.iter_mut().zip(gates).for_each(|(outcome, gate)| outcome.gate = gate);
+        }
+    }
     let confidence = outcomes.iter().map(|outcomes| confidence(&outcomes.concat(), METRICS[chosen])).collect();
     Ok(Candidates { heads, quality, looks: fitted.looks, metric: METRICS[chosen], confidence, outcomes })
 }
@@ -127,8 +140,33 @@ pub fn confidence(outcomes: &[Outcome], metric: Metric) -> ConfidenceMap {
     isotonic::fit(&observations)
 }
 
-/// The metric by which most tokens may exit.
-fn best_metric(outcomes: &[Vec<Vec<Outcome>>]) -> usize {
+/// How sure a check is, learnt from what it said of the tokens that were held out and of those that choose, and of these what
+/// a classifier says that they had no part in.
+///
+/// # Errors
+///
+/// As [`classifier::fit`].
+pub fn classifier(
+    states: &mut dyn FnMut(Range<u64>) -> anyhow::Result<Vec<f32>>,
+    reader: &Reader,
+    split: &Split,
+    (held_out, choose): (&mut Vec<Vec<Outcome>>, &mut Vec<Vec<Outcome>>),
+    progress: &mut Progress<'_>,
+) -> anyhow::Result<Classifier> {
+    let n_held_out = held_out.len();
+    let mut both = std::mem::take(held_out);
+    both.append(choose);
+    let sequences = [&split.held_out[..], &split.choose].concat();
+    let n_embd = reader.manifest().n_embd as usize;
+    let mut progress = |done, total| progress("classifying", done, total);
+    let fitted = classifier::fit(n_embd, states, &sequences, &mut both, &mut progress);
+    *choose = both.split_off(n_held_out);
+    *held_out = both;
+    fitted
+}
+
+/// The position of the metric by which most tokens may exit.
+pub fn best_metric(outcomes: &[Vec<Vec<Outcome>>]) -> usize {
     let exits = |metric: usize| -> f64 {
         outcomes.iter().map(|outcomes| evaluate::marginal(&outcomes.concat(), metric, METRIC_ERROR)).sum()
     };
@@ -149,22 +187,19 @@ fn measure(reader: &Reader, split: &Split, layers: &[u32], progress: &mut Progre
     Ok(exits)
 }
 
-/// Teaches each gate what its head is sure of, on tokens that the head was not trained on.
+/// Teaches each gate what its head is sure of by a metric, on tokens that the head was not trained on and their outcomes.
 fn teach_gates(
     heads: &mut [Head],
     exits: &[Exit],
-    evaluator: &Evaluator<'_>,
-    count: usize,
     reader: &Reader,
     sequences: &[Range<u64>],
-    progress: &mut Progress<'_>,
+    (outcomes, metric): (&[Vec<Vec<Outcome>>], usize),
 ) -> anyhow::Result<()> {
     let few = sequences::first(sequences, GATE_TOKENS);
-    let outcomes = outcomes(heads, evaluator, count, reader, &few, "gating", progress)?;
-    for ((head, exit), outcomes) in heads.iter_mut().zip(exits).zip(&outcomes) {
-        let outcomes = outcomes.concat();
-        let least = least_sure(&outcomes, 0, GATE_ERROR);
-        let is_sure: Vec<bool> = outcomes.iter().map(|outcome| outcome.metrics[0] >= least).collect();
+    for ((head, exit), outcomes) in heads.iter_mut().zip(exits).zip(outcomes) {
+        let outcomes = outcomes[..few.len()].concat();
+        let least = least_sure(&outcomes, metric, GATE_ERROR);
+        let is_sure: Vec<bool> = outcomes.iter().map(|outcome| outcome.metrics[metric] >= least).collect();
         let mut x = Vec::new();
         for tokens in &few {
             x.extend(data::inputs(reader, head.layer, &head.norm, tokens.clone())?);
@@ -238,7 +273,8 @@ mod tests {
 
     #[test]
     fn a_gate_learns_what_is_above_the_wanted_error() {
-        let outcome = |sure: usize| Outcome { metrics: [sure as f32; 3], is_right: sure % 50 != 3, gate: 1.0 };
+        let outcome =
+            |sure: usize| Outcome { metrics: [sure as f32; METRICS.len()], is_right: sure % 50 != 3, gate: 1.0 };
         let outcomes: Vec<Outcome> = (0..100).map(outcome).collect();
         // The two that are wrong are the fourth and the fifty-fourth from below.
         assert_eq!(least_sure(&outcomes, 0, 0.0), 54.0);

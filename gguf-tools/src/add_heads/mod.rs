@@ -4,6 +4,7 @@
 //! the layers that pay are chosen by their measured outcomes and costs; and the cascade of them and the screen is judged on
 //! prompts that nothing was made from. It certifies nothing: only `calibrate` does. It refuses collections that are too small for that, those of another model, and layers that were not collected.
 
+mod among;
 pub mod costs;
 pub mod heads;
 pub mod screen;
@@ -27,11 +28,13 @@ use crate::screen::evaluate::{Evaluator, Found};
 use crate::screen::output_matrix::OutputMatrix;
 use crate::train::cascade::{Cascade, Token};
 use crate::train::choose::{self, Choice};
+use crate::train::classifier::Classifier;
 use crate::train::compare::{self, Coverage, Reliability};
-use crate::train::evaluate;
+use crate::train::evaluate::METRICS;
 use crate::train::fit::{Look, Settings};
 use crate::train::head::Head;
 use crate::train::kv;
+use among::AmongVocab;
 use costs::Timing;
 use heads::{Candidates, Quality};
 use simulate::{at_norm, tokens_of};
@@ -50,6 +53,8 @@ pub struct Options {
     pub vocab: vocab::Wanted,
     /// The exits; `None` makes a screen alone.
     pub heads: Option<HeadOptions>,
+    /// How sure a check is; `None` chooses.
+    pub metric: Option<Metric>,
     /// The levels of agreement, ascending.
     pub agreements: Vec<f32>,
     /// The seed of everything random.
@@ -63,8 +68,6 @@ pub struct HeadOptions {
     pub layers: Option<Vec<u32>>,
     /// How to train.
     pub settings: Settings,
-    /// The metric; `None` chooses.
-    pub metric: Option<Metric>,
     /// Whether skipped keys and values are predicted, where they were collected.
     pub kv_maps: bool,
     /// What parts of a token cost here.
@@ -85,6 +88,8 @@ pub struct Made {
     pub heads: Vec<Head>,
     /// The tokens that exits choose among; `None` for all.
     pub vocab: Option<ExitVocab>,
+    /// How sure the check among those tokens is at full depth.
+    pub vocab_classifier: Option<Classifier>,
     /// Every pair of rank and number of candidates that was measured.
     pub candidates: Vec<Candidate>,
     /// The chosen one, measured on the prompts that judge.
@@ -172,26 +177,24 @@ pub fn make(
     if let Some(vocab) = &vocab {
         (evaluator, count) = (evaluator.among(&vocab.tokens)?, vocab.shortlist);
         evaluator.unpack()?;
-        let mut outcomes = |sequences: &[Range<u64>]| {
-            let total = sequences::count(sequences);
-            evaluate::run_final(&evaluator, count, reader, sequences, &mut |done| progress("judging", done, total))
-        };
-        among = Some((outcomes(choose)?, outcomes(judge)?));
+        among = Some(AmongVocab::judge(&evaluator, count, reader, &split, progress)?);
     }
     let mut trained = Candidates::default();
+    if let Some(among) = &among {
+        trained.metric = options.metric.unwrap_or(METRICS[heads::best_metric(std::slice::from_ref(&among.choosing))]);
+    }
     if let Some(wanted) = &options.heads {
         evaluator.unpack()?;
         let settings = Settings { seed: options.seed, ..wanted.settings.clone() };
-        let wanted = (&layers[..], wanted.metric, &settings);
+        let wanted = (&layers[..], options.metric, &settings);
         trained = heads::train(matrix, (&evaluator, count), reader, &split, wanted, progress)?;
         clock.lap("heads");
     }
     let metric = trained.metric;
-    let (choosing, judging) = among.unzip();
-    let vocab_map = choosing.as_ref().map(|outcomes| heads::confidence(&outcomes.concat(), metric)).unwrap_or_default();
+    let vocab_map = among.as_ref().map(|among| heads::confidence(&among.choosing.concat(), metric)).unwrap_or_default();
     let maps = (&screen_map, &vocab_map);
-    let choosing = at_norm(&screened.0, choosing.as_ref(), maps, metric);
-    let judging = at_norm(&screened.1, judging.as_ref(), maps, metric);
+    let choosing = at_norm(&screened.0, among.as_ref().map(|among| &among.choosing), maps, metric);
+    let judging = at_norm(&screened.1, among.as_ref().map(|among| &among.judging), maps, metric);
     let cascade = Cascade {
         layers,
         n_layer: base.n_layer,
@@ -238,6 +241,7 @@ pub fn make(
         chosen: Candidate::measure(size.rank, size.count, size.screened, &screened.1),
         screen,
         vocab,
+        vocab_classifier: among.map(|among| among.classifier),
         candidates,
         quality: trained.quality,
         looks: trained.looks,
@@ -346,7 +350,11 @@ impl Made {
             let ids = vocab.tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
             writer.tensor("exit_vocab.tokens", TensorType::I32, &[vocab.tokens.len() as u64], ids)?;
         }
-        self.heads.iter().try_for_each(|head| head.write(writer))
+        let metric = self.meta.metric;
+        if let Some(classifier) = self.vocab_classifier.as_ref().filter(|_| metric == Metric::Classifier) {
+            classifier.write("exit_vocab.classifier", writer)?;
+        }
+        self.heads.iter().try_for_each(|head| head.write(metric, writer))
     }
 
     /// The chosen set of exits, as simulated.

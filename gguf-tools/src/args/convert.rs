@@ -184,7 +184,7 @@ pub struct Heads {
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub kv_maps: KvMaps,
 
-    /// How sure an exit is; `auto` takes the metric by which most tokens may exit
+    /// How sure a check is; `auto` takes the metric by which most tokens may exit
     #[arg(long, value_enum, default_value_t = MetricChoice::Auto)]
     pub metric: MetricChoice,
 
@@ -224,6 +224,8 @@ pub enum MetricChoice {
     Margin,
     /// One less the entropy over its maximum.
     Entropy,
+    /// A trained classifier's log-odds, from the largest probability and the final state.
+    Classifier,
 }
 
 fn exit_vocab(text: &str) -> Result<Vocab, String> {

@@ -1,6 +1,6 @@
 //! What exits say on tokens that they have not seen, exactly as stored: 8-bit maps, the screen's candidates, the model's own rows.
 //!
-//! For each token of each exit: whether its best candidate is the full model's choice, and the three metrics of how sure it is.
+//! For each token of each exit: whether its best candidate is the full model's choice, and by every metric how sure it is.
 //! Where exits go, how sure they must be and what that promises is all decided on these.
 
 use std::ops::Range;
@@ -10,6 +10,7 @@ use offramp::gguf::Error;
 use offramp::gguf::exits::Metric;
 use rayon::prelude::*;
 
+use super::classifier::Classifier;
 use super::data;
 use super::head::Head;
 use crate::collect::label::Label;
@@ -20,7 +21,7 @@ use crate::screen::evaluate::Evaluator;
 const BATCH: u64 = 64;
 
 /// The metrics, in the order of [`Outcome::metrics`].
-pub const METRICS: [Metric; 3] = [Metric::TopProbability, Metric::Margin, Metric::NegativeEntropy];
+pub const METRICS: [Metric; 4] = [Metric::TopProbability, Metric::Margin, Metric::NegativeEntropy, Metric::Classifier];
 
 /// Where [`Outcome::metrics`] has `metric`.
 pub fn position(metric: Metric) -> usize {
@@ -39,7 +40,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// From an exit's candidates, of which ties go to the lowest id, and the gate's output.
+    /// From an exit's candidates, of which ties go to the lowest id, and the gate's output. By a classifier, nothing is sure yet.
     pub fn of(candidates: &[(u32, f32)], label: &Label, gate: f32) -> Outcome {
         let best = candidates.iter().copied().reduce(|best, other| {
             let is_better = other.1 > best.1 || (other.1 == best.1 && other.0 < best.0);
@@ -50,7 +51,7 @@ impl Outcome {
         let sum: f32 = probabilities.iter().sum();
         probabilities.iter_mut().for_each(|probability| *probability /= sum);
         Outcome {
-            metrics: METRICS.map(|metric| metric.of(&probabilities).unwrap_or(0.0)),
+            metrics: METRICS.map(|metric| metric.of(&probabilities).unwrap_or(f32::NEG_INFINITY)),
             is_right: best.is_some_and(|(id, _)| id == label.argmax()),
             gate,
         }
@@ -75,17 +76,19 @@ pub fn run(
     by_batch(sequences, progress, &mut |batch| {
         let x = data::inputs(reader, head.layer, &head.norm, batch.clone())?;
         let gates: Vec<f32> = x.chunks(n_embd).map(|x| head.gate_output(x)).collect();
-        of_batch(evaluator, count, &head.apply(&x), &reader.labels(batch)?, &gates)
+        of_batch(evaluator, count, &head.apply(&x), head.classifier.as_ref(), &reader.labels(batch)?, &gates)
     })
 }
 
-/// Evaluates what the true final hidden state says among the tokens of `evaluator`, as [`run`] does an exit.
+/// Evaluates what the true final hidden state says among the tokens of `evaluator`, as [`run`] does an exit, with a classifier or
+/// without.
 ///
 /// # Errors
 ///
 /// As [`run`].
 pub fn run_final(
     evaluator: &Evaluator<'_>,
+    classifier: Option<&Classifier>,
     count: usize,
     reader: &Reader,
     sequences: &[Range<u64>],
@@ -93,7 +96,8 @@ pub fn run_final(
 ) -> anyhow::Result<Vec<Vec<Outcome>>> {
     by_batch(sequences, progress, &mut |batch| {
         let labels = reader.labels(batch.clone())?;
-        of_batch(evaluator, count, &reader.hidden(Tap::ResultNorm, batch)?, &labels, &vec![1.0; labels.len()])
+        let z = reader.hidden(Tap::ResultNorm, batch)?;
+        of_batch(evaluator, count, &z, classifier, &labels, &vec![1.0; labels.len()])
     })
 }
 
@@ -125,6 +129,7 @@ fn of_batch(
     evaluator: &Evaluator<'_>,
     count: usize,
     z: &[f32],
+    classifier: Option<&Classifier>,
     labels: &[Label],
     gates: &[f32],
 ) -> anyhow::Result<Vec<Outcome>> {
@@ -132,8 +137,14 @@ fn of_batch(
     let (n_scores, n_embd) = (scores.len() / labels.len().max(1), z.len() / labels.len().max(1));
     let of_token = |i: usize| {
         let scores = &scores[i * n_scores..(i + 1) * n_scores];
-        let candidates = evaluator.candidates(scores, &z[i * n_embd..(i + 1) * n_embd], count)?;
-        Ok(Outcome::of(&candidates, &labels[i], gates[i]))
+        let z = &z[i * n_embd..(i + 1) * n_embd];
+        let candidates = evaluator.candidates(scores, z, count)?;
+        let mut outcome = Outcome::of(&candidates, &labels[i], gates[i]);
+        if let Some(classifier) = classifier {
+            let top = outcome.metrics[position(Metric::TopProbability)];
+            outcome.metrics[position(Metric::Classifier)] = classifier.log_odds(z, top);
+        }
+        Ok(outcome)
     };
     (0..labels.len()).into_par_iter().map(of_token).collect()
 }
@@ -174,13 +185,14 @@ mod tests {
         assert!(of(&[(30, 2.0), (9, 2.0), (10, 1.0)]).is_right);
         assert!(!of(&[(3, 2.0), (9, 2.0)]).is_right);
         let (unsure, sure) = (of(&[(9, 1.0), (10, 0.9), (3, 0.0)]), of(&[(9, 9.0), (10, 0.9), (3, 0.0)]));
-        assert!(unsure.metrics.iter().zip(&sure.metrics).all(|(unsure, sure)| unsure < sure));
+        assert!(unsure.metrics[..3].iter().zip(&sure.metrics).all(|(unsure, sure)| unsure < sure));
+        assert_eq!(sure.metrics[3], f32::NEG_INFINITY);
         assert_eq!(unsure.gate, 0.5);
     }
 
     #[test]
     fn tokens_exit_surest_first_until_too_many_are_wrong() {
-        let outcome = |sure: f32, is_right| Outcome { metrics: [sure; 3], is_right, gate: 1.0 };
+        let outcome = |sure: f32, is_right| Outcome { metrics: [sure; METRICS.len()], is_right, gate: 1.0 };
         let outcomes: Vec<Outcome> = (0..100).map(|i| outcome(i as f32, i % 10 != 0)).collect();
         // The surest 9 are right, the tenth is wrong, and so on.
         assert!((marginal(&outcomes, 0, 0.0) - 0.09).abs() < 1e-9);

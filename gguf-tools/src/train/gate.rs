@@ -4,13 +4,11 @@
 //! weights. What *sure enough* means is up to the caller; when the guess is high enough is decided later, by costs.
 //! A gate that cannot tell is no gate: tokens all of one kind give none.
 
-use anyhow::{anyhow, ensure};
-use faer::linalg::matmul::matmul;
-use faer::linalg::solvers::Solve;
-use faer::{Accum, Mat, MatRef, Par, Side};
+use anyhow::ensure;
 
 use super::head::Gate;
 use super::input::Whitening;
+use super::logistic::{self, Rows};
 
 /// The penalty on the squared weights (of whitened inputs), times the number of inputs.
 const PENALTY: f64 = 1.0;
@@ -31,42 +29,26 @@ pub fn fit(x: &[f32], is_sure: &[bool], whitening: &Whitening) -> anyhow::Result
     ensure!(x.len().is_multiple_of(n), "{} values of {n} inputs", x.len());
     let white = whitening.apply(x);
     let n_embd = white.len() / n;
-    let width = n_embd + 1;
-    // A column of ones for the bias, which is not penalised.
-    let rows: Vec<f64> =
-        white.chunks_exact(n_embd).flat_map(|row| row.iter().map(|x| f64::from(*x)).chain([1.0])).collect();
-    let rows = MatRef::from_row_major_slice(&rows, n, width);
-    let mut weights = Mat::<f64>::zeros(width, 1);
+    // A column of ones for the bias, which is hardly penalised.
+    let rows: Vec<f32> = white.chunks_exact(n_embd).flat_map(|row| row.iter().copied().chain([1.0])).collect();
     let share = n_sure as f64 / n as f64;
-    weights[(n_embd, 0)] = (share / (1.0 - share)).ln();
-    let penalty = PENALTY * n_embd as f64;
+    let mut weights = vec![0.0; n_embd + 1];
+    weights[n_embd] = (share / (1.0 - share)).ln();
+    let penalties: Vec<f64> = (0..=n_embd).map(|i| if i < n_embd { PENALTY * n_embd as f64 } else { 1e-6 }).collect();
+    let rows = Rows { values: &rows, is_true: is_sure };
     for _ in 0..STEPS {
-        let logits = rows * &weights;
-        let probabilities: Vec<f64> = (0..n).map(|i| 1.0 / (1.0 + (-logits[(i, 0)]).exp())).collect();
-        let residuals = Mat::from_fn(n, 1, |i, _| f64::from(u8::from(is_sure[i])) - probabilities[i]);
-        let scaled = Mat::from_fn(n, width, |i, j| rows[(i, j)] * (probabilities[i] * (1.0 - probabilities[i])));
-        let mut hessian = Mat::<f64>::zeros(width, width);
-        matmul(&mut hessian, Accum::Replace, rows.transpose(), &scaled, 1.0, Par::rayon(0));
-        let mut gradient = rows.transpose() * &residuals;
-        for j in 0..n_embd {
-            hessian[(j, j)] += penalty;
-            gradient[(j, 0)] -= penalty * weights[(j, 0)];
-        }
-        hessian[(n_embd, n_embd)] += 1e-6;
-        let factor = hessian.llt(Side::Lower).map_err(|error| anyhow!("a gate cannot be fitted: {error:?}"))?;
-        weights += factor.solve(&gradient);
+        logistic::step(rows, &|_| true, &penalties, &mut weights)?;
     }
-    let white: Vec<f32> = (0..n_embd).map(|j| weights[(j, 0)] as f32).collect();
-    let mut bias = [weights[(n_embd, 0)] as f32];
+    let white: Vec<f32> = weights[..n_embd].iter().map(|weight| *weight as f32).collect();
+    let mut bias = [weights[n_embd] as f32];
     let weight = whitening.fold(&white, &mut bias);
-    let is_finite = weight.iter().chain(&bias).all(|value| value.is_finite());
-    ensure!(is_finite, "a gate's weights are no numbers");
     Ok(Some(Gate { weight, bias: bias[0] }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use faer::Mat;
     use rand::{Rng, SeedableRng};
 
     #[test]

@@ -3,9 +3,10 @@
 //! [`Head::apply`] is the runtime's mathematics on the stored, rounded matrices. Its tensors' names and shapes are those of
 //! `docs/gguf.md`.
 
-use offramp::gguf::exits::HeadType;
+use offramp::gguf::exits::{HeadType, Metric};
 use offramp::gguf::{TensorType, Writer};
 
+use super::classifier::Classifier;
 use super::network::{Trained, TrainedMap};
 use super::ridge::Affine;
 use super::stored::Stored;
@@ -25,6 +26,8 @@ pub struct Head {
     pub bias: Vec<f32>,
     /// What decides whether the head is evaluated.
     pub gate: Option<Gate>,
+    /// What tells how sure it is.
+    pub classifier: Option<Classifier>,
     /// Keys and values of the blocks above, in their order; none, or one for each.
     pub kv: Vec<KvMap>,
 }
@@ -85,7 +88,7 @@ impl Head {
                 Map::LowRank { down: Stored::new(n_embd, down)?, up: Stored::new(rank, up)? }
             }
         };
-        Ok(Head { layer, norm, mlp, map, bias: trained.bias.clone(), gate: None, kv: Vec::new() })
+        Ok(Head { layer, norm, mlp, map, bias: trained.bias.clone(), gate: None, classifier: None, kv: Vec::new() })
     }
 
     /// Its type, as named in a file.
@@ -147,12 +150,12 @@ impl Head {
         self.kv.iter().map(|map| (map.k.0.bytes().len() + map.v.0.bytes().len()) as u64).sum()
     }
 
-    /// Adds its tensors to a file in the making.
+    /// Adds its tensors to a file in the making, those of its classifier where that is `metric`.
     ///
     /// # Errors
     ///
     /// A name that is taken.
-    pub fn write(&self, writer: &mut Writer) -> offramp::gguf::Result<()> {
+    pub fn write(&self, metric: Metric, writer: &mut Writer) -> offramp::gguf::Result<()> {
         let name = |part: &str| format!("blk.{}.exit_{part}", self.layer);
         let matrix = |writer: &mut Writer, part: &str, stored: &Stored| {
             let dims = [stored.n_in() as u64, stored.n_out() as u64];
@@ -179,6 +182,9 @@ impl Head {
         if let Some(gate) = &self.gate {
             vector(writer, "gate.weight", &gate.weight)?;
             vector(writer, "gate.bias", &[gate.bias])?;
+        }
+        if let Some(classifier) = self.classifier.as_ref().filter(|_| metric == Metric::Classifier) {
+            classifier.write(&name("classifier"), writer)?;
         }
         for map in &self.kv {
             for (kind, (weight, bias)) in [("k", &map.k), ("v", &map.v)] {

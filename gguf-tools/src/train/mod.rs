@@ -9,13 +9,15 @@
 //! - [`input`], [`stored`], [`head`]: the runtime's mathematics on stored, rounded matrices;
 //! - [`ridge`]: closed forms, the start of every head and all there is to K/V maps ([`kv`]);
 //! - [`data`], [`network`], [`loss`], [`fit`]: training by gradient, with candle;
-//! - [`gate`], [`evaluate`]: when a head pays, and what it says on unseen tokens;
+//! - [`gate`], [`classifier`] (both by [`logistic`] regression), [`evaluate`]: when a head pays, how sure it is, and what it says on
+//!   unseen tokens;
 //! - [`cascade`], [`choose`]: several heads in a row, and which of them.
 //!
 //! It refuses hidden states that were not collected, and training that diverges.
 
 pub mod cascade;
 pub mod choose;
+pub mod classifier;
 pub mod compare;
 pub mod data;
 pub mod evaluate;
@@ -24,6 +26,7 @@ pub mod gate;
 pub mod head;
 pub mod input;
 pub mod kv;
+pub mod logistic;
 pub mod loss;
 pub mod network;
 pub mod ridge;

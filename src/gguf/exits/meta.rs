@@ -7,6 +7,8 @@
 mod keys;
 mod metric;
 
+pub use metric::log_odds;
+
 use super::super::error::{Error, Result};
 use super::super::reader::File;
 use super::super::types::ValueType;
@@ -149,7 +151,7 @@ impl HeadType {
 }
 
 names! {
-    /// What is measured on the probabilities of a head's candidates.
+    /// How sure a check is: what is measured on the probabilities of its candidates.
     Metric {
         /// The largest probability.
         TopProbability = "top_probability",
@@ -157,6 +159,9 @@ names! {
         Margin = "margin",
         /// One less the entropy over its maximum, so that larger is surer.
         NegativeEntropy = "negative_entropy",
+        /// The log-odds of agreement that a trained classifier gives ([`super::Classifier`]), from the largest probability and
+        /// the final state: the one that a head predicts, or the true one.
+        Classifier = "classifier",
     }
 }
 

@@ -16,8 +16,10 @@ mod heads;
 mod meta;
 
 pub use hash::{base_sha256, file_sha256, infos_sha256, sample_sha256, tensor_sha256};
-pub use heads::{BaseCheck, ExitHeads, Form, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View};
-pub use meta::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta, VocabMeta};
+pub use heads::{BaseCheck, Classifier, ExitHeads, Form, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View};
+pub use meta::{
+    Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta, VocabMeta, log_odds,
+};
 
 use std::path::Path;
 

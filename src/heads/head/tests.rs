@@ -58,6 +58,11 @@ fn write(ty: HeadType, metric: Metric) -> Written {
 
 /// The same, whose exits choose among `tokens`.
 fn write_among(ty: HeadType, metric: Metric, tokens: Option<&[u32]>) -> Written {
+    write_changed(ty, metric, tokens, &|_| ())
+}
+
+/// The same with other weights of the classifier.
+fn write_changed(ty: HeadType, metric: Metric, tokens: Option<&[u32]>, change: &dyn Fn(&mut [f32])) -> Written {
     let folder = tempfile::tempdir().unwrap();
     let model_path = folder.path().join("model.gguf");
     TinyModel::new(Arch::Llama).write_to(&model_path).unwrap();
@@ -113,6 +118,10 @@ fn write_among(ty: HeadType, metric: Metric, tokens: Option<&[u32]>) -> Written 
     if let Some(tokens) = tokens {
         let ids = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
         writer.tensor("exit_vocab.tokens", TensorType::I32, &[tokens.len() as u64], ids).unwrap();
+        if metric == Metric::Classifier {
+            writer.tensor_f32("exit_vocab.classifier.weight", &[n as u64 + 1], &of_vocab(n)).unwrap();
+            writer.tensor_f32("exit_vocab.classifier.bias", &[1], &[0.3]).unwrap();
+        }
     }
     let mut list: Vec<(&str, Vec<usize>)> =
         vec![("norm.weight", vec![n]), ("head.bias", vec![n]), ("gate.weight", vec![n]), ("gate.bias", vec![1])];
@@ -120,13 +129,20 @@ fn write_among(ty: HeadType, metric: Metric, tokens: Option<&[u32]>) -> Written 
         let ffn = [("ffn_gate.weight", [n, N_FF]), ("ffn_up.weight", [n, N_FF]), ("ffn_down.weight", [N_FF, n])];
         list.extend(ffn.map(|(name, dims)| (name, dims.to_vec())));
     }
+    if metric == Metric::Classifier {
+        list.extend([("classifier.weight", vec![n + 1]), ("classifier.bias", vec![1])]);
+    }
     match ty.is_low_rank() {
         true => list.extend([("down.weight", vec![n, RANK]), ("up.weight", vec![RANK, n])]),
         false => list.push(("head.weight", vec![n, n])),
     }
     let mut tensors = std::collections::HashMap::new();
     for (seed, (name, dims)) in (1..).zip(list) {
-        let values = numbers(dims.iter().product(), seed, 1.0 / (dims[0] as f32).sqrt());
+        let mut values = numbers(dims.iter().product(), seed, 1.0 / (dims[0] as f32).sqrt());
+        if name == "classifier.weight" {
+            values[n] = 0.8;
+            change(&mut values);
+        }
         let dims: Vec<u64> = dims.iter().map(|&dim| dim as u64).collect();
         writer.tensor_f32(&format!("blk.2.exit_{name}"), &dims, &values).unwrap();
         tensors.insert(name.to_owned(), values);
@@ -135,6 +151,11 @@ fn write_among(ty: HeadType, metric: Metric, tokens: Option<&[u32]>) -> Written 
     writer.write(&path, WriteOptions::default(), &mut |_, _| true).unwrap();
     let heads = Arc::new(Heads::open(model, Some(&path)).unwrap().unwrap());
     Written { heads, tensors, output, n_embd: n, _folder: folder }
+}
+
+/// The classifier of the tokens that exits choose among.
+fn of_vocab(n_embd: usize) -> Vec<f32> {
+    numbers(n_embd, 77, 0.1).into_iter().chain([0.7]).collect()
 }
 
 /// The gate's answer, all logits, and the metric over the best of them.
@@ -165,6 +186,10 @@ fn reference(written: &Written, ty: HeadType, metric: Metric, hidden: &[f32]) ->
         Metric::TopProbability => p[0],
         Metric::Margin => p[0] - p[1],
         Metric::NegativeEntropy => 1.0 + p.iter().map(|p| p * p.ln()).sum::<f64>() / (SHORTLIST as f64).ln(),
+        Metric::Classifier => {
+            z.push((p[0] / (1.0 - p[0])).ln());
+            product(tensor("classifier.weight"), &z)[0] + f64::from(tensor("classifier.bias")[0])
+        }
     };
     (1.0 / (1.0 + (-gate).exp()), logits, value)
 }
@@ -182,7 +207,7 @@ fn metric_of(head: &mut ExitHead, screen: &mut Screen) -> f32 {
 
 #[test]
 fn a_few_candidates_give_the_answer_of_all_and_are_all_where_that_is_asked_for() {
-    for metric in [Metric::TopProbability, Metric::Margin, Metric::NegativeEntropy] {
+    for metric in [Metric::TopProbability, Metric::Margin, Metric::NegativeEntropy, Metric::Classifier] {
         let written = write(HeadType::Affine, metric);
         let mut screen = Screen::new(&written.heads, 1, None).unwrap();
         let mut head = ExitHead::new(&written.heads.exits().unwrap()[0], metric, &screen).unwrap();
@@ -191,7 +216,9 @@ fn a_few_candidates_give_the_answer_of_all_and_are_all_where_that_is_asked_for()
             let hidden = numbers(written.n_embd, 2000 + seed, 7.0);
             head.guess(&hidden).unwrap();
             let value = metric_of(&mut head, &mut screen);
-            for bar in [value * 0.5, value * 0.98, value * 1.02, value * 1.5] {
+            // Log-odds may be negative.
+            let around = |share: f32| value - (1.0 - share) * value.abs();
+            for bar in [0.5, 0.98, 1.02, 1.5].map(around) {
                 let sure = |metric| metric >= bar;
                 let leaves = head.evaluate(&mut screen, Candidates::Enough, &sure).unwrap();
                 assert_eq!(leaves, value >= bar, "{metric:?}: {value} against {bar}");
@@ -216,6 +243,7 @@ fn every_type_of_head_computes_its_mathematics() {
         (HeadType::LowRank, Metric::Margin),
         (HeadType::AffineMlp, Metric::NegativeEntropy),
         (HeadType::LowRankMlp, Metric::TopProbability),
+        (HeadType::Affine, Metric::Classifier),
     ];
     for (ty, metric) in types {
         let written = write(ty, metric);
@@ -268,6 +296,29 @@ fn exits_choose_among_the_tokens_that_the_file_names() {
 }
 
 #[test]
+fn at_full_depth_the_tokens_that_the_file_names_have_a_classifier_of_their_own() {
+    let tokens: Vec<u32> = (0..48).map(|i| i * 5).collect();
+    let written = write_among(HeadType::Affine, Metric::Classifier, Some(&tokens));
+    let mut screen = Screen::of_exits(&written.heads, 1, None).unwrap().unwrap();
+    for seed in 0..20 {
+        let hidden = numbers(written.n_embd, 4000 + seed, 1.0);
+        let mut state: Vec<f64> = hidden.iter().copied().map(f64::from).collect();
+        let logits = product(&written.output, &state);
+        let best = tokens.iter().map(|&id| logits[id as usize]).fold(f64::NEG_INFINITY, f64::max);
+        let p = 1.0 / tokens.iter().map(|&id| (logits[id as usize] - best).exp()).sum::<f64>();
+        state.push((p / (1.0 - p)).ln());
+        let expected = product(&of_vocab(written.n_embd), &state)[0] + 0.3;
+        let asked = std::cell::Cell::new(f32::NAN);
+        let sure = |metric| {
+            asked.set(metric);
+            metric >= expected as f32 + 0.5
+        };
+        assert!(!screen.evaluate_metric(&hidden, Metric::Classifier, Candidates::All, &sure).unwrap());
+        assert!((f64::from(asked.get()) - expected).abs() < 1e-3, "{}, not {expected}", asked.get());
+    }
+}
+
+#[test]
 fn a_state_that_is_no_number_is_not_sure_of_anything() {
     let written = write(HeadType::Affine, Metric::TopProbability);
     let mut screen = Screen::new(&written.heads, 1, None).unwrap();
@@ -275,4 +326,17 @@ fn a_state_that_is_no_number_is_not_sure_of_anything() {
     head.guess(&vec![f32::NAN; written.n_embd]).unwrap();
     assert!(!head.evaluate(&mut screen, Candidates::All, &|_| true).unwrap());
     assert_eq!(screen.evaluate(&vec![f32::NAN; written.n_embd], Candidates::Enough, 0.0).unwrap(), None);
+}
+
+#[test]
+fn a_classifier_that_is_none_is_refused() {
+    let refused = |change: &dyn Fn(&mut [f32])| {
+        let written = write_changed(HeadType::Affine, Metric::Classifier, None, change);
+        written.heads.exits().unwrap_err().to_string()
+    };
+    for bad in [-0.1, f32::NAN, f32::INFINITY] {
+        let error = refused(&|weights| *weights.last_mut().unwrap() = bad);
+        assert!(error.contains("blk.2.exit_classifier.weight is no classifier"), "{error}");
+    }
+    assert!(refused(&|weights| weights[3] = f32::NAN).contains("finite"));
 }

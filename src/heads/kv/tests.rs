@@ -186,6 +186,7 @@ fn maps_write_what_they_give_for_the_normed_hidden_state() {
             map: HeadMap::Affine(view("k.3")),
             bias: None,
             gate: None,
+            classifier: None,
             kv: kv.clone(),
         };
         let weights = Arc::new(KvWeights::new(&head).unwrap().unwrap());

@@ -4,9 +4,18 @@
 
 use super::Metric;
 
+/// The least and, less than 1, the most that a probability counts as in log-odds: 20 bits of certainty.
+const LEAST: f32 = 1e-6;
+
+/// The log-odds of a probability, as [`Metric::Classifier`] takes those of the best candidate.
+pub fn log_odds(probability: f32) -> f32 {
+    let probability = probability.clamp(LEAST, 1.0 - LEAST);
+    (probability / (1.0 - probability)).ln()
+}
+
 impl Metric {
     /// The metric's value for `probabilities` (of the candidates, summing to 1, in any order); `None` for fewer than two
-    /// candidates, of which no margin can be taken.
+    /// candidates, of which no margin can be taken, and for [`Metric::Classifier`], which sees more than probabilities.
     ///
     /// - largest probability: that of the best candidate;
     /// - margin: its distance to the second best, the *breaking ties* of arXiv 2407.21082;
@@ -24,6 +33,7 @@ impl Metric {
             }
         }
         Some(match self {
+            Self::Classifier => return None,
             Self::TopProbability => best,
             Self::Margin => best - second,
             Self::NegativeEntropy => {
@@ -48,5 +58,6 @@ mod tests {
         let [low, middle, high] = values(Metric::NegativeEntropy);
         assert!(low.abs() < 1e-6 && (0.1..0.4).contains(&middle) && high == 1.0);
         assert_eq!(Metric::Margin.of(&[1.0]), None);
+        assert_eq!(Metric::Classifier.of(&lean), None);
     }
 }
