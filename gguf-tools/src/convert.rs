@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use gguf_tools::add_heads::costs::Timing;
 use gguf_tools::add_heads::heads::candidate_layers;
-use gguf_tools::add_heads::{self, HeadOptions, Made};
+use gguf_tools::add_heads::{self, HeadOptions, Made, maps};
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::store::Reader;
 use gguf_tools::collect::store::{KvWidths, Manifest, Store};
@@ -214,7 +214,11 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
             until,
             ..Settings::default()
         },
-        kv_maps: args.kv_maps == KvMaps::Auto,
+        kv_maps: match args.kv_maps {
+            KvMaps::Auto => maps::Wanted::Auto,
+            KvMaps::On => maps::Wanted::On,
+            KvMaps::Off => maps::Wanted::Off,
+        },
         timing,
     });
     add_heads::Options {
@@ -338,7 +342,7 @@ fn collect_into(
         n_embd: base.n_embd,
         n_vocab: base.n_vocab,
         layers: layers.to_vec(),
-        kv: if kv_maps == KvMaps::Auto { kv_widths(&model, layers) } else { Vec::new() },
+        kv: if kv_maps == KvMaps::Off { Vec::new() } else { kv_widths(&model, layers) },
         prompts: source.description(),
         answer: tokens.answer,
         seed: tokens.seed,

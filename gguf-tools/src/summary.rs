@@ -4,6 +4,7 @@ use gguf_tools::add_heads::heads::ERRORS;
 use gguf_tools::add_heads::{Made, suggest::Level};
 use gguf_tools::train::choose::Choice;
 use gguf_tools::train::evaluate::METRICS;
+use gguf_tools::train::kv::Quality;
 use serde_json::{Value as Json, json};
 
 use crate::output::Output;
@@ -132,23 +133,30 @@ fn layers_of(made: &Made, set: &Choice) -> String {
 }
 
 fn kv_maps(made: &Made, out: &mut Output) -> anyhow::Result<()> {
-    for (head, qualities) in made.heads.iter().zip(&made.kv_quality) {
+    for qualities in &made.kv_quality {
         let cells: Vec<String> = qualities
             .iter()
             .map(|quality| format!("{}: {:.3}/{:.3}", quality.layer, quality.k.0, quality.v.0))
             .collect();
         let n = qualities.len().max(1) as f64;
-        let mean = |of: fn(&gguf_tools::train::kv::Quality) -> f64| qualities.iter().map(of).sum::<f64>() / n;
+        let mean = |of: fn(&Quality) -> f64| qualities.iter().map(of).sum::<f64>() / n;
         out.line(format!(
-            "K/V maps of the exit after layer {} ({:.1} MB), R2 of K/V on held-out tokens, mean {:.3}/{:.3}; by layer {}",
-            head.layer,
-            head.kv_bytes() as f64 / 1e6,
+            "K/V maps of the exit after layer {}, R2 of K/V on held-out tokens, mean {:.3}/{:.3}; by layer {}",
+            exit_below(qualities),
             mean(|quality| quality.k.0),
             mean(|quality| quality.v.0),
             cells.join(", ")
         ))?;
     }
+    if !made.kv_quality.is_empty() && !made.uses_maps {
+        out.line("these maps explain too little of V to keep strict levels: skipped layers are caught up (--kv-maps on uses maps)")?;
+    }
     Ok(())
+}
+
+/// The exit whose maps are of these blocks.
+fn exit_below(qualities: &[Quality]) -> u32 {
+    qualities.first().map_or(0, |lowest| lowest.layer.saturating_sub(1))
 }
 
 fn screen(made: &Made, out: &mut Output) -> anyhow::Result<()> {
@@ -229,9 +237,11 @@ pub fn json(made: &Made) -> Json {
         let gains: Vec<f64> = set.levels.iter().map(|level| level.gain).collect();
         json!({ "layers": layers, "gains": gains })
     });
-    let kv = made.heads.iter().zip(&made.kv_quality).map(|(head, qualities)| {
-        let of_layer = |q: &gguf_tools::train::kv::Quality| json!({ "layer": q.layer, "k_r2": q.k.0, "v_r2": q.v.0 });
-        json!({ "exit": head.layer, "bytes": head.kv_bytes(), "layers": qualities.iter().map(of_layer).collect::<Vec<_>>() })
+    let kv = made.kv_quality.iter().map(|qualities| {
+        let of_layer = |q: &Quality| json!({ "layer": q.layer, "k_r2": q.k.0, "v_r2": q.v.0 });
+        let exit = exit_below(qualities);
+        let bytes = made.heads.iter().find(|head| head.layer == exit).map_or(0, |head| head.kv_bytes());
+        json!({ "exit": exit, "bytes": bytes, "layers": qualities.iter().map(of_layer).collect::<Vec<_>>() })
     });
     let comparison = made.comparison.iter().map(|coverage| {
         let exits = ERRORS.iter().zip(&coverage.exits).map(|(e, share)| json!({ "error": e, "share": share }));
@@ -250,7 +260,7 @@ pub fn json(made: &Made) -> Json {
         "layers": made.meta.layers, "metric": made.meta.metric.name(),
         "exits": exits.collect::<Vec<_>>(), "training": looks.collect::<Vec<_>>(),
         "measures": comparison.collect::<Vec<_>>(), "reliability": reliability.collect::<Vec<_>>(),
-        "sets": sets.collect::<Vec<_>>(), "kv_maps": kv.collect::<Vec<_>>(),
+        "sets": sets.collect::<Vec<_>>(), "kv_maps": kv.collect::<Vec<_>>(), "uses_kv_maps": made.uses_maps,
         "prompts": made.n_prompts,
         "tokens": made.n_tokens,
         "near_ties": near_ties(made),

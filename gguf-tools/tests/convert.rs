@@ -88,7 +88,7 @@ fn a_file_is_certified_anew_on_other_prompts() {
     let folder = Folder::new();
     folder.text(
         "add-heads model.gguf -o heads.gguf --sidecar --tokens 500 --answer 8 --layers 0 --screen-rank 64 --shortlist 64 \
-         --agreement-levels 0.5,0.9 --max-prompts 60",
+         --kv-maps on --agreement-levels 0.5,0.9 --max-prompts 60",
     );
     folder.text("attach model.gguf heads.gguf -o merged.gguf");
     let calibrated = |arguments: &str, output: &str| -> serde_json::Value {

@@ -45,7 +45,7 @@ fn certified(folder: &Folder) {
     let (heads, page) = MADE.get_or_init(|| {
         folder.text(
             "add-heads model.gguf -o heads.gguf --sidecar --tokens 500 --answer 8 --layers 0 --screen-rank 64 \
-             --shortlist 64 --agreement-levels 0.5,0.999 --max-prompts 40 --threads 1 --report made",
+             --kv-maps on --shortlist 64 --agreement-levels 0.5,0.999 --max-prompts 40 --threads 1 --report made",
         );
         (std::fs::read(folder.path("heads.gguf")).unwrap(), page(folder, "made"))
     });

@@ -4,7 +4,7 @@ mod world;
 
 use gguf_tools::add_heads::costs::Timing;
 use gguf_tools::add_heads::vocab::Wanted;
-use gguf_tools::add_heads::{self, HeadOptions, Made, Options};
+use gguf_tools::add_heads::{self, HeadOptions, Made, Options, maps};
 use gguf_tools::screen::output_matrix::OutputMatrix;
 use gguf_tools::train::data::Exit;
 use gguf_tools::train::fit::{self, Settings};
@@ -22,7 +22,7 @@ fn options(form: Form, layers: Option<Vec<u32>>) -> Options {
         heads: Some(HeadOptions {
             layers,
             settings: Settings { form, epochs: 8.0, batch: 64, n_rows: 200, ..Settings::default() },
-            kv_maps: true,
+            kv_maps: maps::Wanted::On,
             timing: Timing { layer: 1.0, output: 2.0, caught_up: Some(0.5) },
         }),
         agreements: vec![0.9, 0.99],
@@ -146,12 +146,20 @@ fn maps_find_keys_and_values_that_follow_from_the_hidden_state() {
     let mean = lower.iter().map(|quality| quality.k.0).sum::<f64>() / lower.len() as f64;
     assert!((0.4..0.95).contains(&mean), "{lower:?}");
     let mut without = options(Form { rank: None, mlp: false }, Some(vec![1]));
-    without.heads.as_mut().unwrap().kv_maps = false;
+    without.heads.as_mut().unwrap().kv_maps = maps::Wanted::Off;
     let made = make(&world, &without).unwrap();
     assert!(made.heads[0].kv.is_empty() && made.kv_quality.is_empty());
     let computed = made.sets.0.costs.skipped;
     assert!(predicted > 0.0 && predicted != computed, "layers were chosen as if K and V were always computed");
     assert_eq!(computed, 0.5, "what catching up costs");
+    // Left to itself, it takes maps that explain enough, and catches up where they do not.
+    for (layers, uses_maps) in [(vec![1], true), (vec![0, 1], false)] {
+        let mut auto = options(Form { rank: None, mlp: false }, Some(layers));
+        auto.heads.as_mut().unwrap().kv_maps = maps::Wanted::Auto;
+        let made = make(&world, &auto).unwrap();
+        assert_eq!((made.uses_maps, made.heads.iter().all(|head| head.kv.is_empty())), (uses_maps, !uses_maps));
+        assert_eq!(made.sets.0.costs.skipped == 0.5, !uses_maps);
+    }
 }
 
 #[test]

@@ -5,8 +5,10 @@
 //! prompts that nothing was made from. It certifies nothing: only `calibrate` does. It refuses collections that are too small for that, those of another model, and layers that were not collected.
 
 mod among;
+mod clock;
 pub mod costs;
 pub mod heads;
+pub mod maps;
 pub mod screen;
 mod simulate;
 pub mod split;
@@ -35,6 +37,7 @@ use crate::train::fit::{Look, Settings};
 use crate::train::head::Head;
 use crate::train::kv;
 use among::AmongVocab;
+use clock::Clock;
 use costs::Timing;
 use heads::{Candidates, Quality};
 use simulate::{at_norm, tokens_of};
@@ -68,8 +71,8 @@ pub struct HeadOptions {
     pub layers: Option<Vec<u32>>,
     /// How to train.
     pub settings: Settings,
-    /// Whether skipped keys and values are predicted, where they were collected.
-    pub kv_maps: bool,
+    /// Whether skipped keys and values are predicted.
+    pub kv_maps: maps::Wanted,
     /// What parts of a token cost here.
     pub timing: Timing,
 }
@@ -102,8 +105,10 @@ pub struct Made {
     pub comparison: Vec<Coverage>,
     /// How far the confidence of each exit and of the screen can be believed, on the prompts that judge.
     pub reliability: Vec<Reliability>,
-    /// How well skipped keys and values are predicted, exit by exit.
+    /// How well maps predict skipped keys and values, exit by exit as they were first chosen.
     pub kv_quality: Vec<Vec<kv::Quality>>,
+    /// Whether these maps are used; otherwise the exits were chosen again, to be caught up.
+    pub uses_maps: bool,
     /// All candidates as a cascade with its costs, and every set of them that was simulated, best first.
     pub sets: (Cascade, Vec<Choice>),
     /// The levels, as simulated.
@@ -161,8 +166,8 @@ pub fn make(
     clock.lap("screen");
 
     // The maps themselves are made for the chosen exits alone, later.
-    let wants_maps = options.heads.as_ref().is_some_and(|wanted| wanted.kv_maps);
-    let map_bytes = kv::block_bytes(reader, base.n_layer).filter(|_| wants_maps);
+    let wanted_maps = options.heads.as_ref().map_or(maps::Wanted::Off, |wanted| wanted.kv_maps);
+    let map_bytes = kv::block_bytes(reader, base.n_layer).filter(|_| wanted_maps != maps::Wanted::Off);
     let layers = options.heads.as_ref().map(|wanted| layers(wanted, reader)).transpose()?.unwrap_or_default();
     let timing = timing(options.heads.as_ref());
     let saved = match &options.heads {
@@ -192,29 +197,34 @@ pub fn make(
     }
     let metric = trained.metric;
     let vocab_map = among.as_ref().map(|among| heads::confidence(&among.choosing.concat(), metric)).unwrap_or_default();
-    let maps = (&screen_map, &vocab_map);
-    let choosing = at_norm(&screened.0, among.as_ref().map(|among| &among.choosing), maps, metric);
-    let judging = at_norm(&screened.1, among.as_ref().map(|among| &among.judging), maps, metric);
-    let cascade = Cascade {
+    let confidences = (&screen_map, &vocab_map);
+    let choosing = at_norm(&screened.0, among.as_ref().map(|among| &among.choosing), confidences, metric);
+    let judging = at_norm(&screened.1, among.as_ref().map(|among| &among.judging), confidences, metric);
+    let mut cascade = Cascade {
         layers,
         n_layer: base.n_layer,
         costs: timing.costs(matrix, &screen, size.count, vocab.as_ref(), &trained.heads, map_bytes),
     };
     let tokens = tokens_of(&trained.outcomes, &trained.confidence, metric, &choosing).concat();
-    let (sets, choice) = chosen(&cascade, &tokens, options)?;
+    let (mut sets, mut choice) = chosen(&cascade, &tokens, options)?;
     clock.lap("layers");
 
-    let mut heads: Vec<Head> = choice.exits.iter().map(|exit| trained.heads[*exit].clone()).collect();
-    let confidence: Vec<ConfidenceMap> = choice.exits.iter().map(|exit| trained.confidence[*exit].clone()).collect();
+    let of_choice = |choice: &Choice| choice.exits.iter().map(|exit| trained.heads[*exit].clone()).collect();
+    let mut heads: Vec<Head> = of_choice(&choice);
     let mut kv_quality = Vec::new();
-    if wants_maps && kv::is_collected(reader, base.n_layer) {
-        let total = sequences::count(&split.fit) + sequences::count(&split.held_out);
-        for head in &mut heads {
-            let mut progress = |done| progress("mapping", done, total);
-            kv_quality.push(kv::fit(head, base.n_layer, reader, &split.fit, &split.held_out, &mut progress)?);
-        }
+    if map_bytes.is_some() && kv::is_collected(reader, base.n_layer) {
+        kv_quality = maps::fit(&mut heads, base.n_layer, reader, &split, progress)?;
         clock.lap("K/V maps");
     }
+    let uses_maps = !kv_quality.is_empty() && (wanted_maps == maps::Wanted::On || maps::are_good(&kv_quality));
+    if !kv_quality.is_empty() && !uses_maps {
+        // Skipped blocks are caught up then, which costs more, so that other exits may pay.
+        cascade.costs.skipped = timing.skipped(matrix, None);
+        (sets, choice) = chosen(&cascade, &tokens, options)?;
+        heads = of_choice(&choice);
+        clock.lap("layers");
+    }
+    let confidence: Vec<ConfidenceMap> = choice.exits.iter().map(|exit| trained.confidence[*exit].clone()).collect();
     let outcomes = heads::outcomes(&heads, &evaluator, count, reader, judge, "judging", progress)?;
     let judged = tokens_of(&outcomes, &confidence, metric, &judging).concat();
     let chosen_cascade = cascade.of(&choice.exits);
@@ -248,6 +258,7 @@ pub fn make(
         comparison: compare::metrics(&outcomes, &meta.confidence, metric),
         reliability: compare::reliability(&meta.layers, &judged),
         kv_quality,
+        uses_maps,
         sets: (cascade, sets),
         levels,
         oracle,
@@ -377,24 +388,4 @@ fn near_ties(reader: &Reader, sequences: &[Range<u64>]) -> anyhow::Result<u64> {
         n += labels.iter().filter(|label| label.margin < near_tie).count() as u64;
     }
     Ok(n)
-}
-
-/// Times of parts, one after another.
-struct Clock {
-    last: std::time::Instant,
-    laps: Vec<(&'static str, Duration)>,
-}
-
-impl Default for Clock {
-    fn default() -> Clock {
-        Clock { last: std::time::Instant::now(), laps: Vec::new() }
-    }
-}
-
-impl Clock {
-    fn lap(&mut self, what: &'static str) {
-        let now = std::time::Instant::now();
-        self.laps.push((what, now - self.last));
-        self.last = now;
-    }
 }

@@ -48,8 +48,10 @@ pub struct Tokens {
 /// Whether tokens that exit are to have K and V predicted in the layers that they skip.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvMaps {
-    /// Where the model's K and V can be seen
+    /// Where the model's K and V can be seen and maps explain nine tenths of the values; otherwise they are caught up
     Auto,
+    /// Where the model's K and V can be seen
+    On,
     /// Never
     Off,
 }
@@ -68,7 +70,7 @@ pub struct Collect {
     #[arg(long, value_name = "K,K", value_delimiter = ',')]
     pub layers: Vec<u32>,
 
-    /// Whether to keep what K/V maps learn from: K and V of every layer above the lowest of --layers
+    /// Whether to keep what K/V maps learn from (unless off): K and V of every layer above the lowest of --layers
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub kv_maps: KvMaps,
 
