@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use anyhow::ensure;
 use offramp::gguf::exits::{Metric, log_odds};
-use offramp::gguf::{Error, TensorType, Writer};
+use offramp::gguf::{Error, Writer};
 
 use super::evaluate::{Outcome, position};
 use super::logistic::{self, Rows};
@@ -49,13 +49,9 @@ impl Classifier {
     ///
     /// A name that is taken.
     pub fn write(&self, name: &str, writer: &mut Writer) -> offramp::gguf::Result<()> {
-        let mut vector = |part: &str, values: &mut dyn Iterator<Item = &f32>| {
-            let bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
-            let n = bytes.len() as u64 / 4;
-            writer.tensor(&format!("{name}.{part}"), TensorType::F32, &[n], bytes).map(drop)
-        };
-        vector("weight", &mut self.state.iter().chain([&self.odds]))?;
-        vector("bias", &mut [self.bias].iter())
+        let weight: Vec<f32> = self.state.iter().chain([&self.odds]).copied().collect();
+        writer.tensor_f32(&format!("{name}.weight"), &[weight.len() as u64], &weight)?;
+        writer.tensor_f32(&format!("{name}.bias"), &[1], &[self.bias]).map(drop)
     }
 }
 

@@ -3,8 +3,8 @@
 //! [`Head::apply`] is the runtime's mathematics on the stored, rounded matrices. Its tensors' names and shapes are those of
 //! `docs/gguf.md`.
 
+use offramp::gguf::Writer;
 use offramp::gguf::exits::{HeadType, Metric};
-use offramp::gguf::{TensorType, Writer};
 
 use super::classifier::Classifier;
 use super::network::{Trained, TrainedMap};
@@ -162,8 +162,7 @@ impl Head {
             writer.tensor(&name(part), stored.ty(), &dims, stored.bytes().to_vec()).map(drop)
         };
         let vector = |writer: &mut Writer, part: &str, values: &[f32]| {
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            writer.tensor(&name(part), TensorType::F32, &[values.len() as u64], bytes).map(drop)
+            writer.tensor_f32(&name(part), &[values.len() as u64], values).map(drop)
         };
         vector(writer, "norm.weight", &self.norm)?;
         if let Some([gate, up, down]) = &self.mlp {
