@@ -9,6 +9,7 @@ use crate::llama::Token;
 
 /// Repacked layouts interleave up to this many rows: candidates are padded to a multiple of it.
 pub(super) const ROWS: usize = 16;
+
 /// The exact logits of a fixed number of candidates.
 #[derive(Debug)]
 pub(super) struct Rescoring {
