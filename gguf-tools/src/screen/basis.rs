@@ -9,6 +9,7 @@ use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use rayon::prelude::*;
 
 use super::output_matrix::OutputMatrix;
 use crate::collect::label::Label;
@@ -112,15 +113,9 @@ impl Subspace {
                 .flat_map(|(row, w)| row.iter().map(move |x| x * w))
                 .collect();
             let n_rows = rows.len() / n;
-            let mut part = Mat::<f32>::zeros(n, n);
             let rows = MatRef::from_row_major_slice(rows, n_rows, n);
             let weighted = MatRef::from_row_major_slice(&weighted, n_rows, n);
-            matmul(&mut part, Accum::Replace, weighted.transpose(), rows, 1.0, Par::rayon(0));
-            for j in 0..n {
-                for i in 0..n {
-                    gram[(i, j)] += f64::from(part[(i, j)]);
-                }
-            }
+            add_product(&mut gram, weighted, rows);
             Ok(())
         })?;
         let cholesky = moments.cholesky()?;
@@ -164,6 +159,15 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
     radius * angle.cos()
 }
 
+/// Adds `aᵀ b`, a product in single precision, to sums in double. On all threads.
+pub fn add_product(sum: &mut Mat<f64>, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
+    let mut part = Mat::<f32>::zeros(a.ncols(), b.ncols());
+    matmul(&mut part, Accum::Replace, a.transpose(), b, 1.0, Par::rayon(0));
+    sum.par_col_iter_mut().zip(part.par_col_iter()).for_each(|(sum, part)| {
+        sum.iter_mut().zip(part.iter()).for_each(|(sum, part)| *sum += f64::from(*part));
+    });
+}
+
 /// Rows of `n_inner` values times a matrix of `n_inner` rows of `n_columns`: rows of `n_columns` values. On all threads.
 pub fn product(rows: &[f32], n_inner: usize, matrix: &[f32], n_columns: usize) -> Vec<f32> {
     let n_rows = rows.len() / n_inner.max(1);
@@ -173,6 +177,21 @@ pub fn product(rows: &[f32], n_inner: usize, matrix: &[f32], n_columns: usize) -
         Accum::Replace,
         MatRef::from_row_major_slice(rows, n_rows, n_inner),
         MatRef::from_row_major_slice(matrix, n_inner, n_columns),
+        1.0,
+        Par::rayon(0),
+    );
+    out
+}
+
+/// The columns of rows of `n_a` values times those of as many rows of `n_b`: `n_a` rows of `n_b` sums over the rows. On all threads.
+pub fn product_of_columns(a: &[f32], n_a: usize, b: &[f32], n_b: usize) -> Vec<f32> {
+    let n_rows = a.len() / n_a.max(1);
+    let mut out = vec![0.0; n_a * n_b];
+    matmul(
+        MatMut::from_row_major_slice_mut(&mut out, n_a, n_b),
+        Accum::Replace,
+        MatRef::from_row_major_slice(a, n_rows, n_a).transpose(),
+        MatRef::from_row_major_slice(b, n_rows, n_b),
         1.0,
         Par::rayon(0),
     );

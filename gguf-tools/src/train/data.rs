@@ -67,16 +67,14 @@ impl Exit {
         let n_embd = norm.len();
         let mut done = 0;
         let mut moments = |sequences: &[Range<u64>]| -> anyhow::Result<Moments> {
-            let mut moments = Moments::new(n_embd, n_embd);
-            for tokens in sequences.iter().cloned().flat_map(pieces) {
+            let rows = sequences.iter().cloned().flat_map(pieces).map(|tokens| {
                 if !progress(done) {
                     return Err(Error::Interrupted.into());
                 }
                 done += tokens.end - tokens.start;
-                let x = inputs(reader, layer, &norm, tokens.clone())?;
-                moments.add(&x, &reader.hidden(Tap::ResultNorm, tokens)?)?;
-            }
-            Ok(moments)
+                Ok((inputs(reader, layer, &norm, tokens.clone())?, reader.hidden(Tap::ResultNorm, tokens)?))
+            });
+            Moments::gathered(n_embd, n_embd, rows)
         };
         let (fitted, held_out) = (moments(fit)?, moments(held_out)?);
         ensure!(held_out.n_tokens() > 0, "no tokens were held out: collect more");

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use candle_core::{Device, Tensor};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use offramp::gguf::Error;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use super::adamw::AdamW;
 use super::data::{Exit, Pool, Stream};
 use super::loss::{self, RowValues, Rows, Targets};
 use super::network::{Form, Inputs, Network, Trained};
@@ -131,8 +131,7 @@ pub fn fit(
         .map(|exit| Network::new(settings.form, &exit.start, &exit.deviations, &exit.whitening, &device, &mut rng))
         .collect::<anyhow::Result<_>>()?;
     let variables = networks.iter().flat_map(Network::variables).collect();
-    let params = ParamsAdamW { lr: 0.0, weight_decay: settings.decay, beta2: 0.99, ..ParamsAdamW::default() };
-    let mut optimizer = AdamW::new(variables, params)?;
+    let mut optimizer = AdamW::new(variables, settings.decay)?;
 
     let rate = settings.rate * WIDTH as f64 / matrix.n_embd().max(WIDTH) as f64;
     let softcap = matrix.softcap();
@@ -143,6 +142,7 @@ pub fn fit(
     let mut stream = Stream::new(reader, exits, fit, rng)?;
     let start = Instant::now();
     let (mut step, mut n_tokens) = (0, 0);
+    let mut last = RowValues::Host(Vec::new());
     // The first step reads a pool of tokens and warms up: it is not typical.
     let mut timed = Duration::ZERO;
     loop {
@@ -161,16 +161,16 @@ pub fn fit(
             return Err(Error::Interrupted.into());
         }
         let began = Instant::now();
-        optimizer.set_learning_rate(rate * schedule(step, n_steps));
         let (pool, chosen) = stream.batch(settings.batch)?;
         n_tokens += chosen.len() as u64;
-        let batch = Batch::new(pool, &chosen, &table, &mut rows, settings.form.mlp, &device)?;
+        let batch = Batch::new(pool, &chosen, &table, &mut rows, last, settings.form.mlp, &device)?;
         let outputs = batch.outputs(&networks)?;
         let scored = loss::score(&outputs.detach(), &batch.rows, &batch.targets, softcap, true)?;
         let gradient = scored.gradient.context("a step without a gradient")?;
         // Its derivative by the head's weights is that of the mean divergence.
         let surrogate = ((&outputs * gradient)?.sum_all()? / chosen.len() as f64)?;
-        optimizer.backward_step(&surrogate)?;
+        optimizer.step(&surrogate.backward()?, rate * schedule(step, n_steps))?;
+        last = batch.rows;
         if step > 0 {
             timed += began.elapsed();
         }
@@ -259,20 +259,22 @@ impl Table {
         order
     }
 
-    /// Some of the rows.
-    fn gathered(&self, ids: &[u32]) -> candle_core::Result<RowValues> {
-        match &self.rows {
-            RowValues::Host(values) => {
-                let mut gathered = Vec::with_capacity(ids.len() * self.n_embd);
-                for id in ids {
+    /// Those of `rows`, in the memory of `last`, where the ones that every batch has are already.
+    fn gathered(&self, rows: &Rows, last: RowValues) -> candle_core::Result<RowValues> {
+        let ids = rows.ids();
+        match (&self.rows, last) {
+            (RowValues::Host(values), RowValues::Host(mut gathered)) => {
+                gathered.truncate(rows.n_fixed() * self.n_embd);
+                for id in &ids[gathered.len() / self.n_embd.max(1)..] {
                     gathered.extend_from_slice(&values[*id as usize * self.n_embd..][..self.n_embd]);
                 }
                 Ok(RowValues::Host(gathered))
             }
-            RowValues::Device(rows) => {
-                let ids = Tensor::from_slice(ids, ids.len(), rows.device())?;
-                Ok(RowValues::Device(rows.index_select(&ids, 0)?))
+            (RowValues::Device(values), _) => {
+                let ids = Tensor::from_slice(ids, ids.len(), values.device())?;
+                Ok(RowValues::Device(values.index_select(&ids, 0)?))
             }
+            (RowValues::Host(_), RowValues::Device(_)) => candle_core::bail!("rows of another device"),
         }
     }
 
@@ -299,6 +301,7 @@ impl Batch {
         chosen: &[usize],
         table: &Table,
         rows: &mut Rows,
+        last: RowValues,
         has_mlp: bool,
         device: &Device,
     ) -> anyhow::Result<Batch> {
@@ -315,7 +318,7 @@ impl Batch {
             let plain = if has_mlp { Some(gathered(plain)?) } else { None };
             inputs.push(Inputs { white: gathered(white)?, plain });
         }
-        Ok(Batch { inputs, rows: table.gathered(rows.ids())?, targets: rows.targets(&labels) })
+        Ok(Batch { inputs, rows: table.gathered(rows, last)?, targets: rows.targets(&labels) })
     }
 
     /// The outputs of all exits, one after another.
@@ -351,14 +354,16 @@ fn look(
     let (mut divergence, mut agreement) = (vec![0.0; n_exits], vec![0.0; n_exits]);
     let all: Vec<usize> = (0..watched.len()).collect();
     let has_mlp = networks.iter().any(Network::has_mlp);
+    let mut last = RowValues::Host(Vec::new());
     for chosen in all.chunks(batch.max(1)) {
-        let batch = Batch::new(watched, chosen, table, rows, has_mlp, device)?;
+        let batch = Batch::new(watched, chosen, table, rows, last, has_mlp, device)?;
         let scored = loss::score(&batch.outputs(networks)?.detach(), &batch.rows, &batch.targets, softcap, false)?;
         for (means, values) in [(&mut divergence, &scored.divergence), (&mut agreement, &scored.agreed)] {
             for (mean, values) in means.iter_mut().zip(values.chunks_exact(chosen.len())) {
                 *mean += values.iter().map(|value| f64::from(*value)).sum::<f64>() / watched.len() as f64;
             }
         }
+        last = batch.rows;
     }
     Ok(Look { n_tokens, divergence, agreement })
 }

@@ -47,8 +47,7 @@ pub fn fit(
     let n_out = blocks.iter().map(|block| block.k + block.v).sum();
     let mut done = 0;
     let mut moments = |sequences: &[Range<u64>]| -> anyhow::Result<Moments> {
-        let mut moments = Moments::new(n_embd, n_out);
-        for tokens in sequences.iter().cloned().flat_map(data::pieces) {
+        let rows = sequences.iter().cloned().flat_map(data::pieces).map(|tokens| {
             if !progress(done) {
                 return Err(Error::Interrupted.into());
             }
@@ -67,9 +66,9 @@ pub fn fit(
                     first += width;
                 }
             }
-            moments.add(&x, &y)?;
-        }
-        Ok(moments)
+            Ok((x, y))
+        });
+        Moments::gathered(n_embd, n_out, rows)
     };
     let (fitted, held_out) = (moments(fit)?, moments(held_out)?);
     let errors = Ridge::new(&fitted)?.errors(&held_out, &PENALTIES)?;

@@ -58,6 +58,11 @@ impl Rows {
         &self.ids
     }
 
+    /// How many of them, the first, every batch has.
+    pub fn n_fixed(&self) -> usize {
+        self.n_fixed
+    }
+
     /// The targets of labels whose tokens are all in play.
     pub fn targets(&self, labels: &[Label]) -> Targets {
         let place = |id: u32| self.places.get(id as usize).copied().unwrap_or(0);

@@ -8,13 +8,14 @@
 //!
 //! - [`input`], [`stored`], [`head`]: the runtime's mathematics on stored, rounded matrices;
 //! - [`ridge`]: closed forms, the start of every head and all there is to K/V maps ([`kv`]);
-//! - [`data`], [`network`], [`loss`], [`fit`]: training by gradient, with candle;
+//! - [`data`], [`network`], [`product`], [`loss`], [`adamw`], [`fit`]: training by gradient, with candle;
 //! - [`gate`], [`classifier`] (both by [`logistic`] regression), [`evaluate`]: when a head pays, how sure it is, and what it says on
 //!   unseen tokens;
 //! - [`cascade`], [`choose`]: several heads in a row, and which of them.
 //!
 //! It refuses hidden states that were not collected, and training that diverges.
 
+pub mod adamw;
 pub mod cascade;
 pub mod choose;
 pub mod classifier;
@@ -29,5 +30,6 @@ pub mod kv;
 pub mod logistic;
 pub mod loss;
 pub mod network;
+pub mod product;
 pub mod ridge;
 pub mod stored;

@@ -1,8 +1,7 @@
 //! One head while it is trained: its weights on candle's device, started from the closed form, on whitened inputs.
 //!
-//! What is trained is what is *added* to the start, so that weight decay pulls towards the closed form and not towards zero. Steps are
-//! scaled by how much each output varies. [`Network::trained`] folds whitening and scales away and gives plain
-//! matrices that act on `x` itself.
+//! Decay pulls its factors towards the closed form and not towards zero ([`super::adamw`]). Steps are scaled by how much each output
+//! varies. [`Network::trained`] folds whitening and scales away and gives plain matrices that act on `x` itself.
 
 use anyhow::{anyhow, ensure};
 use candle_core::{DType, Device, Tensor, Var};
@@ -10,7 +9,9 @@ use faer::MatRef;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use super::adamw::Variable;
 use super::input::Whitening;
+use super::product::times;
 use super::ridge::Affine;
 use crate::screen::basis::product;
 
@@ -64,10 +65,11 @@ pub struct Inputs {
 #[derive(Debug)]
 pub struct Network {
     n_embd: usize,
-    /// The factors of the map, first to last, `[n_in, n_out]` each: where they started, and what was added.
-    factors: Vec<(Tensor, Var)>,
+    /// The factors of the map, first to last, `[n_in, n_out]` each, and where they started.
+    factors: Vec<Variable>,
     /// What a step of one in an output's weights is worth, `[1, n_embd]`.
     scale: Tensor,
+    /// `[1, n_embd]`: where it started, and what was added, in steps of the scale.
     bias: (Tensor, Var),
     /// Gate, up (`[n_embd, n_ff]`) and down (`[n_ff, n_embd]`, into whitened space).
     mlp: Option<[Var; 3]>,
@@ -97,13 +99,18 @@ impl Network {
         // Columns over their scale, so that all outputs count alike in a truncated decomposition, too.
         let transposed: Vec<f32> = (0..n * n).map(|i| rows[(i % n) * n + i / n] / scale[i % n]).collect();
         let mut factors = Vec::new();
+        let mut factor = |values: Vec<f32>, shape: (usize, usize)| -> candle_core::Result<()> {
+            let origin = Tensor::from_vec(values, shape, device)?;
+            factors.push(Variable { value: Var::from_tensor(&origin)?, origin: Some(origin) });
+            Ok(())
+        };
         if let Some(rank) = form.rank {
             ensure!(rank > 0 && rank < n, "a head of rank {rank}: give 1 to {}, or none for a square map", n - 1);
             let (first, second) = truncated(&transposed, n, rank)?;
-            factors.push((Tensor::from_vec(first, (n, rank), device)?, zeros((n, rank))?));
-            factors.push((Tensor::from_vec(second, (rank, n), device)?, zeros((rank, n))?));
+            factor(first, (n, rank))?;
+            factor(second, (rank, n))?;
         } else {
-            factors.push((Tensor::from_vec(transposed, (n, n), device)?, zeros((n, n))?));
+            factor(transposed, (n, n))?;
         }
         let mlp = match form.mlp {
             true => {
@@ -137,11 +144,11 @@ impl Network {
         let mut state = inputs.white.clone();
         if let Some([gate, up, down]) = &self.mlp {
             let plain = inputs.plain.as_ref().ok_or_else(|| anyhow!("an MLP needs its inputs as they are"))?;
-            let inner = (plain.matmul(gate)?.silu()? * plain.matmul(up)?)?;
-            state = (state + inner.matmul(down)?)?;
+            let inner = (times(plain, gate)?.silu()? * times(plain, up)?)?;
+            state = (state + times(&inner, down)?)?;
         }
-        for (start, added) in &self.factors {
-            state = state.matmul(&(start + added.as_tensor())?)?;
+        for factor in &self.factors {
+            state = times(&state, &factor.value)?;
         }
         let state = state.broadcast_mul(&self.scale)?;
         let bias = (&self.bias.0 + self.bias.1.broadcast_mul(&self.scale)?)?;
@@ -154,9 +161,10 @@ impl Network {
     }
 
     /// What is trained.
-    pub fn variables(&self) -> Vec<Var> {
-        let factors = self.factors.iter().map(|(_, added)| added.clone());
-        factors.chain([self.bias.1.clone()]).chain(self.mlp.iter().flatten().cloned()).collect()
+    pub fn variables(&self) -> Vec<Variable> {
+        let others = [&self.bias.1].into_iter().chain(self.mlp.iter().flatten());
+        let others = others.map(|value| Variable { value: value.clone(), origin: None });
+        self.factors.iter().cloned().chain(others).collect()
     }
 
     /// The present values of all variables.
@@ -165,7 +173,7 @@ impl Network {
     ///
     /// What the device says.
     pub fn snapshot(&self) -> candle_core::Result<Vec<Tensor>> {
-        self.variables().iter().map(|variable| variable.as_tensor().copy()).collect()
+        self.variables().iter().map(|variable| variable.value.copy()).collect()
     }
 
     /// Goes back to a snapshot.
@@ -174,7 +182,7 @@ impl Network {
     ///
     /// What the device says.
     pub fn restore(&self, snapshot: &[Tensor]) -> candle_core::Result<()> {
-        self.variables().iter().zip(snapshot).try_for_each(|(variable, value)| variable.set(value))
+        self.variables().iter().zip(snapshot).try_for_each(|(variable, value)| variable.value.set(value))
     }
 
     /// The head as it stands, acting on inputs as they are.
@@ -187,8 +195,8 @@ impl Network {
         let values = |tensor: &Tensor| -> anyhow::Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1()?) };
         let mut bias = values(&(&self.bias.0 + self.bias.1.broadcast_mul(&self.scale)?)?)?;
         let mut factors = Vec::new();
-        for (i, (start, added)) in self.factors.iter().enumerate() {
-            let mut factor = (start + added.as_tensor())?;
+        for (i, factor) in self.factors.iter().enumerate() {
+            let mut factor = factor.value.as_tensor().clone();
             if i + 1 == self.factors.len() {
                 factor = factor.broadcast_mul(&self.scale)?;
             }
@@ -292,9 +300,9 @@ mod tests {
                 );
             }
             let before = network.snapshot().unwrap();
-            for variable in network.variables() {
-                let values = draw(&mut rng, variable.elem_count());
-                variable.set(&Tensor::from_vec(values, variable.shape(), &device).unwrap()).unwrap();
+            for Variable { value, .. } in network.variables() {
+                let values = draw(&mut rng, value.elem_count());
+                value.set(&Tensor::from_vec(values, value.shape(), &device).unwrap()).unwrap();
             }
             let found = apply(&network.trained(&whitening).unwrap(), &x);
             assert!(outputs().iter().zip(&found).all(|(a, b)| (a - b).abs() < 2e-3), "{form:?}");

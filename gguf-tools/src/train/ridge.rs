@@ -8,8 +8,14 @@ use anyhow::{anyhow, ensure};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
+use crate::screen::basis::add_product;
+
 /// The penalties that are tried, as shares of the mean variance of an input.
 pub const PENALTIES: [f64; 8] = [1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1];
+
+/// The tokens whose products are taken at once, at least: sequences are shorter, and a sum is as dear to add to for one token as
+/// for a thousand.
+const ENOUGH: usize = 1024;
 
 /// Sums over tokens of inputs `x`, `[n_in]`, and outputs `y`, `[n_out]`.
 #[derive(Debug, Clone)]
@@ -35,8 +41,33 @@ pub struct Affine {
 }
 
 impl Moments {
-    /// Nothing seen yet.
-    pub fn new(n_in: usize, n_out: usize) -> Moments {
+    /// The sums over all `pieces`: rows of inputs, and the rows of outputs that belong to them.
+    ///
+    /// # Errors
+    ///
+    /// A piece that is none, rows of another length.
+    pub fn gathered(
+        n_in: usize,
+        n_out: usize,
+        pieces: impl Iterator<Item = anyhow::Result<(Vec<f32>, Vec<f32>)>>,
+    ) -> anyhow::Result<Moments> {
+        let mut moments = Moments::new(n_in, n_out);
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for piece in pieces {
+            let piece = piece?;
+            x.extend(piece.0);
+            y.extend(piece.1);
+            if x.len() >= ENOUGH * n_in {
+                moments.add(&x, &y)?;
+                x.clear();
+                y.clear();
+            }
+        }
+        moments.add(&x, &y)?;
+        Ok(moments)
+    }
+
+    fn new(n_in: usize, n_out: usize) -> Moments {
         Moments {
             n: 0,
             x: vec![0.0; n_in],
@@ -47,12 +78,7 @@ impl Moments {
         }
     }
 
-    /// Adds rows of inputs and the rows of outputs that belong to them.
-    ///
-    /// # Errors
-    ///
-    /// Rows of another length.
-    pub fn add(&mut self, x: &[f32], y: &[f32]) -> anyhow::Result<()> {
+    fn add(&mut self, x: &[f32], y: &[f32]) -> anyhow::Result<()> {
         let (n_in, n_out) = (self.x.len(), self.y.len());
         let n = x.len() / n_in.max(1);
         ensure!(
@@ -109,16 +135,6 @@ impl Moments {
     pub fn variances(&self) -> Vec<f64> {
         let n = self.n.max(1) as f64;
         self.yy.iter().zip(&self.y).map(|(square, sum)| (square / n - (sum / n).powi(2)).max(0.0)).collect()
-    }
-}
-
-fn add_product(sum: &mut Mat<f64>, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
-    let mut part = Mat::<f32>::zeros(a.ncols(), b.ncols());
-    matmul(&mut part, Accum::Replace, a.transpose(), b, 1.0, Par::rayon(0));
-    for j in 0..b.ncols() {
-        for (sum, part) in sum.col_as_slice_mut(j).iter_mut().zip(part.col_as_slice(j)) {
-            *sum += f64::from(*part);
-        }
     }
 }
 
@@ -248,11 +264,20 @@ mod tests {
     }
 
     fn moments(world: &(Vec<f32>, Vec<f32>, Vec<f32>)) -> Moments {
-        let mut moments = Moments::new(8, 3);
-        for (x, y) in world.0.chunks(8 * 100).zip(world.1.chunks(3 * 100)) {
-            moments.add(x, y).unwrap();
-        }
-        moments
+        let pieces = world.0.chunks(8 * 70).zip(world.1.chunks(3 * 70));
+        Moments::gathered(8, 3, pieces.map(|(x, y)| Ok((x.to_vec(), y.to_vec())))).unwrap()
+    }
+
+    #[test]
+    fn sums_over_many_pieces_are_those_over_one() {
+        let world = world(3 * ENOUGH + 5, 1.0, 4);
+        let mut whole = Moments::new(8, 3);
+        whole.add(&world.0, &world.1).unwrap();
+        let pieces = moments(&world);
+        assert_eq!(pieces.n_tokens(), whole.n_tokens());
+        assert!(pieces.mean().iter().zip(whole.mean()).all(|(a, b)| (a - b).abs() < 1e-9));
+        assert!((pieces.covariance() - whole.covariance()).norm_max() < 1e-5);
+        assert!((&pieces.xy - &whole.xy).norm_max() < 1e-4 * whole.xy.norm_max());
     }
 
     #[test]
