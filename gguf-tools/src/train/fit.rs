@@ -259,7 +259,7 @@ impl Table {
         order
     }
 
-    /// Those of `rows`, in the memory of `last`, where the ones that every batch has are already.
+    /// The values of `rows`, in the memory of `last`: what this gave for the batch before, whose first rows are the same, or nothing.
     fn gathered(&self, rows: &Rows, last: RowValues) -> candle_core::Result<RowValues> {
         let ids = rows.ids();
         match (&self.rows, last) {
