@@ -171,44 +171,29 @@ pub fn add_product(sum: &mut Mat<f64>, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
 /// Rows of `n_inner` values times a matrix of `n_inner` rows of `n_columns`: rows of `n_columns` values. On all threads.
 pub fn product(rows: &[f32], n_inner: usize, matrix: &[f32], n_columns: usize) -> Vec<f32> {
     let n_rows = rows.len() / n_inner.max(1);
-    let mut out = vec![0.0; n_rows * n_columns];
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut out, n_rows, n_columns),
-        Accum::Replace,
-        MatRef::from_row_major_slice(rows, n_rows, n_inner),
-        MatRef::from_row_major_slice(matrix, n_inner, n_columns),
-        1.0,
-        Par::rayon(0),
-    );
-    out
+    let matrix = MatRef::from_row_major_slice(matrix, n_inner, n_columns);
+    product_in_rows(MatRef::from_row_major_slice(rows, n_rows, n_inner), matrix)
 }
 
 /// The columns of rows of `n_a` values times those of as many rows of `n_b`: `n_a` rows of `n_b` sums over the rows. On all threads.
 pub fn product_of_columns(a: &[f32], n_a: usize, b: &[f32], n_b: usize) -> Vec<f32> {
     let n_rows = a.len() / n_a.max(1);
-    let mut out = vec![0.0; n_a * n_b];
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut out, n_a, n_b),
-        Accum::Replace,
-        MatRef::from_row_major_slice(a, n_rows, n_a).transpose(),
-        MatRef::from_row_major_slice(b, n_rows, n_b),
-        1.0,
-        Par::rayon(0),
-    );
-    out
+    let b = MatRef::from_row_major_slice(b, n_rows, n_b);
+    product_in_rows(MatRef::from_row_major_slice(a, n_rows, n_a).transpose(), b)
 }
 
 /// Rows of `n_inner` values times the rows of another matrix: one row of dot products for each row. On all threads.
 pub fn product_of_rows(rows: &[f32], others: &[f32], n_inner: usize) -> Vec<f32> {
     let (n_rows, n_others) = (rows.len() / n_inner.max(1), others.len() / n_inner.max(1));
-    let mut out = vec![0.0; n_rows * n_others];
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut out, n_rows, n_others),
-        Accum::Replace,
-        MatRef::from_row_major_slice(rows, n_rows, n_inner),
-        MatRef::from_row_major_slice(others, n_others, n_inner).transpose(),
-        1.0,
-        Par::rayon(0),
-    );
+    let others = MatRef::from_row_major_slice(others, n_others, n_inner).transpose();
+    product_in_rows(MatRef::from_row_major_slice(rows, n_rows, n_inner), others)
+}
+
+/// `a b`, row after row.
+fn product_in_rows(a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> Vec<f32> {
+    let (n_rows, n_columns) = (a.nrows(), b.ncols());
+    let mut out = vec![0.0; n_rows * n_columns];
+    let into = MatMut::from_row_major_slice_mut(&mut out, n_rows, n_columns);
+    matmul(into, Accum::Replace, a, b, 1.0, Par::rayon(0));
     out
 }

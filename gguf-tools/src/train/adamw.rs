@@ -34,11 +34,19 @@ pub struct AdamW {
     n_steps: i32,
 }
 
-/// Running means of a variable's gradient and of its square, and its origin, where they are used.
+/// Running means of a variable's gradient and of its square, where they are used.
 #[derive(Debug)]
 enum Moments {
-    Host { first: Vec<f32>, second: Vec<f32>, origin: Option<Vec<f32>> },
+    Host(Host),
     Device { first: Tensor, second: Tensor },
+}
+
+/// What a step on the processor has at hand besides value and gradient.
+#[derive(Debug)]
+struct Host {
+    first: Vec<f32>,
+    second: Vec<f32>,
+    origin: Option<Vec<f32>>,
 }
 
 /// What one step multiplies by.
@@ -63,7 +71,7 @@ impl AdamW {
                 Device::Cpu => {
                     let zeros = vec![0.0; variable.value.elem_count()];
                     let origin = variable.origin.as_ref().map(|origin| origin.flatten_all()?.to_vec1());
-                    Moments::Host { first: zeros.clone(), second: zeros, origin: origin.transpose()? }
+                    Moments::Host(Host { first: zeros.clone(), second: zeros, origin: origin.transpose()? })
                 }
                 _ => Moments::Device { first: variable.value.zeros_like()?, second: variable.value.zeros_like()? },
             };
@@ -79,13 +87,12 @@ impl AdamW {
     /// What the device says.
     pub fn step(&mut self, gradients: &GradStore, rate: f64) -> Result<()> {
         self.n_steps += 1;
-        let made_up = |share: f64| 1.0 / (1.0 - share.powi(self.n_steps));
-        let step = Step { rate, decay: self.decay, first: made_up(REMEMBERED.0), second: made_up(REMEMBERED.1) };
+        let step = Step::new(rate, self.decay, self.n_steps);
         for (variable, moments) in &mut self.states {
             let Some(gradient) = gradients.get(&variable.value) else { continue };
             match moments {
-                Moments::Host { .. } => {
-                    variable.value.inplace_op2(&gradient.contiguous()?, &OnHost(step, RefCell::new(moments)))?;
+                Moments::Host(host) => {
+                    variable.value.inplace_op2(&gradient.contiguous()?, &OnHost(step, RefCell::new(host)))?;
                 }
                 Moments::Device { first, second } => on_device(variable, gradient, first, second, step)?,
             }
@@ -95,7 +102,7 @@ impl AdamW {
 }
 
 /// A step as an operation of candle's, which hands out a variable's values to no one else.
-struct OnHost<'a>(Step, RefCell<&'a mut Moments>);
+struct OnHost<'a>(Step, RefCell<&'a mut Host>);
 
 impl InplaceOp2 for OnHost<'_> {
     fn name(&self) -> &'static str {
@@ -111,19 +118,24 @@ impl InplaceOp2 for OnHost<'_> {
         };
         let (value, gradient) = (&mut value[at.0..at.1], &gradient[of.0..of.1]);
         let step = self.0;
-        if let Moments::Host { first, second, origin } = &mut **self.1.borrow_mut() {
-            let pieces = value.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
-            let remembered = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
-            pieces.zip(remembered).enumerate().for_each(|(i, ((value, gradient), (first, second)))| {
-                let origin = origin.as_ref().map(|origin| &origin[i * PIECE..][..value.len()]);
-                step.take(value, gradient, first, second, origin);
-            });
-        }
+        let Host { first, second, origin } = &mut **self.1.borrow_mut();
+        let pieces = value.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
+        let remembered = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
+        pieces.zip(remembered).enumerate().for_each(|(i, ((value, gradient), (first, second)))| {
+            let origin = origin.as_ref().map(|origin| &origin[i * PIECE..][..value.len()]);
+            step.take(value, gradient, first, second, origin);
+        });
         Ok(())
     }
 }
 
 impl Step {
+    /// The `n`th step, the first of which is 1.
+    fn new(rate: f64, decay: f64, n: i32) -> Step {
+        let made_up = |share: f64| 1.0 / (1.0 - share.powi(n));
+        Step { rate, decay, first: made_up(REMEMBERED.0), second: made_up(REMEMBERED.1) }
+    }
+
     fn take(self, value: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32], origin: Option<&[f32]>) {
         let share = |a: f64| (a as f32, (1.0 - a) as f32);
         let ((old_first, new_first), (old_second, new_second)) = (share(REMEMBERED.0), share(REMEMBERED.1));
@@ -214,8 +226,7 @@ mod tests {
         let mut adamw = AdamW::new(vec![in_place.clone()], 0.5).unwrap();
         for n in 1..=20 {
             adamw.step(&gradients(&in_place.value, &goal, &weight), 0.02).unwrap();
-            let made_up = |share: f64| 1.0 / (1.0 - share.powi(n));
-            let step = Step { rate: 0.02, decay: 0.5, first: made_up(REMEMBERED.0), second: made_up(REMEMBERED.1) };
+            let step = Step::new(0.02, 0.5, n);
             let found = gradients(&by_operations.value, &goal, &weight);
             on_device(&by_operations, found.get(&by_operations.value).unwrap(), &mut first, &mut second, step).unwrap();
         }
