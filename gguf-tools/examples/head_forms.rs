@@ -35,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         shortlist: Some(2048),
         vocab: Wanted::All,
         heads: None,
+        draft: None,
         metric: None,
         agreements: Vec::new(),
         seed: 0,

@@ -39,6 +39,8 @@ const COLLECTING: f64 = 0.35;
 const TRAINED: f64 = 0.6;
 /// The same where nothing is certified.
 const TRAINED_ALONE: f64 = 0.8;
+/// The share of training that exits take where a head that drafts is trained after them.
+const EXITS: f64 = 0.6;
 
 pub fn collect(args: &Collect, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = base_of(&args.model)?;
@@ -203,17 +205,20 @@ fn timing(path: &Path, heads: &Heads, threads: Option<u32>) -> anyhow::Result<Op
 }
 
 fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instant>) -> add_heads::Options {
+    let settings =
+        |form: Form, until: Option<Instant>| Settings { form, epochs: args.epochs, until, ..Settings::default() };
+    // A head that drafts is trained last, in what exits leave of the time.
+    let share = if args.draft_head && timing.is_some() { EXITS } else { 1.0 };
+    let of_exits = until.map(|until| {
+        let now = Instant::now();
+        now + until.saturating_duration_since(now).mul_f64(share)
+    });
     let heads = timing.map(|timing| HeadOptions {
         layers: match &args.layers {
             Layers::These(layers) => Some(layers.clone()),
             Layers::Auto | Layers::Off => None,
         },
-        settings: Settings {
-            form: Form { rank: args.rank, mlp: args.head == HeadShape::Mlp },
-            epochs: args.epochs,
-            until,
-            ..Settings::default()
-        },
+        settings: settings(Form { rank: args.rank, mlp: args.head == HeadShape::Mlp }, of_exits),
         kv_maps: match args.kv_maps {
             KvMaps::Auto => maps::Wanted::Auto,
             KvMaps::On => maps::Wanted::On,
@@ -226,6 +231,7 @@ fn options(args: &Heads, timing: Option<Timing>, seed: u64, until: Option<Instan
         shortlist: args.shortlist,
         vocab: args.exit_vocab,
         heads,
+        draft: args.draft_head.then(|| settings(Form { rank: None, mlp: false }, until)),
         metric: match args.metric {
             MetricChoice::Auto => None,
             MetricChoice::MaxProb => Some(Metric::TopProbability),

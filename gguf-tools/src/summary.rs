@@ -24,6 +24,7 @@ pub fn print(made: &Made, out: &mut Output) -> anyhow::Result<()> {
         sets(made, out)?;
     }
     kv_maps(made, out)?;
+    draft(made, out)?;
     screen(made, out)?;
     levels(made, out)?;
     if out.verbose {
@@ -154,6 +155,31 @@ fn kv_maps(made: &Made, out: &mut Output) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn draft(made: &Made, out: &mut Output) -> anyhow::Result<()> {
+    let Some(draft) = &made.draft else { return Ok(()) };
+    if out.verbose {
+        for look in &draft.looks {
+            let (divergence, agreement) = (look.divergence.first(), look.agreement.first());
+            if let (Some(divergence), Some(agreement)) = (divergence, agreement) {
+                let tokens = look.n_tokens;
+                out.line(format!(
+                    "head that drafts, {tokens} tokens trained on: {divergence:.3}  {:.1} %",
+                    percent(*agreement)
+                ))?;
+            }
+        }
+    }
+    let quality = &draft.quality;
+    let named = (quality.r2, percent(quality.agreement));
+    out.line(format!("head that drafts the token after the next: R2 {:.3}, names {:.1} % of them", named.0, named.1))?;
+    let drafts = quality.drafts.iter().filter(|drafts| drafts.share > 0.0);
+    let cells: Vec<String> = drafts
+        .map(|d| format!("{:.0} %: {:.1} % ({:.1} %)", percent(d.least.into()), percent(d.share), percent(d.right)))
+        .collect();
+    out.line(format!("where it is right by this chance or better, share of the tokens (right): {}", cells.join(", ")))?;
+    Ok(())
+}
+
 /// The exit whose maps are of these blocks.
 fn exit_below(qualities: &[Quality]) -> u32 {
     qualities.first().map_or(0, |lowest| lowest.layer.saturating_sub(1))
@@ -261,6 +287,11 @@ pub fn json(made: &Made) -> Json {
         "exits": exits.collect::<Vec<_>>(), "training": looks.collect::<Vec<_>>(),
         "measures": comparison.collect::<Vec<_>>(), "reliability": reliability.collect::<Vec<_>>(),
         "sets": sets.collect::<Vec<_>>(), "kv_maps": kv.collect::<Vec<_>>(), "uses_kv_maps": made.uses_maps,
+        "draft_head": made.draft.as_ref().map(|draft| json!({
+            "r2": draft.quality.r2, "agreement": draft.quality.agreement,
+            "drafts": draft.quality.drafts.iter()
+                .map(|d| json!({ "chance": d.least, "share": d.share, "right": d.right })).collect::<Vec<_>>(),
+        })),
         "prompts": made.n_prompts,
         "tokens": made.n_tokens,
         "near_ties": near_ties(made),

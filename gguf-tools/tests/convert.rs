@@ -163,15 +163,15 @@ fn a_base_model_and_a_corpus_give_tokens_too() {
 #[test]
 fn a_model_gets_a_screen_and_the_same_one_again() {
     let folder = Folder::new();
-    let arguments = "--tokens 500 --answer 8 --layers off --screen-rank 64 --shortlist 64 --agreement-levels 0.5,0.9 \
-                     --max-prompts 60";
+    let arguments = "--tokens 500 --answer 8 --layers off --draft-head --epochs 1 --screen-rank 64 --shortlist 64 \
+                     --agreement-levels 0.5,0.9 --max-prompts 60";
     let text = folder.text(&format!("add-heads model.gguf -o merged.gguf {arguments}"));
-    assert!(text.contains("screen: rank 64, 64 candidates"), "{text}");
+    assert!(text.contains("screen: rank 64, 64 candidates") && text.contains("head that drafts"), "{text}");
     assert!(!folder.path("merged.gguf.tokens").exists(), "the tokens were of use for this file alone");
     let file = File::open(folder.path("merged.gguf")).unwrap();
     let heads = ExitHeads::open(&file).unwrap();
     assert_eq!(heads.form(), Form::Merged);
-    assert!(heads.heads().is_empty());
+    assert!(heads.heads().is_empty() && heads.draft().is_some());
     let meta = heads.meta();
     assert_eq!((meta.screen.rank, meta.screen.shortlist, meta.agreements.as_slice()), (64, 64, [0.5, 0.9].as_slice()));
     assert_eq!(meta.screen.thresholds.len(), 2);

@@ -52,6 +52,7 @@ fn what_is_made_is_judged_written_and_read_back() {
         shortlist: None,
         vocab: Wanted::Auto,
         heads: None,
+        draft: None,
         agreements: vec![0.9, 0.99],
         seed: 0,
     };

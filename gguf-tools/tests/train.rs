@@ -6,12 +6,12 @@ use gguf_tools::add_heads::costs::Timing;
 use gguf_tools::add_heads::vocab::Wanted;
 use gguf_tools::add_heads::{self, HeadOptions, Made, Options, maps};
 use gguf_tools::screen::output_matrix::OutputMatrix;
-use gguf_tools::train::data::Exit;
+use gguf_tools::train::data::{Exit, Source};
 use gguf_tools::train::fit::{self, Settings};
 use gguf_tools::train::network::Form;
 use offramp::gguf::exits::{ExitHeads, HeadType, Metric};
 use offramp::gguf::{Error, File, exits};
-use world::{N_LAYER, World, world};
+use world::{N_EMBD, N_LAYER, World, world, world_where};
 
 fn options(form: Form, layers: Option<Vec<u32>>) -> Options {
     Options {
@@ -25,6 +25,7 @@ fn options(form: Form, layers: Option<Vec<u32>>) -> Options {
             kv_maps: maps::Wanted::On,
             timing: Timing { layer: 1.0, output: 2.0, caught_up: Some(0.5) },
         }),
+        draft: None,
         agreements: vec![0.9, 0.99],
         seed: 3,
     }
@@ -72,10 +73,10 @@ fn heads_learn_what_hidden_states_show_and_are_written_as_the_runtime_reads_them
 fn training_finds_what_it_did_not_start_from() {
     let world = world();
     let (fit, held_out) = world.reader.answers().split_at(180);
-    let mut exit = Exit::measure(&world.reader, 1, fit, held_out, &mut |_| true).unwrap();
+    let matrix = OutputMatrix::of(&world.model).unwrap();
+    let mut exit = Exit::measure(&world.reader, &matrix, Source::Layer(1), fit, held_out, &mut |_| true).unwrap();
     exit.start.weight.fill(0.0);
     exit.start.bias.fill(0.0);
-    let matrix = OutputMatrix::of(&world.model).unwrap();
     let settings = Settings { epochs: 20.0, batch: 64, n_rows: 200, rate: 1e-2, ..Settings::default() };
     let fitted = fit::fit(&world.reader, &matrix, &[exit], fit, held_out, &settings, &mut |_, _| true).unwrap();
     let (first, last) = (fitted.looks.first().unwrap(), fitted.looks.last().unwrap());
@@ -133,6 +134,40 @@ fn classifiers_are_written_where_they_are_the_metric() {
         let expected = (metric == Metric::Classifier).then(|| vec![u64::from(made.meta.base.n_embd) + 1]);
         assert_eq!((&of_exit, &of_vocab), (&expected, &expected));
     }
+}
+
+#[test]
+fn a_head_that_drafts_learns_what_follows_from_state_and_token() {
+    let options = |layers| {
+        let mut options = options(Form { rank: None, mlp: false }, Some(vec![1]));
+        options.draft = Some(options.heads.as_ref().unwrap().settings.clone());
+        options.heads = options.heads.filter(|_| layers);
+        options
+    };
+    let world = world_where(true);
+    let made = make(&world, &options(true)).unwrap();
+    let draft = made.draft.as_ref().unwrap();
+    assert!(draft.quality.r2 > 0.7 && draft.quality.agreement > 0.4, "{:?}", draft.quality);
+    // What it promises is kept, and the surer it must be, the less it drafts.
+    let drafts = &draft.quality.drafts;
+    assert!(drafts.iter().all(|drafts| drafts.right > f64::from(drafts.least) - 0.1), "{drafts:?}");
+    assert!(drafts.is_sorted_by(|lax, strict| lax.share >= strict.share) && drafts[0].share > 0.4, "{drafts:?}");
+    for layers in [true, false] {
+        let made = make(&world, &options(layers)).unwrap();
+        let sidecar = File::from_bytes(bytes(&world, &made), "heads.gguf").unwrap();
+        let heads = ExitHeads::open(&sidecar).unwrap();
+        assert_eq!((heads.meta(), heads.heads().len()), (&made.meta, usize::from(layers)));
+        let [width, n_embd] = [2 * N_EMBD as u64, N_EMBD as u64];
+        let read = heads.draft().unwrap();
+        assert_eq!(
+            [read.norm, read.map, read.bias].map(|view| view.info.dims()),
+            [&[width][..], &[width, n_embd], &[n_embd]]
+        );
+    }
+    // Where nothing follows, it knows that.
+    let made = make(&world_where(false), &options(false)).unwrap();
+    let quality = &made.draft.as_ref().unwrap().quality;
+    assert!(quality.r2 < 0.1 && quality.drafts[1].share < 0.05, "{quality:?}");
 }
 
 #[test]

@@ -147,6 +147,7 @@ impl ExitHead {
         if hidden.len() != self.weights.norm.len() {
             return Err(Error::Heads { found: format!("a hidden state of {} values", hidden.len()) });
         }
+        self.normed.clear();
         normalize(hidden, &self.weights.norm, &mut self.normed);
         let Some(gate) = &self.weights.gate else { return Ok(1.0) };
         let score = dot(&gate.weight, &self.normed) + gate.bias;
@@ -170,12 +171,11 @@ impl ExitHead {
     }
 }
 
-/// `hidden / sqrt(mean(hidden²) + eps) * norm`.
-fn normalize(hidden: &[f32], norm: &[f32], to: &mut Vec<f32>) {
+/// Adds `hidden / sqrt(mean(hidden²) + eps) * norm` to the end of `to`.
+pub(super) fn normalize(hidden: &[f32], norm: &[f32], to: &mut Vec<f32>) {
     // Sums of 64 squares in f32 and those in f64: as exact as is seen after the product's 8-bit rounding, and fast.
     let sum: f64 = hidden.chunks(64).map(|part| f64::from(part.iter().map(|x| x * x).sum::<f32>())).sum();
     let scale = (1.0 / (sum / hidden.len().max(1) as f64 + NORM_EPS).sqrt()) as f32;
-    to.clear();
     to.extend(hidden.iter().zip(norm).map(|(x, weight)| x * scale * weight));
 }
 

@@ -7,6 +7,7 @@
 //! matrix and a soft cap.
 
 mod confidence;
+mod draft;
 mod ggml;
 mod head;
 pub(crate) mod kv;
@@ -20,6 +21,8 @@ use std::sync::{Arc, OnceLock};
 use crate::error::{Error, Result};
 use crate::gguf;
 use crate::gguf::exits::{self, BaseCheck, ExitHeads, ExitMeta};
+pub(crate) use draft::DraftHead;
+use draft::DraftWeights;
 pub(crate) use head::ExitHead;
 use head::HeadWeights;
 use kv::KvWeights;
@@ -37,6 +40,7 @@ pub(crate) struct Heads {
     exit_screen: OnceLock<Option<Arc<ScreenWeights>>>,
     exits: OnceLock<Vec<Arc<HeadWeights>>>,
     kv_maps: OnceLock<Vec<Option<Arc<KvWeights>>>>,
+    draft: OnceLock<Option<Arc<DraftWeights>>>,
 }
 
 /// The confidences that tokens must reach for one level of agreement. Infinite: never.
@@ -81,6 +85,7 @@ impl Heads {
             exit_screen: OnceLock::new(),
             exits: OnceLock::new(),
             kv_maps: OnceLock::new(),
+            draft: OnceLock::new(),
         }))
     }
 
@@ -191,6 +196,30 @@ impl Heads {
         let maps =
             view.heads().iter().map(|head| Ok(KvWeights::new(head)?.map(Arc::new))).collect::<Result<Vec<_>>>()?;
         Ok(self.kv_maps.get_or_init(|| maps))
+    }
+
+    /// The weights of the head that drafts, laid out at the first call; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(crate) fn draft(&self) -> Result<Option<Arc<DraftWeights>>> {
+        if let Some(weights) = self.draft.get() {
+            return Ok(weights.clone());
+        }
+        let view = ExitHeads::open(&self.file)?;
+        let weights = match (view.draft(), &self.meta.draft) {
+            (Some(draft), Some(map)) => Some(Arc::new(DraftWeights::new(&draft, map.clone())?)),
+            _ => None,
+        };
+        Ok(self.draft.get_or_init(|| weights).clone())
+    }
+
+    /// What the model makes of its final state.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    fn output(&self) -> Result<OutputMatrix> {
+        OutputMatrix::of(&self.model)
     }
 
     /// The raw rows of the model's output matrix, one a token.

@@ -11,4 +11,4 @@ mod cost;
 mod draft;
 
 pub(crate) use cascade::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Reached, Seen};
-pub(crate) use draft::{Draft, DraftPolicy, Offer};
+pub(crate) use draft::{Draft, DraftPolicy, Drafters, Offer, Verified};

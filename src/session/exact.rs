@@ -1,9 +1,9 @@
 //! Exact mode: drafts that the full model verifies, several in one batch.
 //!
-//! A draft is what followed in the text before, or what exits say one after another; the token that is certain and its
-//! drafts then run through the full model together, and the logits after each are compared with the draft that follows
-//! it. Those logits are the full model's own, whatever was drafted: a wrong draft costs time and is taken out of the
-//! cache. So that they are also those of `off`, bit for bit, batches keep to where this model's kernels round alike at
+//! A draft is what followed in the text before, what the head says that drafts, or what exits say one after another; the
+//! token that is certain and its drafts then run through the full model together, and the logits after each are compared
+//! with the draft that follows it. Those logits are the full model's own, whatever was drafted: a wrong draft costs time and
+//! is taken out of the cache. So that they are also those of `off`, bit for bit, batches keep to where this model's kernels round alike at
 //! any narrow width, if there is such a place. It refuses memories that cannot forget a wrong draft.
 
 use std::collections::VecDeque;
@@ -17,16 +17,18 @@ use super::lookup;
 use super::model::Model;
 use super::params::{FlashAttn, SPLIT_FROM, SessionParams};
 use crate::error::Result;
-use crate::gate::Gate;
-use crate::heads::Heads;
+use crate::gate::{Gate, Tap};
+use crate::heads::{DraftHead, Heads};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
-use crate::policy::{Draft, DraftPolicy, Offer};
+use crate::policy::{Draft, DraftPolicy, Drafters, Offer, Verified};
 
 /// What drafts and verifies in one session.
 #[derive(Debug)]
 pub(super) struct Drafting {
     cascade: Option<Cascade>,
+    head: Option<DraftHead>,
+    states: States,
     lookup: bool,
     /// Tokens of a batch, the certain one included.
     width: usize,
@@ -48,7 +50,27 @@ struct Batch {
     n_matched: usize,
     n_drafted: usize,
     n_right: usize,
+    /// What asking the head took, which is not part of the others, and the chance that it gave its draft.
+    asked: (f64, f32),
     seconds: f64,
+}
+
+/// The final states of the last decode, for the head that drafts. One that an edit of the text has overtaken drafts badly,
+/// and does no other harm.
+#[derive(Debug, Default)]
+struct States {
+    /// The position of the first.
+    first: usize,
+    /// `[n_embd, n]`.
+    values: Vec<f32>,
+}
+
+impl States {
+    /// The state `[n_embd]` at a position.
+    fn at(&self, position: usize, n_embd: usize) -> Option<&[f32]> {
+        let start = position.checked_sub(self.first)?.checked_mul(n_embd)?;
+        self.values.get(start..start.checked_add(n_embd)?)
+    }
 }
 
 impl Drafting {
@@ -78,14 +100,22 @@ impl Drafting {
             None => None,
         };
         let lookup = params.lookup == Lookup::Auto;
-        if cascade.is_none() && !lookup {
+        let can_draft = gate.can_tap() && gate.n_ubatch() > 1;
+        let (n_threads, pool) = gate.threads();
+        let head = match heads.filter(|_| can_draft) {
+            Some(heads) => DraftHead::new(heads, n_threads, pool)?,
+            None => None,
+        };
+        if cascade.is_none() && head.is_none() && !lookup {
             return Ok(None);
         }
         let rounds_alike = model.width_difference()? == 0.0;
         let splits = params.flash_attn != FlashAttn::Off && gate.threads().0 > 1;
         Ok(Some(Self {
-            policy: DraftPolicy::new(cascade.is_some()),
+            policy: DraftPolicy::new(Drafters { exits: cascade.is_some(), head: head.is_some() }),
             cascade,
+            head,
+            states: States::default(),
             lookup,
             width: (params.max_pending as usize).clamp(2, gate.n_ubatch().max(2)),
             until: if rounds_alike && splits { SPLIT_FROM } else { usize::MAX },
@@ -107,35 +137,78 @@ impl Drafting {
         let room = gate.n_ctx().min(self.until).saturating_sub(gate.position() + 1).min(self.width - 1);
         let found = if self.lookup && room > 0 { lookup::find(text, room) } else { None };
         let offer = found.map(|found| Offer { n_matched: found.n_matched, n_tokens: found.continuation.len() });
-        let mut draft = self.policy.plan(offer, room);
+        let before = gate.position().checked_sub(1);
+        let has_state = before.is_some_and(|before| self.states.at(before, gate.n_embd()).is_some());
+        let mut draft = self.policy.plan(offer, room, has_state);
         if self.always && room > 0 {
             let from_text = offer.map(|offer| Draft::Lookup(offer.n_tokens));
+            let by_head = self.head.as_ref().filter(|_| has_state).map(|_| Draft::Head(0.0));
             let by_exits = self.cascade.as_ref().map(|_| Draft::Exits(room));
-            draft = from_text.or(by_exits).unwrap_or(Draft::None);
+            draft = from_text.or(by_head).or(by_exits).unwrap_or(Draft::None);
         }
-        let start = Instant::now();
+        let mut start = Instant::now();
+        let mut asked = (0.0, 0.0);
         match (draft, found) {
             (Draft::Lookup(n), Some(found)) => {
                 let drafts = &found.continuation[..n.min(found.continuation.len())];
                 let mut tokens = vec![token];
                 tokens.extend_from_slice(drafts);
-                gate.decode(&tokens, Logits::All)?;
+                self.decode_batch(gate, &tokens)?;
                 self.ahead.extend(drafts);
+            }
+            (Draft::Head(least), _) => {
+                let next = self.ask(before, token, least)?;
+                let seconds = start.elapsed().as_secs_f64();
+                start = Instant::now();
+                let Some((next, chance)) = next else {
+                    self.decode_batch(gate, &[token])?;
+                    self.policy.learn_alone(start.elapsed().as_secs_f64());
+                    self.policy.learn_head(seconds, None);
+                    return Ok(());
+                };
+                asked = (seconds, chance);
+                self.decode_batch(gate, &[token, next])?;
+                self.ahead.push_back(next);
             }
             (Draft::Exits(n), _) if self.cascade.is_some() => self.draft_by_exits(gate, token, n.min(room))?,
             _ => {
-                gate.decode(&[token], Logits::Last)?;
+                self.decode_batch(gate, &[token])?;
                 self.policy.learn_alone(start.elapsed().as_secs_f64());
                 return Ok(());
             }
         }
         let n_matched = offer.map_or(0, |offer| offer.n_matched);
         let seconds = start.elapsed().as_secs_f64();
-        self.batch = Some(Batch { draft, n_matched, n_drafted: self.ahead.len(), n_right: 0, seconds });
+        self.batch = Some(Batch { draft, n_matched, n_drafted: self.ahead.len(), n_right: 0, asked, seconds });
         self.n_drafted += self.ahead.len();
         if self.ahead.is_empty() {
             self.learn();
         }
+        Ok(())
+    }
+
+    /// What the head drafts after `token`, which came of the state at `before`, and the chance that it is right, if that is at
+    /// least `least`.
+    fn ask(&mut self, before: Option<usize>, token: Token, least: f32) -> Result<Option<(Token, f32)>> {
+        let Some(head) = &mut self.head else { return Ok(None) };
+        match before.and_then(|before| self.states.at(before, head.n_embd())) {
+            Some(state) => head.draft(state, token, least),
+            None => Ok(None),
+        }
+    }
+
+    /// Decodes `tokens`, with logits for all, and keeps their final states where a head reads them.
+    fn decode_batch(&mut self, gate: &mut Gate, tokens: &[Token]) -> Result<()> {
+        if self.head.is_none() {
+            return gate.decode(tokens, Logits::All);
+        }
+        let States { first, values } = &mut self.states;
+        values.clear();
+        *first = gate.position();
+        gate.decode_tapped(tokens, &[Tap::ResultNorm], &mut |_, hidden| {
+            values.extend_from_slice(hidden);
+            ControlFlow::Continue(())
+        })?;
         Ok(())
     }
 
@@ -198,6 +271,11 @@ impl Drafting {
         match batch.draft {
             Draft::Lookup(_) => {
                 self.policy.learn_lookup(batch.n_matched, batch.n_drafted, batch.n_right, batch.seconds);
+            }
+            Draft::Head(_) => {
+                let (asked, chance) = batch.asked;
+                let draft = Verified { chance, is_right: batch.n_right > 0, seconds: batch.seconds };
+                self.policy.learn_head(asked, Some(draft));
             }
             Draft::Exits(_) => self.policy.learn_exits(batch.n_drafted, batch.n_right, batch.seconds),
             Draft::None => {}

@@ -225,6 +225,11 @@ impl Model {
         self.0.heads.as_ref().map_or(&[], |heads| &heads.meta().layers)
     }
 
+    /// True if a head that drafts for [`Exits::Exact`](super::Exits::Exact) came with the model.
+    pub fn has_draft_head(&self) -> bool {
+        self.0.heads.as_ref().is_some_and(|heads| heads.meta().draft.is_some())
+    }
+
     /// The levels of agreement that the heads were calibrated for, ascending, each with whether it lets any token leave;
     /// empty without heads, and for heads that were never calibrated.
     pub fn exit_levels(&self) -> Vec<(f32, bool)> {

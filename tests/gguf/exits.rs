@@ -185,7 +185,14 @@ fn changed(
 fn contradictions_between_keys_and_tensors_are_refused() {
     changed(|_| {}, |_| true, |_| {}).unwrap();
     // Tensors that are missing, or too many.
-    for name in ["exit_screen.basis", "blk.0.exit_norm.weight", "blk.0.exit_head.weight", "blk.1.exit_down.weight"] {
+    for name in [
+        "exit_screen.basis",
+        "exit_draft.norm.weight",
+        "exit_draft.head.bias",
+        "blk.0.exit_norm.weight",
+        "blk.0.exit_head.weight",
+        "blk.1.exit_down.weight",
+    ] {
         assert!(matches!(changed(|_| {}, |tensor| tensor != name, |_| {}), Err(Error::MissingTensor { .. })), "{name}");
     }
     let extra = |writer: &mut Writer| {
@@ -212,6 +219,10 @@ fn contradictions_between_keys_and_tensors_are_refused() {
     ] {
         assert!(matches!(refused, Err(Error::TensorShape { .. })), "{refused:?}");
     }
+    // A head that drafts is there as a whole, or not at all.
+    let is_draft = |tensor: &str| tensor.starts_with("exit_draft.");
+    changed(|meta| meta.draft = None, |tensor| !is_draft(tensor), |_| {}).unwrap();
+    assert!(matches!(changed(|meta| meta.draft = None, |_| true, |_| {}), Err(Error::TensorShape { .. })));
     // One map of the keys without that of the values.
     let gap = |tensor: &str| tensor != "blk.0.exit_v.2.weight";
     assert!(matches!(changed(|_| {}, gap, |_| {}), Err(Error::MissingTensor { .. })));
@@ -222,6 +233,8 @@ fn contradictions_between_keys_and_tensors_are_refused() {
         ("blk.0.exit_head.weight", TensorType::F32, vec![64, 32], 8192),
         ("blk.0.exit_head.weight", TensorType::I8, vec![64, 64], 4096),
         ("exit_screen.output", TensorType::F32, vec![8, 258], 8256),
+        ("exit_draft.norm.weight", TensorType::F32, vec![64], 256),
+        ("exit_draft.head.weight", TensorType::F32, vec![64, 64], 16_384),
     ] {
         let replace = |writer: &mut Writer| {
             writer.tensor(name, ty, &dims, vec![0; size]).unwrap();
@@ -237,7 +250,9 @@ fn contradictions_between_keys_and_tensors_are_refused() {
     let refused = changed(|_| {}, |tensor| !names.contains(&tensor), narrow);
     assert!(matches!(refused, Err(Error::TensorShape { .. })));
     // Keys.
-    let changes: [fn(&mut ExitMeta); 16] = [
+    let changes: [fn(&mut ExitMeta); 18] = [
+        |meta| meta.draft.as_mut().unwrap().agreement = vec![0.5, 0.4, 0.9],
+        |meta| meta.draft = Some(exits::ConfidenceMap::default()),
         |meta| meta.layers = vec![1, 0],
         |meta| meta.layers = vec![0, 2],
         |meta| {

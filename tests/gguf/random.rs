@@ -141,6 +141,7 @@ pub fn meta(base: Base, layers: &[u32], types: &[HeadType]) -> ExitMeta {
             thresholds: vec![0.9, 0.95],
         },
         vocab: None,
+        draft: Some(map.clone()),
         metric: Metric::TopProbability,
         confidence: vec![map; n],
         agreements: vec![0.95, 0.99],
@@ -176,6 +177,10 @@ pub fn heads(base: &File, layers: &[u32], types: &[HeadType], seed: u64) -> Writ
     let rank = u64::from(meta.screen.rank);
     matrix(&mut writer, &mut random, "exit_screen.basis", [n_embd, rank]);
     matrix(&mut writer, &mut random, "exit_screen.output", [rank, n_vocab]);
+    let ones: Vec<f32> = random.floats(2 * n_embd).iter().map(|value| value + 1.0).collect();
+    writer.tensor_f32("exit_draft.norm.weight", &[2 * n_embd], &ones).unwrap();
+    matrix(&mut writer, &mut random, "exit_draft.head.weight", [2 * n_embd, n_embd]);
+    writer.tensor_f32("exit_draft.head.bias", &[n_embd], &random.floats(n_embd)).unwrap();
     let n_kv = base.tensor("blk.0.attn_k.weight").unwrap().dims()[1];
     for (index, &layer) in layers.iter().enumerate() {
         let name = |part: &str| format!("blk.{layer}.exit_{part}");

@@ -29,12 +29,23 @@ pub struct Spec<'a> {
     pub shortlist: u32,
     /// The tokens that exits choose among, and for each level what they must reach at full depth; `None` for all.
     pub vocab: Option<(&'a [u32], [f32; 2])>,
+    /// The weights of a head that drafts: what it makes of the final state, and of the token's row; `None` for none.
+    pub draft: Option<(&'a [f32], &'a [f32])>,
 }
 
 impl<'a> Spec<'a> {
     /// Exits that always leave, and a screen that never does.
     pub fn new(layers: &'a [u32], kind: Kind) -> Self {
-        Self { layers, kind, thresholds: [0.0; 2], screen: [f32::INFINITY; 2], gate: None, shortlist: 64, vocab: None }
+        Self {
+            layers,
+            kind,
+            thresholds: [0.0; 2],
+            screen: [f32::INFINITY; 2],
+            gate: None,
+            shortlist: 64,
+            vocab: None,
+            draft: None,
+        }
     }
 }
 
@@ -54,6 +65,7 @@ pub fn sidecar(model: &File, spec: &Spec<'_>) -> Writer {
             confidence: one_each.clone(),
             thresholds: thresholds.to_vec(),
         }),
+        draft: spec.draft.is_some().then(|| one_each.clone()),
         metric: Metric::TopProbability,
         confidence: vec![one_each; n_exits],
         thresholds: spec.thresholds.iter().map(|&threshold| vec![threshold; n_exits]).collect(),
@@ -69,6 +81,14 @@ pub fn sidecar(model: &File, spec: &Spec<'_>) -> Writer {
     if let Some((tokens, _)) = spec.vocab {
         let ids = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
         writer.tensor("exit_vocab.tokens", TensorType::I32, &[tokens.len() as u64], ids).unwrap();
+    }
+    if let Some((of_state, of_token)) = spec.draft {
+        let width = n as usize;
+        let map: Vec<f32> =
+            of_state.chunks(width).zip(of_token.chunks(width)).flat_map(|rows| [rows.0, rows.1].concat()).collect();
+        writer.tensor_f32("exit_draft.norm.weight", &[2 * n], &vec![1.0; 2 * width]).unwrap();
+        writer.tensor_f32("exit_draft.head.weight", &[2 * n, n], &map).unwrap();
+        writer.tensor_f32("exit_draft.head.bias", &[n], &vec![0.0; width]).unwrap();
     }
     let norm = model.tensor("output_norm.weight").unwrap();
     let norm = dequantize(norm.ty(), model.data(norm)).unwrap();

@@ -109,6 +109,7 @@ fn meta(base: Base, shortlist: u32, thresholds: [f32; 2], calibrated: bool) -> E
             thresholds: thresholds.to_vec(),
         },
         vocab: None,
+        draft: None,
         base,
         layers: Vec::new(),
         head_types: Vec::new(),

@@ -3,7 +3,9 @@
 use std::ops::ControlFlow;
 
 use crate::screen::Files;
-use crate::screen::heads::{Kind, Spec};
+use crate::screen::heads::{Kind, Spec, random};
+use offramp::gguf::File;
+use offramp::gguf::quants::dequantize;
 use offramp::{
     CancelHandle, Exits, FlashAttn, GenerateParams, Generation, Lookup, Model, Policy, Sampler, SamplerParams, Session,
     SessionParams, Token,
@@ -93,6 +95,50 @@ fn perfect_heads_are_agreed_with_and_wrong_ones_are_not() {
     assert_eq!(drafts(Kind::Perfect), (49, 49));
     let (drafted, right) = drafts(Kind::Wrong);
     assert!(drafted > 200 && right == 0, "{drafted} {right}");
+}
+
+/// The rows of a square map that multiplies each of these values.
+fn diagonal(values: &[f32]) -> Vec<f32> {
+    let n = values.len();
+    (0..n * n).map(|i| if i % (n + 1) == 0 { values[i / n] } else { 0.0 }).collect()
+}
+
+#[test]
+fn a_head_that_drafts_is_verified() {
+    let tiny = TinyModel::new(Arch::Llama).weights(WeightType::Q4_0);
+    // With blocks that add nothing and tied embeddings, a token's final state is its own row, normalized.
+    for first_idle in [0, 2] {
+        let files = Files::with_idle_blocks(&tiny, first_idle);
+        let model = File::open(files.path("model.gguf")).unwrap();
+        let norm = model.tensor("output_norm.weight").unwrap();
+        let norm = dequantize(norm.ty(), model.data(norm)).unwrap();
+        let n = norm.len();
+        for (of_state, of_token) in [
+            (vec![0.0; n * n], diagonal(&norm)),
+            (random(n * n, 1), random(n * n, 2)),
+            (diagonal(&norm), random(n * n, 3)),
+        ] {
+            let is_perfect = first_idle == 0 && of_state[0] == 0.0;
+            let heads =
+                files.write_exits(&Spec { draft: Some((&of_state, &of_token)), ..Spec::new(&[], Kind::Perfect) });
+            let model = files.load(Some(&heads));
+            for (temperature, policy) in [(0.0, Policy::Always), (0.8, Policy::Always), (0.0, Policy::Auto)] {
+                let [off, exact] = [Exits::Off, Exits::Exact].map(|exits| {
+                    let mut params = params(exits);
+                    (params.policy, params.lookup) = (policy, Lookup::Off);
+                    let mut session = Session::new(&model, &params).unwrap();
+                    reply(&mut session, &mut sampler(&model, temperature, 7, 1.0, None), &prompt(20), 57)
+                });
+                assert_eq!(off.tokens, exact.tokens, "idle from {first_idle} at {temperature}, {policy:?}");
+                if policy == Policy::Always {
+                    assert!(exact.n_drafted >= 27, "{exact:?}");
+                    // The first token has no state to be drafted from; then each batch is a token and its draft.
+                    let right = exact.n_drafted == 28 && exact.n_right == 28;
+                    assert!(!is_perfect || temperature > 0.0 || right, "{exact:?}");
+                }
+            }
+        }
+    }
 }
 
 /// Beyond 256 cells, fused attention on several threads rounds single tokens otherwise than batches: there, tokens are

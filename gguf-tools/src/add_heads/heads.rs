@@ -13,7 +13,7 @@ use crate::collect::store::{Reader, sequences};
 use crate::screen::evaluate::Evaluator;
 use crate::screen::output_matrix::OutputMatrix;
 use crate::train::classifier::{self, Classifier};
-use crate::train::data::{self, Exit};
+use crate::train::data::{self, Exit, Source};
 use crate::train::evaluate::{self, METRICS, Outcome};
 use crate::train::fit::{self, Look, Settings};
 use crate::train::gate;
@@ -100,13 +100,13 @@ pub fn train(
     if let Some(layer) = layers.iter().find(|layer| !collected.contains(layer)) {
         bail!("layer {layer} was not collected: the tokens are of layers {collected:?}");
     }
-    let exits = measure(reader, split, layers, progress)?;
+    let exits = measure(matrix, reader, split, layers, progress)?;
     let fitted = fit::fit(reader, matrix, &exits, &split.fit, &split.held_out, settings, &mut |done, total| {
         progress("training", done, total)
     })?;
     let mut heads = Vec::new();
-    for (exit, trained) in exits.iter().zip(&fitted.heads) {
-        heads.push(Head::new(exit.layer, exit.norm.clone(), trained)?);
+    for ((layer, exit), trained) in layers.iter().zip(&exits).zip(&fitted.heads) {
+        heads.push(Head::new(*layer, exit.norm.clone(), trained)?);
     }
     let mut held_out = outcomes(&heads, evaluator, count, reader, &split.held_out, "judging", progress)?;
     let mut outcomes = outcomes(&heads, evaluator, count, reader, &split.choose, "judging", progress)?;
@@ -115,7 +115,7 @@ pub fn train(
         head.classifier = Some(classifier(&mut states, reader, split, (held_out, chooses), progress)?);
     }
     let quality: Vec<Quality> =
-        exits.iter().zip(&outcomes).map(|(exit, outcomes)| Quality::of(exit, &outcomes.concat())).collect();
+        layers.iter().zip(&exits).zip(&outcomes).map(|(of, outcomes)| Quality::of(of, &outcomes.concat())).collect();
     let chosen = match metric {
         Some(metric) => METRICS.iter().position(|other| *other == metric).context("a metric that is not measured")?,
         None => best_metric(&outcomes),
@@ -174,12 +174,18 @@ pub fn best_metric(outcomes: &[Vec<Vec<Outcome>>]) -> usize {
     (0..METRICS.len()).reduce(|best, other| if exits(other) > exits(best) { other } else { best }).unwrap_or(0)
 }
 
-fn measure(reader: &Reader, split: &Split, layers: &[u32], progress: &mut Progress<'_>) -> anyhow::Result<Vec<Exit>> {
+fn measure(
+    matrix: &OutputMatrix<'_>,
+    reader: &Reader,
+    split: &Split,
+    layers: &[u32],
+    progress: &mut Progress<'_>,
+) -> anyhow::Result<Vec<Exit>> {
     let of_layer = sequences::count(&split.fit) + sequences::count(&split.held_out);
     let mut exits = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         let before = of_layer * i as u64;
-        let exit = Exit::measure(reader, *layer, &split.fit, &split.held_out, &mut |done| {
+        let exit = Exit::measure(reader, matrix, Source::Layer(*layer), &split.fit, &split.held_out, &mut |done| {
             progress("measuring", before + done, of_layer * layers.len() as u64)
         });
         exits.push(exit.with_context(|| format!("the exit after layer {layer}"))?);
@@ -248,14 +254,14 @@ pub fn outcomes(
 }
 
 impl Quality {
-    fn of(exit: &Exit, outcomes: &[Outcome]) -> Quality {
+    fn of((layer, exit): (&u32, &Exit), outcomes: &[Outcome]) -> Quality {
         let mut exits = [[0.0; ERRORS.len()]; METRICS.len()];
         for (metric, exits) in exits.iter_mut().enumerate() {
             for (share, error) in exits.iter_mut().zip(ERRORS) {
                 *share = evaluate::marginal(outcomes, metric, error);
             }
         }
-        Quality { layer: exit.layer, r2: exit.r2, agreement: evaluate::agreement(outcomes), exits }
+        Quality { layer: *layer, r2: exit.r2, agreement: evaluate::agreement(outcomes), exits }
     }
 }
 

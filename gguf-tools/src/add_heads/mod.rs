@@ -7,6 +7,7 @@
 mod among;
 mod clock;
 pub mod costs;
+pub mod draft;
 pub mod heads;
 pub mod maps;
 pub mod screen;
@@ -14,13 +15,13 @@ mod simulate;
 pub mod split;
 pub mod suggest;
 pub mod vocab;
+mod write;
 
 use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, HeadType, Metric, ScreenMeta, VocabMeta};
-use offramp::gguf::{TensorType, Writer};
+use offramp::gguf::exits::{Base, ConfidenceMap, ExitMeta, Metric, ScreenMeta, VocabMeta};
 
 use crate::calibrate::isotonic;
 use crate::collect::store::{Reader, sequences};
@@ -56,6 +57,8 @@ pub struct Options {
     pub vocab: vocab::Wanted,
     /// The exits; `None` makes a screen alone.
     pub heads: Option<HeadOptions>,
+    /// How to train a head that drafts the token after the next; `None` makes none.
+    pub draft: Option<Settings>,
     /// How sure a check is; `None` chooses.
     pub metric: Option<Metric>,
     /// The levels of agreement, ascending.
@@ -93,6 +96,8 @@ pub struct Made {
     pub vocab: Option<ExitVocab>,
     /// How sure the check among those tokens is at full depth.
     pub vocab_classifier: Option<Classifier>,
+    /// The head that drafts.
+    pub draft: Option<draft::Trained>,
     /// Every pair of rank and number of candidates that was measured.
     pub candidates: Vec<Candidate>,
     /// The chosen one, measured on the prompts that judge.
@@ -195,6 +200,13 @@ pub fn make(
         trained = heads::train(matrix, (&evaluator, count), reader, &split, wanted, progress)?;
         clock.lap("heads");
     }
+    let mut draft = None;
+    if let Some(settings) = &options.draft {
+        evaluator.unpack()?;
+        let settings = Settings { seed: options.seed, ..settings.clone() };
+        draft = Some(draft::train(matrix, (&evaluator, count), reader, &split, &settings, progress)?);
+        clock.lap("draft head");
+    }
     let metric = trained.metric;
     let vocab_map = among.as_ref().map(|among| heads::confidence(&among.choosing.concat(), metric)).unwrap_or_default();
     let confidences = (&screen_map, &vocab_map);
@@ -246,11 +258,13 @@ pub fn make(
         })
     };
     let vocab_meta = vocab.as_ref().map(vocab_meta).transpose()?;
-    let meta = meta(base, screen_meta, vocab_meta, &heads, (metric, confidence), &levels)?;
+    let drafts = draft.as_ref().map(|draft| draft.head.confidence.clone());
+    let meta = meta(base, screen_meta, (vocab_meta, drafts), &heads, (metric, confidence), &levels)?;
     Ok(Made {
         chosen: Candidate::measure(size.rank, size.count, size.screened, &screened.1),
         screen,
         vocab,
+        draft,
         vocab_classifier: among.map(|among| among.classifier),
         candidates,
         quality: trained.quality,
@@ -297,7 +311,7 @@ fn chosen(cascade: &Cascade, tokens: &[Token], options: &Options) -> anyhow::Res
 fn meta(
     base: Base,
     screen: ScreenMeta,
-    vocab: Option<VocabMeta>,
+    (vocab, draft): (Option<VocabMeta>, Option<ConfidenceMap>),
     heads: &[Head],
     (metric, confidence): (Metric, Vec<ConfidenceMap>),
     levels: &[Level],
@@ -311,6 +325,7 @@ fn meta(
         head_ranks: heads.iter().map(|head| u32::try_from(head.rank())).collect::<Result<_, _>>()?,
         screen,
         vocab,
+        draft,
         metric,
         confidence,
         agreements: levels.iter().map(|level| level.agreement).collect(),
@@ -342,41 +357,6 @@ fn layers(wanted: &HeadOptions, reader: &Reader) -> anyhow::Result<Vec<u32>> {
     }
     ensure!(layers.is_sorted_by(|a, b| a < b), "layers {layers:?}: give them in ascending order");
     Ok(layers)
-}
-
-impl Made {
-    /// Adds the tensors to a file in the making.
-    ///
-    /// # Errors
-    ///
-    /// A name that is taken.
-    pub fn write_tensors(&self, writer: &mut Writer) -> offramp::gguf::Result<()> {
-        let base = &self.meta.base;
-        let (n_embd, rank) = (u64::from(base.n_embd), self.screen.rank as u64);
-        let basis = self.screen.basis.iter().flat_map(|value| value.to_le_bytes()).collect();
-        writer.tensor("exit_screen.basis", TensorType::F16, &[n_embd, rank], basis)?;
-        let output = self.screen.output.clone();
-        writer.tensor("exit_screen.output", TensorType::Q4_0, &[rank, base.n_vocab.into()], output)?;
-        if let Some(vocab) = &self.vocab {
-            let ids = vocab.tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
-            writer.tensor("exit_vocab.tokens", TensorType::I32, &[vocab.tokens.len() as u64], ids)?;
-        }
-        let metric = self.meta.metric;
-        if let Some(classifier) = self.vocab_classifier.as_ref().filter(|_| metric == Metric::Classifier) {
-            classifier.write("exit_vocab.classifier", writer)?;
-        }
-        self.heads.iter().try_for_each(|head| head.write(metric, writer))
-    }
-
-    /// The chosen set of exits, as simulated.
-    pub fn choice(&self) -> Option<&Choice> {
-        self.sets.1.first()
-    }
-
-    /// The type of the heads; `None` without exits.
-    pub fn head_type(&self) -> Option<HeadType> {
-        self.meta.head_types.first().copied()
-    }
 }
 
 /// Tokens whose margin is smaller than what logits differ by between batch widths.

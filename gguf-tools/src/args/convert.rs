@@ -186,6 +186,10 @@ pub struct Heads {
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub kv_maps: KvMaps,
 
+    /// Train a head that drafts the token after the next as well, for exact mode to verify
+    #[arg(long)]
+    pub draft_head: bool,
+
     /// How sure a check is; `auto` takes the metric by which most tokens may exit
     #[arg(long, value_enum, default_value_t = MetricChoice::Auto)]
     pub metric: MetricChoice,

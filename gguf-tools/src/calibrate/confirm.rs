@@ -306,6 +306,7 @@ pub(super) mod tests {
             head_ranks: vec![0],
             screen: ScreenMeta { rank: 32, shortlist: 16, confidence: map.clone(), thresholds: vec![0.4, 0.8] },
             vocab: None,
+            draft: None,
             metric: Metric::Margin,
             confidence: vec![map],
             agreements: vec![0.9, 0.99],

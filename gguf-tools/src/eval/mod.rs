@@ -279,6 +279,7 @@ mod tests {
         let n = thresholds.len();
         ExitMeta {
             vocab: None,
+            draft: None,
             base: Base {
                 name: "tiny".to_string(),
                 sha256: "0".repeat(64),

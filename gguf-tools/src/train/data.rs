@@ -16,6 +16,7 @@ use super::input::{self, Whitening};
 use super::ridge::{Affine, Moments, PENALTIES, Ridge};
 use crate::collect::label::Label;
 use crate::collect::store::Reader;
+use crate::screen::output_matrix::OutputMatrix;
 
 /// The tokens of a pool, at least.
 const POOL: u64 = 8192;
@@ -24,12 +25,52 @@ const CHUNK: u64 = 1024;
 /// The tokens that the norm's weight is measured on, at most.
 const NORM_TOKENS: u64 = 8192;
 
-/// What a layer's exit starts from.
+/// What a head reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The state after this block, `[n_embd]`.
+    Layer(u32),
+    /// The final state of the token before, then the token's own row of the output matrix, `[2 * n_embd]`. The token must follow
+    /// another one of the same text.
+    Before,
+}
+
+impl Source {
+    /// How many vectors it is made of.
+    fn n_vectors(self) -> usize {
+        match self {
+            Source::Layer(_) => 1,
+            Source::Before => 2,
+        }
+    }
+
+    /// What it reads at `tokens`, each vector of unit mean square.
+    fn normed(self, reader: &Reader, matrix: &OutputMatrix<'_>, tokens: Range<u64>) -> anyhow::Result<Vec<f32>> {
+        let n_embd = reader.manifest().n_embd as usize;
+        let mut rows = match self {
+            Source::Layer(layer) => reader.hidden(Tap::Layer(layer), tokens)?,
+            Source::Before => {
+                ensure!(tokens.start > 0, "the first token of all follows nothing");
+                let states = reader.hidden(Tap::ResultNorm, tokens.start - 1..tokens.end - 1)?;
+                let mut rows = Vec::with_capacity(2 * states.len());
+                for (state, label) in states.chunks_exact(n_embd).zip(reader.labels(tokens)?) {
+                    rows.extend_from_slice(state);
+                    rows.extend(matrix.row(label.token as usize)?);
+                }
+                rows
+            }
+        };
+        input::rms_norm(&mut rows, n_embd);
+        Ok(rows)
+    }
+}
+
+/// What a head starts from.
 #[derive(Debug, Clone)]
 pub struct Exit {
-    /// The block whose output it reads.
-    pub layer: u32,
-    /// The weight of its norm, `[n_embd]`.
+    /// What it reads.
+    pub source: Source,
+    /// The weight of its norm, as wide as what it reads.
     pub norm: Vec<f32>,
     /// What makes its inputs uncorrelated.
     pub whitening: Whitening,
@@ -50,7 +91,7 @@ pub fn pieces(tokens: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 }
 
 impl Exit {
-    /// Measures the inputs after `layer`, and fits the closed form to `fit`, its penalty to `held_out`. `progress` is
+    /// Measures the inputs from `source`, and fits the closed form to `fit`, its penalty to `held_out`. `progress` is
     /// told the tokens done; `false` stops.
     ///
     /// # Errors
@@ -58,13 +99,14 @@ impl Exit {
     /// What the disk says, sequences without a token, [`Error::Interrupted`].
     pub fn measure(
         reader: &Reader,
-        layer: u32,
+        matrix: &OutputMatrix<'_>,
+        source: Source,
         fit: &[Range<u64>],
         held_out: &[Range<u64>],
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> anyhow::Result<Exit> {
-        let norm = norm_weight(reader, layer, fit)?;
-        let n_embd = norm.len();
+        let norm = norm_weight(reader, matrix, source, fit)?;
+        let n_embd = reader.manifest().n_embd as usize;
         let mut done = 0;
         let mut moments = |sequences: &[Range<u64>]| -> anyhow::Result<Moments> {
             let rows = sequences.iter().cloned().flat_map(pieces).map(|tokens| {
@@ -72,9 +114,10 @@ impl Exit {
                     return Err(Error::Interrupted.into());
                 }
                 done += tokens.end - tokens.start;
-                Ok((inputs(reader, layer, &norm, tokens.clone())?, reader.hidden(Tap::ResultNorm, tokens)?))
+                let x = weighted(source.normed(reader, matrix, tokens.clone())?, &norm);
+                Ok((x, reader.hidden(Tap::ResultNorm, tokens)?))
             });
-            Moments::gathered(n_embd, n_embd, rows)
+            Moments::gathered(norm.len(), n_embd, rows)
         };
         let (fitted, held_out) = (moments(fit)?, moments(held_out)?);
         ensure!(held_out.n_tokens() > 0, "no tokens were held out: collect more");
@@ -85,7 +128,7 @@ impl Exit {
         let (penalty, error) = pairs.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((PENALTIES[0], 0.0));
         let variance = total(&held_out.variances()).max(f64::MIN_POSITIVE);
         Ok(Exit {
-            layer,
+            source,
             whitening: Whitening::new(&fitted.mean(), fitted.covariance().as_ref())?,
             start: ridge.solve(penalty),
             deviations: fitted.variances().iter().map(|variance| variance.sqrt() as f32).collect(),
@@ -94,6 +137,22 @@ impl Exit {
             norm,
         })
     }
+
+    /// Its inputs at `tokens`, as wide as its norm each.
+    ///
+    /// # Errors
+    ///
+    /// What the disk says, a token that follows nothing.
+    pub fn inputs(&self, reader: &Reader, matrix: &OutputMatrix<'_>, tokens: Range<u64>) -> anyhow::Result<Vec<f32>> {
+        Ok(weighted(self.source.normed(reader, matrix, tokens)?, &self.norm))
+    }
+}
+
+fn weighted(mut rows: Vec<f32>, norm: &[f32]) -> Vec<f32> {
+    for row in rows.chunks_exact_mut(norm.len().max(1)) {
+        row.iter_mut().zip(norm).for_each(|(x, weight)| *x *= weight);
+    }
+    rows
 }
 
 /// The inputs after `layer` of `tokens`, `[n_embd, n]`.
@@ -107,18 +166,22 @@ pub fn inputs(reader: &Reader, layer: u32, norm: &[f32], tokens: Range<u64>) -> 
     Ok(rows)
 }
 
-fn norm_weight(reader: &Reader, layer: u32, sequences: &[Range<u64>]) -> anyhow::Result<Vec<f32>> {
-    let n_embd = reader.manifest().n_embd as usize;
-    let mut squares = vec![0.0f64; n_embd];
+fn norm_weight(
+    reader: &Reader,
+    matrix: &OutputMatrix<'_>,
+    source: Source,
+    sequences: &[Range<u64>],
+) -> anyhow::Result<Vec<f32>> {
+    let width = source.n_vectors() * reader.manifest().n_embd as usize;
+    let mut squares = vec![0.0f64; width];
     let mut n = 0;
     for tokens in sequences.iter().cloned().flat_map(pieces) {
         if n >= NORM_TOKENS {
             break;
         }
         n += tokens.end - tokens.start;
-        let mut rows = reader.hidden(Tap::Layer(layer), tokens)?;
-        input::rms_norm(&mut rows, n_embd);
-        for row in rows.chunks_exact(n_embd) {
+        let rows = source.normed(reader, matrix, tokens)?;
+        for row in rows.chunks_exact(width) {
             squares.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
         }
     }
@@ -131,7 +194,7 @@ fn norm_weight(reader: &Reader, layer: u32, sequences: &[Range<u64>]) -> anyhow:
 pub struct Pool {
     /// One a token.
     pub labels: Vec<Label>,
-    /// For each exit, `[n_embd, n]`.
+    /// For each exit, as wide as its norm, for each token.
     pub inputs: Vec<Vec<f32>>,
     /// For each exit, whitened.
     pub white: Vec<Vec<f32>>,
@@ -143,12 +206,17 @@ impl Pool {
     /// # Errors
     ///
     /// What the disk says.
-    pub fn read(reader: &Reader, exits: &[Exit], sequences: &[Range<u64>]) -> anyhow::Result<Pool> {
+    pub fn read(
+        reader: &Reader,
+        matrix: &OutputMatrix<'_>,
+        exits: &[Exit],
+        sequences: &[Range<u64>],
+    ) -> anyhow::Result<Pool> {
         let mut pool = Pool { inputs: vec![Vec::new(); exits.len()], ..Pool::default() };
         for tokens in sequences {
             pool.labels.extend(reader.labels(tokens.clone())?);
             for (exit, rows) in exits.iter().zip(&mut pool.inputs) {
-                rows.extend(inputs(reader, exit.layer, &exit.norm, tokens.clone())?);
+                rows.extend(exit.inputs(reader, matrix, tokens.clone())?);
             }
         }
         pool.white = exits.iter().zip(&pool.inputs).map(|(exit, rows)| exit.whitening.apply(rows)).collect();
@@ -170,6 +238,7 @@ impl Pool {
 #[derive(Debug)]
 pub struct Stream<'a> {
     reader: &'a Reader,
+    matrix: &'a OutputMatrix<'a>,
     exits: &'a [Exit],
     sequences: Vec<Range<u64>>,
     next: usize,
@@ -185,6 +254,7 @@ impl<'a> Stream<'a> {
     /// Sequences of no token.
     pub fn new(
         reader: &'a Reader,
+        matrix: &'a OutputMatrix<'a>,
         exits: &'a [Exit],
         sequences: &[Range<u64>],
         rng: ChaCha8Rng,
@@ -192,7 +262,7 @@ impl<'a> Stream<'a> {
         ensure!(!sequences.is_empty(), "no tokens to train on");
         let sequences = sequences.to_vec();
         let next = sequences.len();
-        Ok(Stream { reader, exits, sequences, next, pool: Pool::default(), left: Vec::new(), rng })
+        Ok(Stream { reader, matrix, exits, sequences, next, pool: Pool::default(), left: Vec::new(), rng })
     }
 
     /// The pool and the next `n` of its tokens, or as many as it has left.
@@ -219,7 +289,7 @@ impl<'a> Stream<'a> {
             n += tokens.end - tokens.start;
             self.next += 1;
         }
-        self.pool = Pool::read(self.reader, self.exits, &self.sequences[first..self.next])?;
+        self.pool = Pool::read(self.reader, self.matrix, self.exits, &self.sequences[first..self.next])?;
         self.left = (0..self.pool.len()).collect();
         self.left.shuffle(&mut self.rng);
         Ok(())

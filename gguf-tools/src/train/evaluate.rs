@@ -101,6 +101,25 @@ pub fn run_final(
     })
 }
 
+/// Evaluates final states that some other head predicts, as [`run`] does an exit.
+///
+/// # Errors
+///
+/// What `states` says, and as [`run`].
+pub fn run_states(
+    states: &mut dyn FnMut(Range<u64>) -> anyhow::Result<Vec<f32>>,
+    evaluator: &Evaluator<'_>,
+    count: usize,
+    reader: &Reader,
+    sequences: &[Range<u64>],
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> anyhow::Result<Vec<Vec<Outcome>>> {
+    by_batch(sequences, progress, &mut |batch| {
+        let labels = reader.labels(batch.clone())?;
+        of_batch(evaluator, count, &states(batch)?, None, &labels, &vec![1.0; labels.len()])
+    })
+}
+
 /// Sequence by sequence, some tokens at a time.
 fn by_batch(
     sequences: &[Range<u64>],

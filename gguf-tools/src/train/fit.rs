@@ -42,7 +42,7 @@ pub struct Settings {
     pub epochs: f64,
     /// The tokens of a step.
     pub batch: usize,
-    /// The largest step size for hidden states of [`WIDTH`] values; wider ones take smaller steps, since each weight's step
+    /// The largest step size for inputs of [`WIDTH`] values; wider ones take smaller steps, since each weight's step
     /// adds to an output.
     pub rate: f64,
     /// The pull towards the closed form.
@@ -133,13 +133,14 @@ pub fn fit(
     let variables = networks.iter().flat_map(Network::variables).collect();
     let mut optimizer = AdamW::new(variables, settings.decay)?;
 
-    let rate = settings.rate * WIDTH as f64 / matrix.n_embd().max(WIDTH) as f64;
+    let width = exits.iter().map(|exit| exit.norm.len()).fold(WIDTH, usize::max);
+    let rate = settings.rate * WIDTH as f64 / width as f64;
     let softcap = matrix.softcap();
-    let watched = watched(reader, exits, held_out)?;
+    let watched = watched(reader, matrix, exits, held_out)?;
     let mut best: Vec<(f64, Vec<Tensor>)> = Vec::new();
     let mut looks = Vec::new();
     let mut n_steps = ((settings.epochs * sequences::count(fit) as f64 / settings.batch as f64).ceil() as usize).max(1);
-    let mut stream = Stream::new(reader, exits, fit, rng)?;
+    let mut stream = Stream::new(reader, matrix, exits, fit, rng)?;
     let start = Instant::now();
     let (mut step, mut n_tokens) = (0, 0);
     let mut last = RowValues::Host(Vec::new());
@@ -333,8 +334,13 @@ impl Batch {
 }
 
 /// The held-out tokens that training is watched by.
-fn watched(reader: &Reader, exits: &[Exit], held_out: &[Range<u64>]) -> anyhow::Result<Pool> {
-    let pool = Pool::read(reader, exits, &sequences::first(held_out, WATCHED))?;
+fn watched(
+    reader: &Reader,
+    matrix: &OutputMatrix<'_>,
+    exits: &[Exit],
+    held_out: &[Range<u64>],
+) -> anyhow::Result<Pool> {
+    let pool = Pool::read(reader, matrix, exits, &sequences::first(held_out, WATCHED))?;
     ensure!(!pool.is_empty(), "no tokens were held out: collect more");
     Ok(pool)
 }

@@ -6,7 +6,7 @@
 //!                       '-> K/V maps: keys and values of the blocks that are skipped
 //! ```
 //!
-//! - [`input`], [`stored`], [`head`]: the runtime's mathematics on stored, rounded matrices;
+//! - [`input`], [`stored`], [`head`], [`draft`]: the runtime's mathematics on stored, rounded matrices;
 //! - [`ridge`]: closed forms, the start of every head and all there is to K/V maps ([`kv`]);
 //! - [`data`], [`network`], [`product`], [`loss`], [`adamw`], [`fit`]: training by gradient, with candle;
 //! - [`gate`], [`classifier`] (both by [`logistic`] regression), [`evaluate`]: when a head pays, how sure it is, and what it says on
@@ -21,6 +21,7 @@ pub mod choose;
 pub mod classifier;
 pub mod compare;
 pub mod data;
+pub mod draft;
 pub mod evaluate;
 pub mod fit;
 pub mod gate;

@@ -64,7 +64,7 @@ pub struct Inputs {
 /// A head in training.
 #[derive(Debug)]
 pub struct Network {
-    n_embd: usize,
+    n_in: usize,
     /// The factors of the map, first to last, `[n_in, n_out]` each, and where they started.
     factors: Vec<Variable>,
     /// What a step of one in an output's weights is worth, `[1, n_embd]`.
@@ -90,14 +90,15 @@ impl Network {
         rng: &mut ChaCha8Rng,
     ) -> anyhow::Result<Network> {
         let n = deviations.len();
-        ensure!(start.weight.len() == n * n && start.bias.len() == n, "a closed form of another size");
+        let n_in = start.weight.len() / n.max(1);
+        ensure!(start.weight.len() == n_in * n && start.bias.len() == n, "a closed form of another size");
         let mut bias = start.bias.clone();
         let rows = whitening.unfold(&start.weight, &mut bias);
         let mean = deviations.iter().sum::<f32>() / n.max(1) as f32;
         let scale: Vec<f32> = deviations.iter().map(|value| value.max(mean * 1e-3).max(f32::MIN_POSITIVE)).collect();
         let zeros = |shape: (usize, usize)| Var::zeros(shape, DType::F32, device);
         // Columns over their scale, so that all outputs count alike in a truncated decomposition, too.
-        let transposed: Vec<f32> = (0..n * n).map(|i| rows[(i % n) * n + i / n] / scale[i % n]).collect();
+        let transposed: Vec<f32> = (0..n_in * n).map(|i| rows[(i % n) * n_in + i / n] / scale[i % n]).collect();
         let mut factors = Vec::new();
         let mut factor = |values: Vec<f32>, shape: (usize, usize)| -> candle_core::Result<()> {
             let origin = Tensor::from_vec(values, shape, device)?;
@@ -107,27 +108,27 @@ impl Network {
         if let Some(rank) = form.rank {
             ensure!(rank > 0 && rank < n, "a head of rank {rank}: give 1 to {}, or none for a square map", n - 1);
             let (first, second) = truncated(&transposed, n, rank)?;
-            factor(first, (n, rank))?;
+            factor(first, (n_in, rank))?;
             factor(second, (rank, n))?;
         } else {
-            factor(transposed, (n, n))?;
+            factor(transposed, (n_in, n))?;
         }
         let mlp = match form.mlp {
             true => {
-                let n_ff = WIDENING * n;
-                let deviation = (1.0 / n as f32).sqrt();
+                let n_ff = WIDENING * n_in;
+                let deviation = (1.0 / n_in as f32).sqrt();
                 // Uniform of the wanted deviation; down starts at zero, so that the head starts at the closed form.
                 let mut draw = || -> anyhow::Result<Var> {
                     let width = deviation * 12f32.sqrt();
-                    let values = (0..n * n_ff).map(|_| (rng.random::<f32>() - 0.5) * width).collect();
-                    Ok(Var::from_tensor(&Tensor::from_vec::<_, f32>(values, (n, n_ff), device)?)?)
+                    let values = (0..n_in * n_ff).map(|_| (rng.random::<f32>() - 0.5) * width).collect();
+                    Ok(Var::from_tensor(&Tensor::from_vec::<_, f32>(values, (n_in, n_ff), device)?)?)
                 };
-                Some([draw()?, draw()?, zeros((n_ff, n))?])
+                Some([draw()?, draw()?, zeros((n_ff, n_in))?])
             }
             false => None,
         };
         Ok(Network {
-            n_embd: n,
+            n_in,
             factors,
             scale: Tensor::from_vec(scale, (1, n), device)?,
             bias: (Tensor::from_vec(bias, (1, n), device)?, zeros((1, n))?),
@@ -191,7 +192,7 @@ impl Network {
     ///
     /// What the device says.
     pub fn trained(&self, whitening: &Whitening) -> anyhow::Result<Trained> {
-        let n = self.n_embd;
+        let n = self.n_in;
         let values = |tensor: &Tensor| -> anyhow::Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1()?) };
         let mut bias = values(&(&self.bias.0 + self.bias.1.broadcast_mul(&self.scale)?)?)?;
         let mut factors = Vec::new();
@@ -224,14 +225,15 @@ impl Network {
     }
 }
 
-/// The best factors `[n, rank]` and `[rank, n]` of a square matrix, both in rows, of equal size.
+/// The best factors `[n_in, rank]` and `[rank, n]` of a matrix with rows of `n`, both in rows, of equal size.
 fn truncated(matrix: &[f32], n: usize, rank: usize) -> anyhow::Result<(Vec<f32>, Vec<f32>)> {
     let matrix: Vec<f64> = matrix.iter().map(|value| f64::from(*value)).collect();
-    let svd = MatRef::from_row_major_slice(&matrix, n, n)
+    let n_in = matrix.len() / n.max(1);
+    let svd = MatRef::from_row_major_slice(&matrix, n_in, n)
         .thin_svd()
         .map_err(|error| anyhow!("the closed form has no singular values: {error:?}"))?;
     let root = |k: usize| svd.S()[k].max(0.0).sqrt();
-    let first = (0..n * rank).map(|i| (svd.U()[(i / rank, i % rank)] * root(i % rank)) as f32).collect();
+    let first = (0..n_in * rank).map(|i| (svd.U()[(i / rank, i % rank)] * root(i % rank)) as f32).collect();
     let second = (0..rank * n).map(|i| (svd.V()[(i % n, i / n)] * root(i / n)) as f32).collect();
     Ok((first, second))
 }

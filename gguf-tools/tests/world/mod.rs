@@ -39,6 +39,12 @@ fn rows(rng: &mut ChaCha8Rng, n: usize, width: usize) -> Vec<f32> {
 
 /// A model file of one matrix, and 240 collected sequences of 10 tokens.
 pub fn world() -> World {
+    world_where(false)
+}
+
+/// The same; if it `follows`, a final state comes of the one before and of the row of the token that was emitted there, half
+/// and half. Otherwise neither says anything of the next.
+pub fn world_where(follows: bool) -> World {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let matrix = rows(&mut rng, N_VOCAB, N_EMBD);
     let mut writer = Writer::new();
@@ -74,9 +80,19 @@ pub fn world() -> World {
     let (to_k, to_v) = (rows(&mut rng, KV.0, N_EMBD), rows(&mut rng, KV.1, N_EMBD));
     for index in 0..N_SEQUENCES {
         let mut rows = Rows::new(&manifest);
+        let mut before: Option<Vec<f32>> = None;
         for _ in 0..10 {
-            let weights: Vec<f32> =
+            let mut weights: Vec<f32> =
                 (0..N_EMBD).map(|i| normal(&mut rng) * if i < N_USED { 1.0 } else { 0.03 }).collect();
+            let mut token = 0;
+            if let Some(before) = before.as_ref().filter(|_| follows) {
+                token = rng.random_range(0..N_VOCAB);
+                let row = &matrix[token * N_EMBD..];
+                for i in 0..N_USED {
+                    weights[i] = 0.7 * (before[(i + 1) % N_USED] + row[i]);
+                }
+            }
+            before = Some(weights.clone());
             let result = product_of_rows(&weights, &directions, N_EMBD);
             let logits = product_of_rows(&result, &matrix, N_EMBD);
             let mut values = Vec::new();
@@ -96,7 +112,7 @@ pub fn world() -> World {
                 values.push(product_of_rows(&unit, &to_k, N_EMBD));
                 values.push(product_of_rows(&unit, &to_v, N_EMBD));
             }
-            rows.push(&Label::of(Token(0), &logits), values.iter().map(Vec::as_slice)).unwrap();
+            rows.push(&Label::of(Token(token as i32), &logits), values.iter().map(Vec::as_slice)).unwrap();
         }
         store.commit(&Sequence { index, n_prompt: 1, is_greedy: true }, &rows).unwrap();
     }

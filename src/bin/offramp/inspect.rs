@@ -84,6 +84,9 @@ fn write_heads(out: &mut impl Write, model: &Model) -> io::Result<()> {
     if levels.is_empty() {
         writeln!(out, "  never calibrated, nothing exits")?;
     }
+    if model.has_draft_head() {
+        writeln!(out, "  a head drafts for exact mode")?;
+    }
     Ok(())
 }
 

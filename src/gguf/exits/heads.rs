@@ -19,6 +19,7 @@ pub struct ExitHeads<'a> {
     screen: Option<Screen<'a>>,
     vocab: Option<Vec<u32>>,
     vocab_classifier: Option<Classifier<'a>>,
+    draft: Option<Draft<'a>>,
     heads: Vec<Head<'a>>,
 }
 
@@ -72,6 +73,17 @@ pub struct Screen<'a> {
     pub basis: View<'a>,
     /// `[rank, n_vocab]`.
     pub output: View<'a>,
+}
+
+/// The head that drafts the token after the next, from the final state and the token that came of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Draft<'a> {
+    /// The weight of the norms, `[2 * n_embd]`, F32: of the final state, then of the token's row of the output matrix.
+    pub norm: View<'a>,
+    /// The map to the final state of the token after, `[2 * n_embd, n_embd]`.
+    pub map: View<'a>,
+    /// Its bias, `[n_embd]`, F32.
+    pub bias: View<'a>,
 }
 
 /// The exit after one layer.
@@ -182,12 +194,13 @@ impl<'a> ExitHeads<'a> {
             }
             heads.push(head);
         }
+        let draft = meta.draft.as_ref().map(|_| finder.draft()).transpose()?;
         finder.refuse_others()?;
         let has_gate = heads.iter().any(|head| head.gate.is_some());
         if has_gate && meta.gate_thresholds.is_empty() && !meta.agreements.is_empty() {
             return Err(Error::MissingKey { key: "exit.gate_thresholds".into(), why: "the heads have gates" });
         }
-        let heads = ExitHeads { file, form, meta, screen, vocab, vocab_classifier, heads };
+        let heads = ExitHeads { file, form, meta, screen, vocab, vocab_classifier, draft, heads };
         if let Some(base) = &base {
             heads.check_base(base, BaseCheck::Infos, &mut |_, _| true)?;
         }
@@ -217,6 +230,11 @@ impl<'a> ExitHeads<'a> {
     /// What tells how sure the check among those tokens is at full depth, where [`Metric::Classifier`] is the metric.
     pub fn vocab_classifier(&self) -> Option<Classifier<'a>> {
         self.vocab_classifier
+    }
+
+    /// The head that drafts the token after the next.
+    pub fn draft(&self) -> Option<Draft<'a>> {
+        self.draft
     }
 
     /// The exits, in the order of their layers.

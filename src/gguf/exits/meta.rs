@@ -28,6 +28,9 @@ pub struct ExitMeta {
     pub screen: ScreenMeta,
     /// The tokens that exits choose among; `None` for all.
     pub vocab: Option<VocabMeta>,
+    /// How sure the head is that drafts the token after the next: from its best candidate's probability to that of being
+    /// right. `None` where there is no such head.
+    pub draft: Option<ConfidenceMap>,
     /// What is measured on a head's candidates.
     pub metric: Metric,
     /// For each layer, how the metric translates into the probability of agreement.
@@ -288,6 +291,11 @@ impl ExitMeta {
             let right = vocab.thresholds.len() == self.agreements.len()
                 && vocab.thresholds.iter().all(|value| (0.0..=f32::INFINITY).contains(value));
             ensure(right, "exit.vocab.thresholds", "one threshold for each level", &vocab.thresholds)?;
+        }
+        if let Some(map) = &self.draft {
+            let right = screen.rank > 0 && !map.metric.is_empty();
+            ensure(right, "exit.draft.confidence.metric", "points, beside a screen", &map.metric)?;
+            map.check()?;
         }
         ensure(self.confidence.len() == n_exits, "exit.confidence.*", &one_each, &self.confidence.len())?;
         for map in self.confidence.iter().chain([&screen.confidence]) {

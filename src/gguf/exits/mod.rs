@@ -16,7 +16,7 @@ mod heads;
 mod meta;
 
 pub use hash::{base_sha256, file_sha256, infos_sha256, sample_sha256, tensor_sha256};
-pub use heads::{BaseCheck, Classifier, ExitHeads, Form, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View};
+pub use heads::{BaseCheck, Classifier, Draft, ExitHeads, Form, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View};
 pub use meta::{
     Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, Metric, ScreenMeta, VocabMeta, log_odds,
 };
@@ -95,6 +95,7 @@ pub fn base_offset(file: &File) -> Result<u64> {
 pub fn is_head_name(name: &str) -> bool {
     name.starts_with("exit_screen.")
         || name.starts_with("exit_vocab.")
+        || name.starts_with("exit_draft.")
         || name
             .strip_prefix("blk.")
             .and_then(|rest| rest.split_once('.'))

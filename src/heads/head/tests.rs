@@ -87,6 +87,7 @@ fn write_changed(ty: HeadType, metric: Metric, tokens: Option<&[u32]>, change: &
         layers: vec![2],
         head_types: vec![ty],
         head_ranks: vec![rank],
+        draft: None,
         metric,
         confidence: vec![confidence],
         agreements: vec![0.99],

@@ -6,7 +6,7 @@ use super::super::super::error::{Error, Result, printable};
 use super::super::super::reader::{File, TensorInfo};
 use super::super::super::types::TensorType;
 use super::super::meta::{Base, ExitMeta, HeadType};
-use super::{Classifier, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View};
+use super::{Classifier, Draft, Gate, Head, HeadMap, KvMap, Linear, Mlp, Screen, View};
 
 /// Finds tensors by name and remembers which were asked for.
 pub(super) struct Finder<'a> {
@@ -82,6 +82,13 @@ impl<'a> Finder<'a> {
     pub(super) fn classifier(&mut self, name: &str) -> Result<Classifier<'a>> {
         let weight = self.vector(&format!("{name}.weight"), self.n_embd + 1)?;
         Ok(Classifier { weight, bias: self.vector(&format!("{name}.bias"), 1)? })
+    }
+
+    pub(super) fn draft(&mut self) -> Result<Draft<'a>> {
+        let n_embd = self.n_embd;
+        let norm = self.vector("exit_draft.norm.weight", 2 * n_embd)?;
+        let map = self.matrix("exit_draft.head.weight", 2 * n_embd, Some(n_embd))?;
+        Ok(Draft { norm, map, bias: self.vector("exit_draft.head.bias", n_embd)? })
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear<'a>> {

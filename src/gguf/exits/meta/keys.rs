@@ -48,6 +48,7 @@ impl ExitMeta {
                 thresholds: keys.f32s("exit.screen.thresholds")?,
             },
             vocab: keys.vocab()?,
+            draft: keys.draft()?,
             metric: keys.name("exit.metric", Metric::from_name, Metric::NAMES)?,
             confidence,
             thresholds: rows(keys.f32s("exit.thresholds")?),
@@ -87,6 +88,9 @@ impl ExitMeta {
             writer.key("exit.vocab.shortlist", vocab.shortlist)?;
             write_confidence(writer, "exit.vocab.confidence", &vocab.confidence)?;
             writer.key("exit.vocab.thresholds", &*vocab.thresholds)?;
+        }
+        if let Some(map) = &self.draft {
+            write_confidence(writer, "exit.draft.confidence", map)?;
         }
         writer.key("exit.metric", self.metric.name())?;
         for (layer, map) in self.layers.iter().zip(&self.confidence) {
@@ -204,6 +208,11 @@ impl Keys<'_> {
             confidence: self.confidence("exit.vocab.confidence")?,
             thresholds: self.f32s("exit.vocab.thresholds")?,
         }))
+    }
+
+    fn draft(&self) -> Result<Option<ConfidenceMap>> {
+        let is_there = self.file.get("exit.draft.confidence.metric").is_some();
+        is_there.then(|| self.confidence("exit.draft.confidence")).transpose()
     }
 
     fn calibration(&self) -> Result<Option<Calibration>> {
