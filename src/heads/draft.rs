@@ -80,7 +80,7 @@ impl DraftHead {
         let graph = work.graph(&[state, screen.scores()])?;
         work.allocate(Layout::plain()?)?;
         work.set_values(bias, &weights.bias);
-        let output = heads.output()?;
+        let output = screen.output();
         let x = Vec::with_capacity(2 * n_embd);
         Ok(Some(Self { screen, work, input, graph, x, output, weights, heads: Arc::clone(heads) }))
     }

@@ -12,6 +12,8 @@ mod ggml;
 mod head;
 pub(crate) mod kv;
 mod output;
+#[cfg(test)]
+mod plain;
 mod screen;
 mod select;
 
@@ -212,14 +214,6 @@ impl Heads {
             _ => None,
         };
         Ok(self.draft.get_or_init(|| weights).clone())
-    }
-
-    /// What the model makes of its final state.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`].
-    fn output(&self) -> Result<OutputMatrix> {
-        OutputMatrix::of(&self.model)
     }
 
     /// The raw rows of the model's output matrix, one a token.

@@ -331,6 +331,11 @@ impl Screen {
         self.scores
     }
 
+    /// The matrix whose rows give candidates their logits.
+    pub(super) fn output(&self) -> OutputMatrix {
+        self.weights.output
+    }
+
     /// Length of a hidden state.
     pub(super) fn n_embd(&self) -> usize {
         self.weights.output.n_embd

@@ -90,7 +90,7 @@ pub fn train(
         let total = sequences::count(sequences);
         let mut states = |tokens: Range<u64>| Ok(head.apply(&exit.inputs(reader, matrix, tokens)?));
         let mut progress = |done| progress("judging", done, total);
-        Ok(evaluate::run_states(&mut states, evaluator, count, reader, sequences, &mut progress)?.concat())
+        Ok(evaluate::run_states(&mut states, (evaluator, count), None, reader, sequences, &mut progress)?.concat())
     };
     let (choosing, judging) = (judged(&choose)?, judged(&judge)?);
     head.confidence = heads::confidence(&choosing, Metric::TopProbability);

@@ -149,9 +149,7 @@ impl Exit {
 }
 
 fn weighted(mut rows: Vec<f32>, norm: &[f32]) -> Vec<f32> {
-    for row in rows.chunks_exact_mut(norm.len().max(1)) {
-        row.iter_mut().zip(norm).for_each(|(x, weight)| *x *= weight);
-    }
+    input::weigh(&mut rows, norm);
     rows
 }
 

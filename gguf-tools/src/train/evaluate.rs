@@ -94,29 +94,26 @@ pub fn run_final(
     sequences: &[Range<u64>],
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> anyhow::Result<Vec<Vec<Outcome>>> {
-    by_batch(sequences, progress, &mut |batch| {
-        let labels = reader.labels(batch.clone())?;
-        let z = reader.hidden(Tap::ResultNorm, batch)?;
-        of_batch(evaluator, count, &z, classifier, &labels, &vec![1.0; labels.len()])
-    })
+    let mut states = |tokens| reader.hidden(Tap::ResultNorm, tokens);
+    run_states(&mut states, (evaluator, count), classifier, reader, sequences, progress)
 }
 
-/// Evaluates final states that some other head predicts, as [`run`] does an exit.
+/// Evaluates final `states`, true ones or predicted by some other head, as [`run`] does an exit, with a classifier or without.
 ///
 /// # Errors
 ///
 /// What `states` says, and as [`run`].
 pub fn run_states(
     states: &mut dyn FnMut(Range<u64>) -> anyhow::Result<Vec<f32>>,
-    evaluator: &Evaluator<'_>,
-    count: usize,
+    (evaluator, count): (&Evaluator<'_>, usize),
+    classifier: Option<&Classifier>,
     reader: &Reader,
     sequences: &[Range<u64>],
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> anyhow::Result<Vec<Vec<Outcome>>> {
     by_batch(sequences, progress, &mut |batch| {
         let labels = reader.labels(batch.clone())?;
-        of_batch(evaluator, count, &states(batch)?, None, &labels, &vec![1.0; labels.len()])
+        of_batch(evaluator, count, &states(batch)?, classifier, &labels, &vec![1.0; labels.len()])
     })
 }
 

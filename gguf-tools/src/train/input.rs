@@ -33,6 +33,11 @@ pub fn rms_norm(rows: &mut [f32], n_embd: usize) {
 /// `x = rms_norm(h) * weight` for rows of `weight.len()` values, in place.
 pub fn normalize(rows: &mut [f32], weight: &[f32]) {
     rms_norm(rows, weight.len());
+    weigh(rows, weight);
+}
+
+/// `x * weight` for rows of `weight.len()` values, in place.
+pub fn weigh(rows: &mut [f32], weight: &[f32]) {
     for row in rows.chunks_exact_mut(weight.len()) {
         row.iter_mut().zip(weight).for_each(|(x, w)| *x *= w);
     }

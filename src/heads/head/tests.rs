@@ -5,6 +5,7 @@ use crate::gguf::exits::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, K
 use crate::gguf::quants::dequantize;
 use crate::gguf::{File, WriteOptions};
 use crate::heads::Heads;
+use crate::heads::plain::{numbers, product};
 use offramp_fixtures::{Arch, TinyModel};
 
 #[test]
@@ -26,21 +27,6 @@ fn a_product_over_lanes_is_the_plain_one() {
 const N_FF: usize = 96;
 const RANK: usize = 32;
 const SHORTLIST: usize = 160;
-
-/// Numbers around 0 of about this size.
-fn numbers(n: usize, seed: u64, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 2.0 * size
-    };
-    (0..n).map(|_| next()).collect()
-}
-
-/// `matrix^T x` for `matrix` `[n_in, n_out]` in ggml's order.
-fn product(matrix: &[f32], x: &[f64]) -> Vec<f64> {
-    matrix.chunks(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| f64::from(*a) * b).sum()).collect()
-}
 
 struct Written {
     heads: Arc<Heads>,
