@@ -50,8 +50,8 @@ pub use error::{Error, LlamaLog, Result};
 pub use llama::batch::Logits;
 pub use llama::{Device, Token, Vocab, cpu_features, devices, json_schema_grammar, max_devices};
 pub use session::{
-    CacheType, CancelHandle, ChatTemplate, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers, Kv,
-    Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,
+    CacheType, CancelHandle, ChatTemplate, Drafts, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
+    Kv, Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,
     Sampler, SamplerParams, Scored, Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent,
     TokenLogprob, memory_estimate, system_memory,
 };

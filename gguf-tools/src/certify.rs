@@ -18,7 +18,7 @@ use gguf_tools::report::Sample;
 use offramp::gguf::exits::{self, ExitHeads, ExitMeta, KvPolicy};
 use offramp::gguf::{File, WriteOptions, Writer};
 use offramp::measure::{Reply, Rescored};
-use offramp::{Kv, Model, ModelParams, Policy, Rescorer, SamplerParams, Session, SessionParams, Token};
+use offramp::{Drafts, Kv, Model, ModelParams, Policy, Rescorer, SamplerParams, Session, SessionParams, Token};
 use serde_json::{Value as Json, json};
 
 use crate::args::Certify;
@@ -177,7 +177,7 @@ impl Ready<'_> {
         let mut session = SessionParams::default();
         (session.n_ctx, session.n_threads) = (self.prompts.n_ctx, job.threads);
         // Every check is made whatever it costs here: what is certified must not depend on this machine's speed.
-        (session.kv, session.policy) = (kv_of(self.kv_policy), Policy::Always);
+        (session.kv, session.policy, session.drafts) = (kv_of(self.kv_policy), Policy::Always, Drafts::Off);
         let options = confirm::Options {
             agreements: self.agreements,
             delta: job.how.delta,

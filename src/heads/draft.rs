@@ -1,9 +1,10 @@
-//! The head that drafts the token after the next, for exact mode to verify: a look at two vectors instead of any block.
+//! The head that drafts the token after the next, for the full model to verify: a look at two vectors instead of any block.
 //!
 //! `x = [rms_norm(h) * norm[..n], rms_norm(w) * norm[n..]]`, where `h` is the state after the final norm that a token came of
 //! and `w` that token's row of the output matrix, and `z = map x + bias`, which stands in for the final state that the token
-//! itself will have: it is screened and rescored as that one is, among the tokens that exits choose among. It refuses states
-//! of another length and tokens outside of the vocabulary.
+//! itself will have: it is screened and rescored as that one is, among the tokens that exits choose among. From `z` and the
+//! drafted token the next is drafted in the same way. It refuses states of another length and tokens outside of the
+//! vocabulary.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -88,6 +89,11 @@ impl DraftHead {
     /// Length of a final state.
     pub(crate) fn n_embd(&self) -> usize {
         self.output.n_embd
+    }
+
+    /// The state `[n_embd]` that the last draft was read from: what the token that it was made after is predicted to have.
+    pub(crate) fn state(&self) -> &[f32] {
+        self.screen.state()
     }
 
     /// The token that is likely to follow `token`, which came of the final state `[n_embd]`, and the chance that it does, which

@@ -326,6 +326,11 @@ impl Screen {
         self.input
     }
 
+    /// The state `[n_embd]` that was screened last.
+    pub(crate) fn state(&self) -> &[f32] {
+        self.work.values(self.input)
+    }
+
     /// The scores of all tokens that it chooses among, computed from [`Screen::input`].
     pub(super) fn scores(&self) -> Tensor {
         self.scores

@@ -26,6 +26,19 @@ pub enum Logits {
     All,
     /// The last one.
     Last,
+    /// As many of the last as this.
+    LastOf(usize),
+}
+
+impl Logits {
+    /// How many of `n_tokens` get some.
+    pub(crate) fn count(self, n_tokens: usize) -> usize {
+        match self {
+            Self::All => n_tokens,
+            Self::Last => n_tokens.min(1),
+            Self::LastOf(n) => n.min(n_tokens),
+        }
+    }
 }
 
 /// Where the tokens of a batch go.
@@ -76,10 +89,8 @@ impl Batch {
         self.n_seq_ids.clear();
         self.n_seq_ids.resize(n, 1);
         self.outputs.clear();
-        self.outputs.resize(n, i8::from(logits == Logits::All));
-        if let Some(last) = self.outputs.last_mut() {
-            *last = 1;
-        }
+        self.outputs.resize(n - logits.count(n), 0);
+        self.outputs.resize(n, 1);
     }
 
     /// llama.cpp's view of the batch; valid until the batch is filled again or dropped.

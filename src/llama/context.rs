@@ -277,7 +277,7 @@ impl Context {
         }
         check_vocabulary(tokens, self.n_vocab)?;
         self.batch.fill(tokens, places, logits);
-        self.n_outputs = if logits == Logits::All { tokens.len() } else { 1 };
+        self.n_outputs = logits.count(tokens.len());
         Ok(())
     }
 

@@ -151,6 +151,17 @@ impl CascadePolicy {
         Plan { exits, norm: if screened { AtNorm::Screen } else { AtNorm::Plain } }
     }
 
+    /// True if the screen stands for the output matrix at present.
+    pub(crate) fn screens(&self) -> bool {
+        let is_used = |screen: &Check| self.always || self.n_measured >= N_MEASURE && !screen.is_resting();
+        self.screen.as_ref().is_some_and(is_used)
+    }
+
+    /// Seconds that it takes to catch up on `n_tokens` from after block `layer`.
+    pub(crate) fn owed(&self, n_tokens: usize, layer: u32) -> f64 {
+        n_tokens as f64 * f64::from(self.n_layer.saturating_sub(1 + layer)) * self.pending.mean()
+    }
+
     /// Learns from a token that was decoded as planned.
     pub(crate) fn learn(&mut self, seen: &Seen) {
         if seen.n_layers > 0 {

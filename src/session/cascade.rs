@@ -6,14 +6,17 @@
 //! pend along through the blocks above, in one batch, with the output matrix for itself alone. The policy says which
 //! checks are made. It refuses K/V policies that the heads or the model do not support.
 
+mod verify;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::ExitPoint;
 use super::checks::{Bar, Checks, LayerExit, Watch};
 use super::exits::{Kv, Policy};
 use super::model::Model;
 use super::params::SessionParams;
+use super::{ExitPoint, Next};
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Outcome, Tap};
 use crate::gguf::exits::{KvPolicy, VocabMeta};
@@ -30,6 +33,8 @@ pub(super) struct Cascade {
     max_pending: usize,
     n_layer: u32,
     policy: CascadePolicy,
+    /// The candidates after each token of a batch that was verified, from the one on that is asked for.
+    verified: VecDeque<Vec<(Token, f32)>>,
 }
 
 impl Cascade {
@@ -90,8 +95,9 @@ impl Cascade {
             kv,
             params.policy == Policy::Always,
         );
-        let checks = Checks { screen, exit_screen, vocab, norm, exits, is_among: false };
-        Ok(Some(Self { checks, max_pending: params.max_pending as usize, n_layer, policy }))
+        let checks = Checks { screen, exit_screen, vocab, norm, exits, states: Vec::new(), is_among: false };
+        let max_pending = params.max_pending as usize;
+        Ok(Some(Self { checks, max_pending, n_layer, policy, verified: VecDeque::new() }))
     }
 
     /// True if there are exits after blocks.
@@ -99,17 +105,31 @@ impl Cascade {
         !self.checks.exits.is_empty()
     }
 
-    /// Decodes one token. Where it left the model, if it did: then [`Cascade::candidates`] is its distribution; otherwise
-    /// the gate has its logits, as the only ones.
+    /// Decodes a token, or one and drafts after it, which leave at no exit. Where the distribution after the first is, and the
+    /// seconds that it took: without what earlier tokens owed, and with what this one will when it is caught up.
     ///
     /// # Errors
     /// As [`Gate::decode_tapped`], and [`Error::Heads`].
-    pub(super) fn decode(
-        &mut self,
-        gate: &mut Gate,
-        token: Token,
-        candidates: Candidates,
-    ) -> Result<Option<ExitPoint>> {
+    pub(super) fn decode(&mut self, gate: &mut Gate, tokens: &[Token], candidates: Candidates) -> Result<(Next, f64)> {
+        self.verified.clear();
+        self.checks.states.clear();
+        let start = Instant::now();
+        let owed = self.owed(gate);
+        let next = match tokens {
+            [token] => self.decode_one(gate, *token, candidates)?.map_or(Next::Logits(0), Next::Candidates),
+            _ => self.verify(gate, tokens, candidates)?,
+        };
+        Ok((next, (start.elapsed().as_secs_f64() + self.owed(gate) - owed).max(0.0)))
+    }
+
+    /// Seconds that it will take to catch up on the tokens that wait.
+    fn owed(&self, gate: &Gate) -> f64 {
+        gate.pending_layer().map_or(0.0, |layer| self.policy.owed(gate.n_pending(), layer))
+    }
+
+    /// Where the token left the model, if it did: then [`Cascade::candidates`] is its distribution; otherwise the gate has its
+    /// logits, as the only ones.
+    fn decode_one(&mut self, gate: &mut Gate, token: Token, candidates: Candidates) -> Result<Option<ExitPoint>> {
         let pending = gate.pending_layer();
         let mut plan = self.policy.plan(pending);
         if pending.is_some() && gate.n_pending() + 1 >= self.max_pending {
@@ -201,7 +221,12 @@ impl Cascade {
 
     /// The candidates of the last token that left, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
-        self.checks.candidates()
+        self.verified.front().map_or_else(|| self.checks.candidates(), Vec::as_slice)
+    }
+
+    /// The final states of the last decode, or what the exit that its token left at predicts; nothing where none was seen.
+    pub(super) fn states(&self) -> &[f32] {
+        &self.checks.states
     }
 }
 

@@ -27,11 +27,32 @@ pub(super) struct Checks {
     /// `None` where the screen lets no token go by itself.
     pub(super) norm: Option<Bar>,
     pub(super) exits: Vec<LayerExit>,
+    /// The final states of the last decode, or what the exit that a token left at predicts of its own, `[n_embd, n]`.
+    pub(super) states: Vec<f32>,
     /// True if the last check was among the tokens that exits choose among.
     pub(super) is_among: bool,
 }
 
 impl Checks {
+    /// True if the candidates for this final state `[n_embd]` are sure enough to stand for the output matrix.
+    ///
+    /// # Errors
+    /// [`Error::Heads`].
+    pub(super) fn at_norm(&mut self, hidden: &[f32], candidates: Candidates) -> Result<bool> {
+        let Self { screen, exit_screen, vocab, norm, is_among, .. } = self;
+        if let (Some((metric, bar)), Some(among)) = (vocab, exit_screen) {
+            // Most tokens are frequent, and a fraction of the screen's work shows it.
+            *is_among = true;
+            if among.evaluate_metric(hidden, *metric, candidates, &|metric| bar.is_reached(metric))? {
+                return Ok(true);
+            }
+        }
+        let Some(bar) = norm else { return Ok(false) };
+        *is_among = false;
+        let slack = screen.evaluate(hidden, candidates, bar.enough)?;
+        Ok(slack.is_some_and(|slack| bar.is_reached(slack)))
+    }
+
     /// The candidates of the last check, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
         self.exit_screen.as_ref().filter(|_| self.is_among).unwrap_or(&self.screen).candidates()
@@ -119,7 +140,11 @@ impl<'a> Watch<'a> {
         }
         let leaves = match tap {
             Tap::Layer(layer) => self.check_exit(layer, hidden),
-            Tap::ResultNorm => self.check_norm(hidden),
+            Tap::ResultNorm => {
+                self.checks.states.clear();
+                self.checks.states.extend_from_slice(hidden);
+                self.check_norm(hidden)
+            }
         };
         self.running = Instant::now();
         match leaves {
@@ -141,7 +166,7 @@ impl<'a> Watch<'a> {
     /// True if the token leaves after this block.
     fn check_exit(&mut self, layer: u32, hidden: &[f32]) -> Result<bool> {
         let Some(&planned) = self.plan.exits.get(self.next) else { return Ok(false) };
-        let Checks { screen, exit_screen, exits, is_among, .. } = &mut *self.checks;
+        let Checks { screen, exit_screen, exits, is_among, states, .. } = &mut *self.checks;
         let exit = &mut exits[planned.exit];
         if exit.head.layer() != layer {
             return Ok(false);
@@ -156,6 +181,10 @@ impl<'a> Watch<'a> {
         let screen = exit_screen.as_mut().unwrap_or(screen);
         let leaves = exit.head.guess(hidden)? >= exit.gate
             && exit.head.evaluate(screen, self.candidates, &|metric| bar.is_reached(metric))?;
+        if leaves {
+            states.clear();
+            states.extend_from_slice(screen.state());
+        }
         self.trial_failed |= planned.on_trial && !leaves;
         self.seen.exits.push(Reached { exit: planned.exit, seconds: start.elapsed().as_secs_f64(), left: leaves });
         Ok(leaves)
@@ -167,19 +196,8 @@ impl<'a> Watch<'a> {
         if self.plan.norm == AtNorm::Plain {
             return Ok(false);
         }
-        let Checks { screen, exit_screen, vocab, norm, is_among, .. } = &mut *self.checks;
         let start = Instant::now();
-        let mut confident = false;
-        if let (Some((metric, bar)), Some(among)) = (vocab, exit_screen) {
-            // Most tokens are frequent, and a fraction of the screen's work shows it.
-            *is_among = true;
-            confident = among.evaluate_metric(hidden, *metric, self.candidates, &|metric| bar.is_reached(metric))?;
-        }
-        if let (Some(bar), false) = (norm, confident) {
-            *is_among = false;
-            let slack = screen.evaluate(hidden, self.candidates, bar.enough)?;
-            confident = slack.is_some_and(|slack| bar.is_reached(slack));
-        }
+        let confident = self.checks.at_norm(hidden, self.candidates)?;
         self.seen.screen = Some((start.elapsed().as_secs_f64(), confident));
         Ok(confident && self.plan.norm == AtNorm::Screen)
     }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::exact::Drafting;
+use super::drafting::Drafting;
 use super::generation::{ExitPoint, GenerateParams, Generation, StopReason, TokenEvent};
 use super::logprobs::{self, TokenLogprob};
 use super::sampler::Sampler;
@@ -107,7 +107,8 @@ impl Session {
                 return Ok((token, Some(exit)));
             }
             // A grammar allows none of the candidates: the full matrix has what it allows.
-            self.roll_back(self.gate.position().saturating_sub(1));
+            self.drafting.as_mut().map(Drafting::forget);
+            self.roll_back(self.tokens.len().saturating_sub(1));
             self.decode_missing(&mut |_| {})?;
         }
         let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };

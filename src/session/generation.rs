@@ -137,7 +137,7 @@ pub struct Generation {
     pub context_full: bool,
     /// How long it took, from the logits of the prompt to the last token.
     pub elapsed: Duration,
-    /// In exact mode, how many tokens were drafted, and how many of them the full model agreed with.
+    /// How many tokens were drafted, and how many of them the full model agreed with.
     pub n_drafted: usize,
     /// See [`Generation::n_drafted`].
     pub n_right: usize,

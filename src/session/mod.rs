@@ -7,7 +7,7 @@
 
 mod cascade;
 mod checks;
-mod exact;
+mod drafting;
 mod exits;
 mod generate;
 mod generation;
@@ -25,7 +25,7 @@ mod text;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use exits::{Exits, Kv, Lookup, Policy};
+pub use exits::{Drafts, Exits, Kv, Lookup, Policy};
 pub use generation::{
     CancelHandle, ExitPoint, GenerateParams, Generation, PromptProgress, PromptReport, StopReason, TokenEvent,
 };
@@ -46,7 +46,7 @@ use crate::llama::batch::Logits;
 use crate::llama::context::check_vocabulary;
 use crate::llama::threads::ThreadPool;
 use cascade::Cascade;
-use exact::Drafting;
+use drafting::Drafting;
 
 /// A text, its K/V cache, and the means to go on with it.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ pub struct Session {
     next: Next,
     /// `None` where nothing exits.
     cascade: Option<Cascade>,
-    /// `None` but in exact mode. Then the cache may hold drafts after the text.
+    /// `None` where nothing is drafted. Otherwise the cache may hold drafts after the text.
     drafting: Option<Drafting>,
 }
 
@@ -218,33 +218,27 @@ impl Session {
         self.next = Next::Unknown;
     }
 
-    /// Decodes what is missing; a single token may exit.
+    /// Decodes what is missing; a single token may exit, or bring drafts along.
     fn decode_next(&mut self, candidates: Candidates) -> Result<()> {
         let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
-        match (missing, &mut self.cascade) {
-            (&[token], Some(cascade)) => {
-                self.next = Next::Unknown;
-                self.next =
-                    cascade.decode(&mut self.gate, token, candidates)?.map_or(Next::Logits(0), Next::Candidates);
-                return Ok(());
+        let exiting = self.cascade.as_mut().map(|cascade| (cascade, candidates));
+        let decoded = match (missing, &mut self.drafting, exiting) {
+            (&[_], Some(drafting), exiting) => drafting.decode(&mut self.gate, exiting, &self.tokens),
+            (&[token], None, Some((cascade, _))) => {
+                cascade.decode(&mut self.gate, &[token], candidates).map(|(next, _)| next)
             }
-            (&[_], None) => {}
             _ => return self.decode_missing(&mut |_| {}),
-        }
-        let Some(drafting) = &mut self.drafting else { return self.decode_missing(&mut |_| {}) };
-        self.next = Next::Unknown;
-        let result = drafting.decode(&mut self.gate, &self.tokens);
-        if result.is_err() {
+        };
+        self.next = *decoded.as_ref().unwrap_or(&Next::Unknown);
+        if let (Err(_), Some(drafting)) = (&decoded, &mut self.drafting) {
             // What failed may have left drafts in the cache.
             drafting.forget();
             self.roll_back(self.tokens.len() - 1);
-        } else {
-            self.next = Next::Logits(0);
         }
-        result
+        decoded.map(drop)
     }
 
-    /// Adds the token that was picked. If it was drafted, the logits after it are there.
+    /// Adds the token that was picked. If it was drafted, the distribution after it is there.
     fn follow(&mut self, token: Token) {
         self.tokens.push(token);
         let Some(drafting) = &mut self.drafting else {
@@ -252,9 +246,15 @@ impl Session {
             return;
         };
         let agrees = drafting.agrees(token);
-        match self.next {
-            Next::Logits(row) if agrees => self.next = Next::Logits(row + 1),
-            _ => self.roll_back(self.tokens.len() - 1),
+        let is_verified = agrees && self.cascade.as_mut().is_some_and(Cascade::advance);
+        self.next = match self.next {
+            Next::Logits(row) if agrees => Next::Logits(row + 1),
+            Next::Candidates(exit) if is_verified => Next::Candidates(exit),
+            _ => Next::Unknown,
+        };
+        if self.next == Next::Unknown {
+            drafting.forget();
+            self.roll_back(self.tokens.len() - 1);
         }
     }
 
@@ -327,9 +327,12 @@ fn early(
 ) -> Result<(Option<Cascade>, Option<Drafting>)> {
     let heads = model.heads();
     match (params.exits, heads, thresholds) {
+        (Exits::Exact, _, _) if params.drafts == Drafts::Off => Ok((None, None)),
         (Exits::Exact, _, _) => Ok((None, Drafting::new(model, heads, params, gate)?)),
         (Exits::Calibrated, Some(heads), Some(thresholds)) => {
-            Ok((Cascade::new(model, heads, &thresholds, params, gate)?, None))
+            let cascade = Cascade::new(model, heads, &thresholds, params, gate)?;
+            let drafts = cascade.is_some() && params.drafts == Drafts::Auto;
+            Ok((cascade, if drafts { Drafting::new(model, Some(heads), params, gate)? } else { None }))
         }
         _ => Ok((None, None)),
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use llama_cpp_sys_2 as sys;
 
-use super::exits::{Exits, Kv, Lookup, Policy};
+use super::exits::{Drafts, Exits, Kv, Lookup, Policy};
 use crate::error::{Error, Result};
 use crate::llama::context::ContextParams;
 use crate::llama::threads::{MAX_THREADS, default_threads};
@@ -137,7 +137,9 @@ pub struct SessionParams {
     pub min_exit_layer: u32,
     /// Which of the checks are made.
     pub policy: Policy,
-    /// Whether exact mode drafts from the text itself.
+    /// Whether tokens are drafted, which the full model verifies.
+    pub drafts: Drafts,
+    /// Whether drafts come from the text itself, too.
     pub lookup: Lookup,
     /// Where the context is full, forgets the older half of the text and goes on, instead of ending the generation. What is
     /// left keeps K/V that were computed from what is forgotten.
@@ -162,6 +164,7 @@ impl Default for SessionParams {
             max_pending: 8,
             min_exit_layer: 0,
             policy: Policy::Auto,
+            drafts: Drafts::Auto,
             lookup: Lookup::Auto,
             context_shift: false,
         }

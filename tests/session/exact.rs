@@ -98,7 +98,7 @@ fn perfect_heads_are_agreed_with_and_wrong_ones_are_not() {
 }
 
 /// The rows of a square map that multiplies each of these values.
-fn diagonal(values: &[f32]) -> Vec<f32> {
+pub(crate) fn diagonal(values: &[f32]) -> Vec<f32> {
     let n = values.len();
     (0..n * n).map(|i| if i % (n + 1) == 0 { values[i / n] } else { 0.0 }).collect()
 }
@@ -132,8 +132,8 @@ fn a_head_that_drafts_is_verified() {
                 assert_eq!(off.tokens, exact.tokens, "idle from {first_idle} at {temperature}, {policy:?}");
                 if policy == Policy::Always {
                     assert!(exact.n_drafted >= 27, "{exact:?}");
-                    // The first token has no state to be drafted from; then each batch is a token and its draft.
-                    let right = exact.n_drafted == 28 && exact.n_right == 28;
+                    // The first token has no state to be drafted from; then each batch is a token and three drafts.
+                    let right = exact.n_drafted == 42 && exact.n_right == 42;
                     assert!(!is_perfect || temperature > 0.0 || right, "{exact:?}");
                 }
             }

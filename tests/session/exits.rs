@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use crate::screen::Files;
 use crate::screen::heads::{Kind, Spec};
 use offramp::{
-    ExitPoint, Exits, GenerateParams, Generation, Kv, Model, Policy, Sampler, SamplerParams, Session, SessionParams,
-    Token,
+    Drafts, ExitPoint, Exits, GenerateParams, Generation, Kv, Model, Policy, Sampler, SamplerParams, Session,
+    SessionParams, Token,
 };
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 
@@ -19,6 +19,7 @@ fn params(exits: Exits) -> SessionParams {
     params.agreement = 0.9;
     params.kv = Kv::CatchUp;
     params.policy = Policy::Always;
+    params.drafts = Drafts::Off;
     params
 }
 

@@ -2,6 +2,7 @@
 
 mod beside;
 mod default_model;
+mod drafts;
 mod exact;
 mod exits;
 mod greedy_identity;

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use crate::screen::Files;
 use crate::screen::heads::{Kind, Spec};
 use offramp::{
-    Exits, GenerateParams, Kv, Model, Policy, Sampler, SamplerParams, Session, SessionParams, StopReason, Token,
+    Drafts, Exits, GenerateParams, Kv, Model, Policy, Sampler, SamplerParams, Session, SessionParams, StopReason, Token,
 };
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 use proptest::prelude::*;
@@ -140,8 +140,10 @@ fn tiny(arch: Arch) -> Tiny {
     Tiny { model, _files: files }
 }
 
-fn check(model: &Model, exits: Exits, operations: &[Operation]) -> Result<(), TestCaseError> {
-    let mut session = Session::new(model, &params(exits)).unwrap();
+fn check(model: &Model, exits: Exits, drafts: Drafts, operations: &[Operation]) -> Result<(), TestCaseError> {
+    let mut params_of = params(exits);
+    params_of.drafts = drafts;
+    let mut session = Session::new(model, &params_of).unwrap();
     for operation in operations {
         apply(&mut session, operation);
         prop_assert!(session.tokens().len() <= N_CTX as usize + 1);
@@ -160,21 +162,27 @@ proptest! {
 
     #[test]
     fn catching_up_leaves_a_plain_cache(operations in operations()) {
-        check(llama(), Exits::Calibrated, &operations)?;
+        check(llama(), Exits::Calibrated, Drafts::Off, &operations)?;
+    }
+
+    #[test]
+    fn drafts_among_exits_leave_a_plain_cache(operations in operations()) {
+        check(llama(), Exits::Calibrated, Drafts::Auto, &operations)?;
     }
 
     #[test]
     fn verifying_leaves_a_plain_cache(operations in operations()) {
-        check(qwen2(), Exits::Exact, &operations)?;
+        check(qwen2(), Exits::Exact, Drafts::Auto, &operations)?;
     }
 }
 
 /// A thousand tokens: every cell is written, none twice.
 #[test]
 fn a_long_text_keeps_a_plain_cache() {
-    for exits in [Exits::Calibrated, Exits::Exact] {
+    let modes = [(Exits::Calibrated, Drafts::Off), (Exits::Calibrated, Drafts::Auto), (Exits::Exact, Drafts::Auto)];
+    for (exits, drafts) in modes {
         let mut long = params(exits);
-        long.n_ctx = 1280;
+        (long.n_ctx, long.drafts) = (1280, drafts);
         let mut session = Session::new(llama(), &long).unwrap();
         session.set_prompt(&text(30, 1), &mut |_| {}).unwrap();
         generate(&mut session, 1000, usize::MAX);
@@ -187,7 +195,7 @@ fn a_long_text_keeps_a_plain_cache() {
             session.set_prompt(&tokens, &mut |_| {}).unwrap();
             session.gate().logits(0).unwrap().to_vec()
         });
-        assert!(found == expected, "{exits}");
+        assert!(found == expected, "{exits}, drafts {drafts}");
     }
 }
 

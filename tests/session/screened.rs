@@ -7,8 +7,8 @@ use crate::screen::Files;
 use offramp::gguf::exits;
 use offramp::gguf::{File, TensorType, WriteOptions};
 use offramp::{
-    Error, ExitPoint, Exits, GenerateParams, Generation, Model, ModelParams, Policy, Sampler, SamplerParams, Session,
-    SessionParams, Token,
+    Drafts, Error, ExitPoint, Exits, GenerateParams, Generation, Model, ModelParams, Policy, Sampler, SamplerParams,
+    Session, SessionParams, Token,
 };
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 
@@ -23,6 +23,7 @@ fn session(model: &Model, exits: Exits, agreement: f32) -> Session {
     params.agreement = agreement;
     // Whether a screen of full rank pays on a model this small is not what these tests ask.
     params.policy = Policy::Always;
+    params.drafts = Drafts::Off;
     Session::new(model, &params).unwrap()
 }
 

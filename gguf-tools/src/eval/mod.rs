@@ -22,7 +22,7 @@ use anyhow::{bail, ensure};
 use offramp::gguf::Error;
 use offramp::gguf::exits::ExitMeta;
 use offramp::measure::{Reply, Rescored};
-use offramp::{Exits, Kv, Model, Policy, Rescorer, SamplerParams, Session, SessionParams, Token};
+use offramp::{Drafts, Exits, Kv, Model, Policy, Rescorer, SamplerParams, Session, SessionParams, Token};
 
 use crate::calibrate::candidates::Candidate;
 use crate::collect::prompts::Source;
@@ -153,6 +153,10 @@ pub fn run(
     for mode in &modes {
         let mut params = params.clone();
         params.exits = mode.exits;
+        if options.policy == Policy::Always && mode.exits == Exits::Calibrated {
+            // Drafted tokens would leave at no exit.
+            params.drafts = Drafts::Off;
+        }
         params.kv = mode.kv.unwrap_or_default();
         params.agreement = mode.levels.first().and_then(|level| meta.agreements.get(*level)).copied().unwrap_or(0.99);
         let mut session = match sessions.first() {

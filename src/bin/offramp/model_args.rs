@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use offramp::{
-    CacheType, Error, Exits, FlashAttn, GpuLayers, Kv, Lookup, Model, ModelParams, Policy, Rescorer, Session,
+    CacheType, Drafts, Error, Exits, FlashAttn, GpuLayers, Kv, Lookup, Model, ModelParams, Policy, Rescorer, Session,
     SessionParams,
 };
 
@@ -89,7 +89,16 @@ pub struct ModelArgs {
     /// Let no token leave after a block below this one
     #[arg(help_heading = EXITS, long, value_name = "LAYER", default_value_t = 0)]
     pub min_exit_layer: u32,
-    /// Whether --exits exact drafts from the text itself: off or auto
+    /// Whether tokens are drafted, which the full model verifies several at once: off, or auto (where that is likely to pay)
+    #[arg(
+        help_heading = EXITS,
+        long,
+        value_name = "WHEN",
+        default_value_t = Drafts::Auto,
+        value_parser = one_of::<Drafts>(&["off", "auto"])
+    )]
+    pub drafts: Drafts,
+    /// Whether drafts come from the text itself, too: off or auto
     #[arg(
         help_heading = EXITS,
         long,
@@ -98,7 +107,7 @@ pub struct ModelArgs {
         value_parser = one_of::<Lookup>(&["off", "auto"])
     )]
     pub lookup: Lookup,
-    /// Which checks are made: auto (those that pay here) or always
+    /// Which checks and drafts are made: auto (those that pay here) or always
     #[arg(
         help_heading = EXITS,
         long,
@@ -191,6 +200,7 @@ impl ModelArgs {
         params.max_pending = self.max_pending;
         params.min_exit_layer = self.min_exit_layer;
         params.policy = self.policy;
+        params.drafts = self.drafts;
         params.lookup = self.lookup;
         params.context_shift = self.context_shift;
         params

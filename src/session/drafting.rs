@@ -1,0 +1,298 @@
+//! Drafts, which the full model verifies several at once.
+//!
+//! A draft is what followed in the text before, what the head says that drafts, or, in exact mode, what exits say one after
+//! another; the token that is certain and its drafts then run through the full model together, and what the model makes of each
+//! is compared with the draft that follows it. A wrong draft costs time and is taken out of the cache.
+//!
+//! In exact mode the logits are the full model's own, whatever was drafted. So that they are also those of `off`, bit for bit,
+//! batches keep to where this model's kernels round alike at any narrow width, if there is such a place. In calibrated mode
+//! the screen verifies where it is sure, as it lets single tokens go; tokens of a batch leave at no exit. It refuses memories
+//! that cannot forget a wrong draft.
+
+mod chain;
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Next;
+use super::cascade::{Cascade, Drafted};
+use super::exits::{Exits, Lookup, Policy};
+use super::lookup;
+use super::model::Model;
+use super::params::{FlashAttn, SPLIT_FROM, SessionParams};
+use crate::error::Result;
+use crate::gate::{Gate, Tap};
+use crate::heads::{Candidates, DraftHead, Heads};
+use crate::llama::Token;
+use crate::llama::batch::Logits;
+use crate::policy::{Draft, DraftPolicy, Drafters, Offer, Verified};
+use chain::Chain;
+
+/// What drafts and verifies in one session.
+#[derive(Debug)]
+pub(super) struct Drafting {
+    /// The exits that draft.
+    exits: Option<Cascade>,
+    /// The head that drafts.
+    chain: Option<Chain>,
+    lookup: bool,
+    /// Tokens of a batch, the certain one included.
+    width: usize,
+    /// Positions from which on a batch would round otherwise than single tokens.
+    until: usize,
+    always: bool,
+    policy: DraftPolicy,
+    /// Drafts in the cache that were not compared yet, oldest first.
+    ahead: VecDeque<Token>,
+    /// What the batch that they are from was.
+    batch: Option<Batch>,
+    n_drafted: usize,
+    n_right: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Batch {
+    draft: Draft,
+    n_matched: usize,
+    n_drafted: usize,
+    n_right: usize,
+    /// What asking the head took, which is not part of the other.
+    asked: f64,
+    seconds: f64,
+}
+
+/// Who decodes: in calibrated mode the session's exits, with as many candidates as the sampler wants; else the full model.
+pub(super) type Exiting<'a> = Option<(&'a mut Cascade, Candidates)>;
+
+impl Drafting {
+    /// `None` where nothing can be drafted.
+    ///
+    /// # Errors
+    /// As [`Cascade::new`], and when the model's self-test cannot decode.
+    pub(super) fn new(
+        model: &Model,
+        heads: Option<&Arc<Heads>>,
+        params: &SessionParams,
+        gate: &mut Gate,
+    ) -> Result<Option<Self>> {
+        let info = model.info();
+        if info.recurrent || info.hybrid {
+            tracing::info!("nothing is drafted: the model's memory cannot forget a wrong draft");
+            return Ok(None);
+        }
+        let is_exact = params.exits == Exits::Exact;
+        // Any sure exit may draft, since it is verified: the laxest level of the file.
+        let laxest = heads.filter(|_| is_exact).and_then(|heads| Some((heads, *heads.meta().agreements.first()?)));
+        let thresholds = laxest.map(|(heads, agreement)| heads.thresholds(agreement)).transpose()?.flatten();
+        let exits = match heads.zip(thresholds) {
+            Some((heads, thresholds)) => {
+                let catch_up = SessionParams { kv: super::Kv::CatchUp, ..params.clone() };
+                Cascade::new(model, heads, &thresholds, &catch_up, gate)?.filter(Cascade::has_exits)
+            }
+            None => None,
+        };
+        let lookup = params.lookup == Lookup::Auto;
+        let can_draft = gate.can_tap() && gate.n_ubatch() > 1;
+        let (n_threads, pool) = gate.threads();
+        let head = match heads.filter(|_| can_draft) {
+            Some(heads) => DraftHead::new(heads, n_threads, pool)?,
+            None => None,
+        };
+        if exits.is_none() && head.is_none() && !lookup {
+            return Ok(None);
+        }
+        let splits = params.flash_attn != FlashAttn::Off && gate.threads().0 > 1;
+        let is_limited = is_exact && splits && model.width_difference()? == 0.0;
+        let drafters = Drafters { exits: exits.is_some(), head: head.is_some(), tokens_leave: !is_exact };
+        Ok(Some(Self {
+            policy: DraftPolicy::new(drafters),
+            exits,
+            chain: head.map(Chain::new),
+            lookup,
+            width: (params.max_pending as usize).clamp(2, gate.n_ubatch().max(2)),
+            until: if is_limited { SPLIT_FROM } else { usize::MAX },
+            always: params.policy == Policy::Always,
+            ahead: VecDeque::new(),
+            batch: None,
+            n_drafted: 0,
+            n_right: 0,
+        }))
+    }
+
+    /// Decodes the last token of `text`, the only one that is not in the cache, perhaps with drafts. Where the distribution
+    /// after it is; those after each draft that [`Drafting::agrees`] will tell of follow it.
+    ///
+    /// # Errors
+    /// As [`Gate::decode`]. The cache may then hold drafts.
+    pub(super) fn decode(&mut self, gate: &mut Gate, mut exiting: Exiting<'_>, text: &[Token]) -> Result<Next> {
+        let Some(&token) = text.last() else { return Ok(Next::Unknown) };
+        let room = gate.n_ctx().min(self.until).saturating_sub(gate.position() + 1);
+        let room = room.min(self.width.saturating_sub(1 + gate.n_pending()));
+        let found = if self.lookup && room > 0 { lookup::find(text, room) } else { None };
+        let offer = found.map(|found| Offer { n_matched: found.n_matched, n_tokens: found.continuation.len() });
+        let before = gate.position().checked_sub(1);
+        let has_state = self.chain.as_ref().zip(before).is_some_and(|(chain, before)| chain.can_follow(before));
+        let draft = if self.always {
+            self.everything(offer, room, has_state)
+        } else {
+            self.policy.plan(offer, room, has_state)
+        };
+        let start = Instant::now();
+        let mut asked = None;
+        let tokens: Vec<Token> = match (draft, found, &mut self.chain, before) {
+            (Draft::Lookup(n), Some(found), ..) => {
+                [token].iter().chain(found.continuation.iter().take(n)).copied().collect()
+            }
+            (Draft::Head, _, Some(chain), Some(before)) => {
+                chain.draft(before, token, room, &self.policy, self.always)?;
+                let n = if self.always { chain.drafts.len() } else { self.policy.take(&chain.chances, room) };
+                asked = Some(start.elapsed().as_secs_f64());
+                [token].iter().chain(chain.drafts.iter().take(n)).copied().collect()
+            }
+            _ => vec![token],
+        };
+        let mut seconds = 0.0;
+        let next = match draft {
+            Draft::Exits(n) if self.exits.is_some() => {
+                self.draft_by_exits(gate, token, n.min(room))?;
+                seconds = start.elapsed().as_secs_f64();
+                Next::Logits(0)
+            }
+            _ => {
+                self.ahead.extend(&tokens[1..]);
+                self.verify(gate, &mut exiting, &tokens, &mut seconds)?
+            }
+        };
+        if tokens.len() == 1 && !matches!(draft, Draft::Exits(_)) {
+            self.policy.learn_alone(seconds);
+            if let Some(asked) = asked {
+                self.policy.learn_head(asked, None);
+            }
+            return Ok(next);
+        }
+        let (n_matched, asked) = (offer.map_or(0, |offer| offer.n_matched), asked.unwrap_or(0.0));
+        self.batch = Some(Batch { draft, n_matched, n_drafted: self.ahead.len(), n_right: 0, asked, seconds });
+        self.n_drafted += self.ahead.len();
+        if self.ahead.is_empty() {
+            self.learn();
+        }
+        Ok(next)
+    }
+
+    /// What is drafted where everything is.
+    fn everything(&self, offer: Option<Offer>, room: usize, has_state: bool) -> Draft {
+        if room == 0 {
+            return Draft::None;
+        }
+        let from_text = offer.map(|offer| Draft::Lookup(offer.n_tokens));
+        let by_head = has_state.then_some(Draft::Head);
+        let by_exits = self.exits.as_ref().map(|_| Draft::Exits(room));
+        from_text.or(by_head).or(by_exits).unwrap_or(Draft::None)
+    }
+
+    /// Decodes `tokens`, one or several of which all but the first are drafts, and keeps their final states where a head reads
+    /// them. `seconds` are what that took, without what earlier tokens owed and with what this one will.
+    fn verify(
+        &mut self,
+        gate: &mut Gate,
+        exiting: &mut Exiting<'_>,
+        tokens: &[Token],
+        seconds: &mut f64,
+    ) -> Result<Next> {
+        let first = gate.position();
+        if let Some((cascade, candidates)) = exiting {
+            let (next, cost) = cascade.decode(gate, tokens, *candidates)?;
+            *seconds = cost;
+            if let Some(chain) = &mut self.chain {
+                chain.states.restart(first);
+                chain.states.extend(cascade.states());
+            }
+            return Ok(next);
+        }
+        let start = Instant::now();
+        match &mut self.chain {
+            None => gate.decode(tokens, Logits::All)?,
+            Some(chain) => {
+                chain.states.restart(first);
+                gate.decode_tapped(tokens, &[Tap::ResultNorm], &mut |_, hidden| {
+                    chain.states.extend(hidden);
+                    ControlFlow::Continue(())
+                })?;
+            }
+        }
+        *seconds = start.elapsed().as_secs_f64();
+        Ok(Next::Logits(0))
+    }
+
+    /// Decodes `token` and at most `n` drafts up to an exit, one after another, and the blocks above in one batch.
+    fn draft_by_exits(&mut self, gate: &mut Gate, token: Token, n: usize) -> Result<()> {
+        let Some(cascade) = &mut self.exits else { return Ok(()) };
+        let mut next = token;
+        for i in 0..=n {
+            match cascade.draft(gate, next, i == n)? {
+                Drafted::Token(draft) => {
+                    self.ahead.push_back(draft);
+                    next = draft;
+                }
+                Drafted::Joined => break,
+                Drafted::Complete => return Ok(()),
+            }
+        }
+        gate.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
+        Ok(())
+    }
+
+    /// The model has picked `token`. True if that was drafted: the distribution after it is there, too. If not, what is left
+    /// of the drafts is wrong, and has to go from the cache.
+    pub(super) fn agrees(&mut self, token: Token) -> bool {
+        let Some(draft) = self.ahead.pop_front() else { return false };
+        let agrees = draft == token;
+        if let Some(batch) = self.batch.as_mut().filter(|_| agrees) {
+            batch.n_right += 1;
+            self.n_right += 1;
+        }
+        if !agrees {
+            self.ahead.clear();
+        }
+        if self.ahead.is_empty() {
+            self.learn();
+        }
+        agrees
+    }
+
+    /// Forgets the drafts that were not compared. True if there were some.
+    pub(super) fn forget(&mut self) -> bool {
+        self.batch = None;
+        let some = !self.ahead.is_empty();
+        self.ahead.clear();
+        some
+    }
+
+    /// Drafts so far, and how many of them the full model agreed with.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.n_drafted, self.n_right)
+    }
+
+    /// What has been learnt of costs and successes.
+    pub(super) fn policy(&self) -> &DraftPolicy {
+        &self.policy
+    }
+
+    fn learn(&mut self) {
+        let Some(batch) = self.batch.take() else { return };
+        match (batch.draft, &self.chain) {
+            (Draft::Lookup(_), _) => {
+                self.policy.learn_lookup(batch.n_matched, batch.n_drafted, batch.n_right, batch.seconds);
+            }
+            (Draft::Head, Some(chain)) => {
+                let chances = chain.chances.get(..batch.n_drafted).unwrap_or_default();
+                let verified = Verified { chances, n_right: batch.n_right, seconds: batch.seconds };
+                self.policy.learn_head(batch.asked, Some(verified));
+            }
+            (Draft::Exits(_), _) => self.policy.learn_exits(batch.n_drafted, batch.n_right, batch.seconds),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Drafts in calibrated mode: the screen verifies several at once as it lets single tokens go, and whatever is drafted, a screen
+//! that never errs gives the tokens of plain decoding.
+
+use std::ops::ControlFlow;
+
+use crate::exact::diagonal;
+use crate::screen::Files;
+use crate::screen::heads::{Kind, Spec, random};
+use offramp::gguf::File;
+use offramp::gguf::quants::dequantize;
+use offramp::{
+    Drafts, ExitPoint, Exits, GenerateParams, Generation, Kv, Lookup, Model, Policy, Sampler, SamplerParams, Session,
+    SessionParams, Token,
+};
+use offramp_fixtures::{Arch, TinyModel, WeightType};
+
+/// Of full rank, the screen never errs, and these bars let it speak for most tokens and not for all.
+const SURE_OF_MOST: [f32; 2] = [0.05; 2];
+
+fn params(exits: Exits) -> SessionParams {
+    let mut params = SessionParams::default();
+    params.n_ctx = 256;
+    params.n_ubatch = 32;
+    params.n_threads = Some(1);
+    params.exits = exits;
+    params.agreement = 0.9;
+    params.kv = Kv::CatchUp;
+    params.policy = Policy::Always;
+    params
+}
+
+fn sampler(model: &Model, temperature: f32, grammar: Option<&str>) -> Sampler {
+    let mut params = SamplerParams::default();
+    (params.temperature, params.seed) = (temperature, Some(5));
+    params.grammar = grammar.map(str::to_owned);
+    Sampler::new(model, &params).unwrap()
+}
+
+/// A prompt that repeats itself, so that look-up has something to offer.
+fn prompt(n: usize) -> Vec<Token> {
+    (0..n).map(|i| Token(((i % 11) * 37 % 200 + 20) as i32)).collect()
+}
+
+fn reply(session: &mut Session, temperature: f32, n: usize) -> Generation {
+    let mut sampler = sampler(session.model(), temperature, None);
+    session.set_prompt(&prompt(30), &mut |_| {}).unwrap();
+    let mut limits = GenerateParams::default();
+    (limits.max_tokens, limits.ignore_eos) = (n, true);
+    session.generate(&mut sampler, &limits, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn n_screened(made: &Generation) -> usize {
+    made.exits.iter().filter(|exit| **exit == Some(ExitPoint::Screen)).count()
+}
+
+#[test]
+fn a_screen_that_never_errs_verifies_drafts() {
+    for (arch, first_idle) in [(Arch::Llama, 0), (Arch::Qwen2, 0), (Arch::Qwen2, 2), (Arch::Gemma3, 0)] {
+        let files = Files::with_idle_blocks(&TinyModel::new(arch).weights(WeightType::Q4_0), first_idle);
+        // With blocks that add nothing and tied embeddings, a token's final state is its own row, normalized.
+        let model = File::open(files.path("model.gguf")).unwrap();
+        let norm = model.tensor("output_norm.weight").unwrap();
+        let norm = dequantize(norm.ty(), model.data(norm)).unwrap();
+        let (of_state, of_token) = (vec![0.0; norm.len() * norm.len()], diagonal(&norm));
+        let draft = Some((&of_state[..], &of_token[..]));
+        let spec = Spec { screen: SURE_OF_MOST, shortlist: 256, draft, ..Spec::new(&[], Kind::Perfect) };
+        let model = files.load(Some(&files.write_exits(&spec)));
+        for (temperature, lookup) in [(0.0, Lookup::Auto), (0.0, Lookup::Off), (0.7, Lookup::Off)] {
+            let mut params = params(Exits::Calibrated);
+            params.lookup = lookup;
+            let mut session = Session::new(&model, &params).unwrap();
+            let made = reply(&mut session, temperature, 100);
+            params.exits = Exits::Off;
+            let off = reply(&mut Session::new(&model, &params).unwrap(), temperature, 100);
+            let which = format!("{arch:?} idle from {first_idle} at {temperature}, look-up {lookup}");
+            assert_eq!(off.tokens, made.tokens, "{which}");
+            assert!(made.n_drafted > 40, "{which}: {made:?}");
+            assert!(n_screened(&made) > 40, "{which}: {made:?}");
+            // A draft that ends the text is not always looked at.
+            let right = made.n_right + 3 >= made.n_drafted;
+            assert!(right || first_idle > 0 || arch == Arch::Gemma3 || temperature > 0.0, "{which}: {made:?}");
+            assert!(session.gate().position() <= session.tokens().len());
+        }
+    }
+}
+
+#[test]
+fn nothing_is_drafted_where_that_is_off() {
+    let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0), 4);
+    let spec = Spec { screen: SURE_OF_MOST, ..Spec::new(&[2], Kind::Perfect) };
+    let model = files.load(Some(&files.write_exits(&spec)));
+    for exits in [Exits::Calibrated, Exits::Exact] {
+        let mut params = params(exits);
+        params.drafts = Drafts::Off;
+        let made = reply(&mut Session::new(&model, &params).unwrap(), 0.0, 60);
+        assert_eq!((made.n_drafted, made.n_right), (0, 0), "{exits}");
+    }
+}
+
+/// Tokens that wait for their upper blocks come along with the batch, and the cache is a plain one in the end.
+#[test]
+fn drafts_take_tokens_that_wait_along() {
+    let files = Files::new(&TinyModel::new(Arch::Qwen2).weights(WeightType::Q4_0));
+    let model = File::open(files.path("model.gguf")).unwrap();
+    let n = model.tensor("output_norm.weight").unwrap().dims4()[0] as usize;
+    let (of_state, of_token) = (random(n * n, 1), random(n * n, 2));
+    // The exit and the drafting head are random: some tokens leave, some drafts are wrong.
+    let spec = Spec {
+        thresholds: [0.02; 2],
+        screen: SURE_OF_MOST,
+        draft: Some((&of_state, &of_token)),
+        ..Spec::new(&[1], Kind::Random(4))
+    };
+    let model = files.load(Some(&files.write_exits(&spec)));
+    let mut params = params(Exits::Calibrated);
+    (params.policy, params.lookup) = (Policy::Auto, Lookup::Auto);
+    for policy in [Policy::Auto, Policy::Always] {
+        params.policy = policy;
+        let mut session = Session::new(&model, &params).unwrap();
+        reply(&mut session, 0.0, 150);
+        let mut text = session.tokens().to_vec();
+        text.push(Token(77));
+        let mut off = params.clone();
+        off.exits = Exits::Off;
+        let mut plain = Session::new(&model, &off).unwrap();
+        let [found, expected] = [&mut session, &mut plain].map(|session| {
+            session.set_prompt(&text, &mut |_| {}).unwrap();
+            session.gate().logits(0).unwrap().to_vec()
+        });
+        assert!(found == expected, "{policy}");
+    }
+}
+
+#[test]
+fn a_grammar_holds_among_drafts() {
+    let files = Files::new(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0));
+    // Few candidates: the grammar often allows none of them, and the full matrix is asked.
+    let spec = Spec { screen: [0.0; 2], shortlist: 16, ..Spec::new(&[], Kind::Perfect) };
+    let model = files.load(Some(&files.write_exits(&spec)));
+    let texts = [Exits::Off, Exits::Calibrated].map(|exits| {
+        let mut session = Session::new(&model, &params(exits)).unwrap();
+        session.set_prompt(&prompt(30), &mut |_| {}).unwrap();
+        let mut limits = GenerateParams::default();
+        limits.max_tokens = 60;
+        let mut sampler = sampler(&model, 0.0, Some("root ::= [ab]+"));
+        session.generate(&mut sampler, &limits, &mut |_| ControlFlow::Continue(())).unwrap().text
+    });
+    assert!(texts.iter().all(|text| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'a' | b'b'))));
+}
