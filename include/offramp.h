@@ -396,7 +396,7 @@ typedef struct {
     uint64_t n_layer;
     // Blocks that ran for a token, on the average; 0 without tokens.
     double mean_depth;
-    // Tokens that were drafted for the full model to verify (OFFRAMP_EXITS_EXACT).
+    // Tokens that were drafted for the full model to verify.
     uint64_t n_drafted;
     // Of these, those that it agreed with.
     uint64_t n_accepted;

@@ -66,7 +66,7 @@ pub struct offramp_statistics {
     pub n_layer: u64,
     /// Blocks that ran for a token, on the average; 0 without tokens.
     pub mean_depth: f64,
-    /// Tokens that were drafted for the full model to verify (OFFRAMP_EXITS_EXACT).
+    /// Tokens that were drafted for the full model to verify.
     pub n_drafted: u64,
     /// Of these, those that it agreed with.
     pub n_accepted: u64,

@@ -7,7 +7,8 @@
 //! In exact mode the logits are the full model's own, whatever was drafted. So that they are also those of `off`, bit for bit,
 //! batches keep to where this model's kernels round alike at any narrow width, if there is such a place. In calibrated mode
 //! the screen verifies where it is sure, as it lets single tokens go; tokens of a batch leave at no exit. It refuses memories
-//! that cannot forget a wrong draft.
+//! that cannot forget a wrong draft, and unless it is told to, batches that round otherwise than the single tokens which a
+//! certificate speaks of.
 
 mod chain;
 
@@ -18,7 +19,7 @@ use std::time::Instant;
 
 use super::Next;
 use super::cascade::{Cascade, Drafted};
-use super::exits::{Exits, Lookup, Policy};
+use super::exits::{Drafts, Exits, Lookup, Policy};
 use super::lookup;
 use super::model::Model;
 use super::params::{FlashAttn, SPLIT_FROM, SessionParams};
@@ -83,6 +84,11 @@ impl Drafting {
             return Ok(None);
         }
         let is_exact = params.exits == Exits::Exact;
+        let width_difference = model.width_difference()?;
+        if !is_exact && params.drafts == Drafts::Auto && width_difference > 0.0 {
+            tracing::info!("nothing is drafted: batches of this model round otherwise than single tokens");
+            return Ok(None);
+        }
         // Any sure exit may draft, since it is verified: the laxest level of the file.
         let laxest = heads.filter(|_| is_exact).and_then(|heads| Some((heads, *heads.meta().agreements.first()?)));
         let thresholds = laxest.map(|(heads, agreement)| heads.thresholds(agreement)).transpose()?.flatten();
@@ -104,7 +110,7 @@ impl Drafting {
             return Ok(None);
         }
         let splits = params.flash_attn != FlashAttn::Off && gate.threads().0 > 1;
-        let is_limited = is_exact && splits && model.width_difference()? == 0.0;
+        let is_limited = is_exact && splits && width_difference == 0.0;
         let drafters = Drafters { exits: exits.is_some(), head: head.is_some(), tokens_leave: !is_exact };
         Ok(Some(Self {
             policy: DraftPolicy::new(drafters),
@@ -126,7 +132,7 @@ impl Drafting {
     ///
     /// # Errors
     /// As [`Gate::decode`]. The cache may then hold drafts.
-    pub(super) fn decode(&mut self, gate: &mut Gate, mut exiting: Exiting<'_>, text: &[Token]) -> Result<Next> {
+    pub(super) fn decode(&mut self, gate: &mut Gate, exiting: Exiting<'_>, text: &[Token]) -> Result<Next> {
         let Some(&token) = text.last() else { return Ok(Next::Unknown) };
         let room = gate.n_ctx().min(self.until).saturating_sub(gate.position() + 1);
         let room = room.min(self.width.saturating_sub(1 + gate.n_pending()));
@@ -153,16 +159,14 @@ impl Drafting {
             }
             _ => vec![token],
         };
-        let mut seconds = 0.0;
-        let next = match draft {
+        let (next, seconds) = match draft {
             Draft::Exits(n) if self.exits.is_some() => {
                 self.draft_by_exits(gate, token, n.min(room))?;
-                seconds = start.elapsed().as_secs_f64();
-                Next::Logits(0)
+                (Next::Logits(0), start.elapsed().as_secs_f64())
             }
             _ => {
                 self.ahead.extend(&tokens[1..]);
-                self.verify(gate, &mut exiting, &tokens, &mut seconds)?
+                self.verify(gate, exiting, &tokens)?
             }
         };
         if tokens.len() == 1 && !matches!(draft, Draft::Exits(_)) {
@@ -192,24 +196,17 @@ impl Drafting {
         from_text.or(by_head).or(by_exits).unwrap_or(Draft::None)
     }
 
-    /// Decodes `tokens`, one or several of which all but the first are drafts, and keeps their final states where a head reads
-    /// them. `seconds` are what that took, without what earlier tokens owed and with what this one will.
-    fn verify(
-        &mut self,
-        gate: &mut Gate,
-        exiting: &mut Exiting<'_>,
-        tokens: &[Token],
-        seconds: &mut f64,
-    ) -> Result<Next> {
+    /// Decodes `tokens`, all but the first of which are drafts, and keeps their final states where a head reads them. Where the
+    /// distribution after the first is, and the seconds that it took, as [`Cascade::decode`] counts them.
+    fn verify(&mut self, gate: &mut Gate, exiting: Exiting<'_>, tokens: &[Token]) -> Result<(Next, f64)> {
         let first = gate.position();
         if let Some((cascade, candidates)) = exiting {
-            let (next, cost) = cascade.decode(gate, tokens, *candidates)?;
-            *seconds = cost;
+            let decoded = cascade.decode(gate, tokens, candidates)?;
             if let Some(chain) = &mut self.chain {
                 chain.states.restart(first);
                 chain.states.extend(cascade.states());
             }
-            return Ok(next);
+            return Ok(decoded);
         }
         let start = Instant::now();
         match &mut self.chain {
@@ -222,8 +219,7 @@ impl Drafting {
                 })?;
             }
         }
-        *seconds = start.elapsed().as_secs_f64();
-        Ok(Next::Logits(0))
+        Ok((Next::Logits(0), start.elapsed().as_secs_f64()))
     }
 
     /// Decodes `token` and at most `n` drafts up to an exit, one after another, and the blocks above in one batch.

@@ -79,13 +79,16 @@ named!(
 pub enum Drafts {
     /// None: in calibrated mode every token may leave at every exit, which is what is certified.
     Off,
-    /// Where that is likely to pay. Tokens of a batch leave at no exit, so that calibrated ones are the full model's more
-    /// often.
+    /// Where that is likely to pay; in calibrated mode only where batches round as single tokens do. There, tokens of a batch
+    /// are the full model's more often, since they leave at no exit; elsewhere batches turn near-ties over, which no
+    /// certificate counts.
     #[default]
     Auto,
+    /// Where that is likely to pay, however batches round.
+    On,
 }
 
-named!(Drafts, "drafts", "off or auto", Off = "off", Auto = "auto");
+named!(Drafts, "drafts", "off, auto or on", Off = "off", Auto = "auto", On = "on");
 
 /// Whether drafts come from the text itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -128,7 +131,7 @@ mod tests {
     fn modes_are_read_as_they_are_printed() {
         assert!(are_read_as_they_are_printed(&[Exits::Off, Exits::Calibrated, Exits::Exact]));
         assert!(are_read_as_they_are_printed(&[Kv::Auto, Kv::Predict, Kv::CatchUp, Kv::Propagate]));
-        assert!(are_read_as_they_are_printed(&[Drafts::Off, Drafts::Auto]));
+        assert!(are_read_as_they_are_printed(&[Drafts::Off, Drafts::Auto, Drafts::On]));
         assert!(are_read_as_they_are_printed(&[Lookup::Off, Lookup::Auto]));
         assert!(are_read_as_they_are_printed(&[Policy::Auto, Policy::Always]));
         assert!("sometimes".parse::<Exits>().is_err() && "never".parse::<Kv>().is_err());

@@ -331,7 +331,7 @@ fn early(
         (Exits::Exact, _, _) => Ok((None, Drafting::new(model, heads, params, gate)?)),
         (Exits::Calibrated, Some(heads), Some(thresholds)) => {
             let cascade = Cascade::new(model, heads, &thresholds, params, gate)?;
-            let drafts = cascade.is_some() && params.drafts == Drafts::Auto;
+            let drafts = cascade.is_some() && params.drafts != Drafts::Off;
             Ok((cascade, if drafts { Drafting::new(model, Some(heads), params, gate)? } else { None }))
         }
         _ => Ok((None, None)),

@@ -225,7 +225,7 @@ impl Model {
         self.0.heads.as_ref().map_or(&[], |heads| &heads.meta().layers)
     }
 
-    /// True if a head that drafts for [`Exits::Exact`](super::Exits::Exact) came with the model.
+    /// True if a head that drafts came with the model.
     pub fn has_draft_head(&self) -> bool {
         self.0.heads.as_ref().is_some_and(|heads| heads.meta().draft.is_some())
     }

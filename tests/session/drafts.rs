@@ -147,3 +147,23 @@ fn a_grammar_holds_among_drafts() {
     });
     assert!(texts.iter().all(|text| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'a' | b'b'))));
 }
+
+/// A certificate is of single tokens: where batches round otherwise, nothing is drafted unless that is asked for.
+#[test]
+fn batches_that_round_otherwise_are_left_alone_unless_asked_for() {
+    let (mut n_alike, mut n_other) = (0, 0);
+    for weights in [WeightType::Q4_0, WeightType::Q4_1, WeightType::F16, WeightType::Q8_0, WeightType::Q4_K] {
+        let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(weights), 0);
+        let spec = Spec { screen: SURE_OF_MOST, shortlist: 256, ..Spec::new(&[], Kind::Perfect) };
+        let model = files.load(Some(&files.write_exits(&spec)));
+        let drafted = |drafts| {
+            let mut params = params(Exits::Calibrated);
+            params.drafts = drafts;
+            reply(&mut Session::new(&model, &params).unwrap(), 0.0, 60).n_drafted > 0
+        };
+        let alike = model.gate_support().unwrap().width_difference == 0.0;
+        *(if alike { &mut n_alike } else { &mut n_other }) += 1;
+        assert_eq!((drafted(Drafts::Auto), drafted(Drafts::On)), (alike, true), "{weights:?}");
+    }
+    assert!(n_alike > 0 && n_other > 0, "{n_alike} {n_other}");
+}

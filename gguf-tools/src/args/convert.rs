@@ -186,7 +186,7 @@ pub struct Heads {
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub kv_maps: KvMaps,
 
-    /// Train a head that drafts the token after the next as well, for exact mode to verify
+    /// Train a head that drafts the token after the next as well, for the full model to verify
     #[arg(long)]
     pub draft_head: bool,
 

@@ -142,9 +142,9 @@ fn exits(evaluation: &Evaluation) -> Table {
         let depths = &mode.exit_histogram;
         let share = |n: usize| percent(n as f64 / depths.n_tokens().max(1) as f64, 1);
         let layers = evaluation.layers.iter().map(|layer| share(depths.layers.get(layer).copied().unwrap_or(0)));
-        let drafts = match mode.exits {
-            Exits::Exact => format!("{} of {}", mode.drafted_right, mode.drafted),
-            _ => NONE.to_string(),
+        let drafts = match mode.drafted {
+            0 if mode.exits != Exits::Exact => NONE.to_string(),
+            drafted => format!("{} of {drafted}", mode.drafted_right),
         };
         table.row([name(mode)].into_iter().chain(layers).chain([share(depths.screen), share(depths.full), drafts]));
     }

@@ -85,7 +85,7 @@ fn write_heads(out: &mut impl Write, model: &Model) -> io::Result<()> {
         writeln!(out, "  never calibrated, nothing exits")?;
     }
     if model.has_draft_head() {
-        writeln!(out, "  a head drafts for exact mode")?;
+        writeln!(out, "  a head drafts tokens, for the model to verify")?;
     }
     Ok(())
 }

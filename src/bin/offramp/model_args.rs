@@ -89,13 +89,13 @@ pub struct ModelArgs {
     /// Let no token leave after a block below this one
     #[arg(help_heading = EXITS, long, value_name = "LAYER", default_value_t = 0)]
     pub min_exit_layer: u32,
-    /// Whether tokens are drafted, which the full model verifies several at once: off, or auto (where that is likely to pay)
+    /// Whether tokens are drafted, which the full model verifies several at once: off; on (where that is likely to pay); or auto, which keeps --exits calibrated from it where batches round otherwise than single tokens
     #[arg(
         help_heading = EXITS,
         long,
         value_name = "WHEN",
         default_value_t = Drafts::Auto,
-        value_parser = one_of::<Drafts>(&["off", "auto"])
+        value_parser = one_of::<Drafts>(&["off", "auto", "on"])
     )]
     pub drafts: Drafts,
     /// Whether drafts come from the text itself, too: off or auto

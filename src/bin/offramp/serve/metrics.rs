@@ -107,7 +107,7 @@ impl Metrics {
                 "Prompt tokens whose K/V was there already",
                 count(&self.prompt_tokens_reused) as f64,
             ),
-            ("drafted_tokens_total", "counter", "Tokens that exact mode drafted", count(&self.drafted) as f64),
+            ("drafted_tokens_total", "counter", "Tokens that were drafted", count(&self.drafted) as f64),
             (
                 "accepted_tokens_total",
                 "counter",
