@@ -28,7 +28,8 @@ impl Cascade {
             }
             checks.states.clear();
             checks.states.extend_from_slice(hidden);
-            match screens.then(|| rows(checks, hidden, tokens, candidates, verified)).unwrap_or(Ok(false)) {
+            let verdict = if screens { rows(checks, hidden, tokens, candidates, verified) } else { Ok(false) };
+            match verdict {
                 Ok(false) => ControlFlow::Continue(()),
                 Ok(true) => ControlFlow::Break(()),
                 Err(found) => {
