@@ -110,7 +110,7 @@ impl Drafting {
             return Ok(None);
         }
         let splits = params.flash_attn != FlashAttn::Off && gate.threads().0 > 1;
-        let is_limited = is_exact && splits && width_difference == 0.0;
+        let is_limited = splits && width_difference == 0.0 && (is_exact || params.drafts == Drafts::Auto);
         let drafters = Drafters { exits: exits.is_some(), head: head.is_some(), tokens_leave: !is_exact };
         Ok(Some(Self {
             policy: DraftPolicy::new(drafters),
