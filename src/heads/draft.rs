@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::ggml::{Graph, Layout, Tensor, Tensors};
 use super::head::normalize;
 use super::output::OutputMatrix;
-use super::screen::{Candidates, Screen, weight};
+use super::screen::{Candidates, Screen, best, weight};
 use super::{Heads, ggml};
 use crate::error::{Error, Result};
 use crate::gguf::exits::{self, ConfidenceMap, Metric};
@@ -124,9 +124,9 @@ impl DraftHead {
         if !self.screen.is_sure(Metric::TopProbability, None, Candidates::Enough, &is_likely)? {
             return Ok(None);
         }
-        let candidates = self.screen.candidates().iter().copied();
-        let best = candidates.reduce(|best, other| if other.1 > best.1 { other } else { best });
-        best.map(|(token, _)| Some((token, chance.get()))).ok_or_else(|| ggml::failed("a draft without candidates"))
+        best(self.screen.candidates())
+            .map(|(token, _)| Some((token, chance.get())))
+            .ok_or_else(|| ggml::failed("a draft without candidates"))
     }
 }
 

@@ -30,7 +30,7 @@ use head::HeadWeights;
 use kv::KvWeights;
 use output::OutputMatrix;
 use screen::ScreenWeights;
-pub(crate) use screen::{Candidates, Screen};
+pub(crate) use screen::{Candidates, Screen, best};
 
 /// The heads of one model.
 pub(crate) struct Heads {

@@ -131,6 +131,16 @@ pub(crate) enum Candidates {
     All,
 }
 
+/// The best of `candidates`, which are by ascending id: of equals the lowest, and none that is no number.
+pub(crate) fn best(candidates: &[(Token, f32)]) -> Option<(Token, f32)> {
+    let first_best = |best: Option<(Token, f32)>, &(id, logit): &(Token, f32)| match best {
+        Some((_, value)) if logit <= value => best,
+        _ if logit.is_nan() => best,
+        _ => Some((id, logit)),
+    };
+    candidates.iter().fold(None, first_best)
+}
+
 impl Screen {
     /// # Errors
     /// [`Error::Heads`], [`Error::Unsupported`].

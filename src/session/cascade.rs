@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::gate::{Gate, Outcome, Tap};
 use crate::gguf::exits::{KvPolicy, VocabMeta};
 use crate::heads::kv::KvWriter;
-use crate::heads::{Candidates, ExitHead, Heads, Screen, Thresholds};
+use crate::heads::{Candidates, ExitHead, Heads, Screen, Thresholds, best};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::policy::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Seen};
@@ -206,8 +206,7 @@ impl Cascade {
         let outcome = gate.decode_tapped(&[token], &taps, &mut |tap, hidden| watch.see(tap, hidden))?;
         let left = watch.left;
         watch.into_seen()?;
-        let best = self.candidates().iter().copied().reduce(|best, other| if other.1 > best.1 { other } else { best });
-        Ok(match (left, best, outcome) {
+        Ok(match (left, best(self.candidates()), outcome) {
             (Some(_), Some((draft, _)), _) => Drafted::Token(draft),
             (_, _, Outcome::Complete) => Drafted::Complete,
             _ => Drafted::Joined,

@@ -1,6 +1,7 @@
 //! How the next token is picked from a distribution.
 
 use crate::error::{Error, Result};
+use crate::heads::best;
 use crate::llama::sampler::{Chain, Stage};
 use crate::llama::{Token, Vocab};
 
@@ -105,14 +106,7 @@ impl Sampler {
     /// Picks among `candidates`, by ascending id, as [`Sampler::pick`] does among all.
     pub(crate) fn pick_among(&mut self, candidates: &[(Token, f32)]) -> Option<Token> {
         match &mut self.chain {
-            None => {
-                let first_best = |best: Option<(Token, f32)>, &(id, logit): &(Token, f32)| match best {
-                    Some((_, value)) if logit <= value => best,
-                    _ if logit.is_nan() => best,
-                    _ => Some((id, logit)),
-                };
-                candidates.iter().fold(None, first_best).map(|(id, _)| id)
-            }
+            None => best(candidates).map(|(id, _)| id),
             Some(chain) => chain.pick(candidates.iter().copied()),
         }
     }

@@ -3,54 +3,28 @@
 
 use std::ops::ControlFlow;
 
-use crate::exact::diagonal;
+use crate::exact::{self, diagonal, prompt, sampler};
+use crate::exits::{self, logits_after};
 use crate::screen::Files;
 use crate::screen::heads::{Kind, Spec, random};
+use crate::screened::n_screened;
 use offramp::gguf::File;
 use offramp::gguf::quants::dequantize;
-use offramp::{
-    Drafts, ExitPoint, Exits, GenerateParams, Generation, Kv, Lookup, Model, Policy, Sampler, SamplerParams, Session,
-    SessionParams, Token,
-};
+use offramp::{Drafts, Exits, GenerateParams, Generation, Lookup, Policy, Session, SessionParams};
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 
 /// Of full rank, the screen never errs, and these bars let it speak for most tokens and not for all.
 const SURE_OF_MOST: [f32; 2] = [0.05; 2];
 
 fn params(exits: Exits) -> SessionParams {
-    let mut params = SessionParams::default();
-    params.n_ctx = 256;
-    params.n_ubatch = 32;
-    params.n_threads = Some(1);
-    params.exits = exits;
-    params.agreement = 0.9;
-    params.kv = Kv::CatchUp;
-    params.policy = Policy::Always;
+    let mut params = exits::params(exits);
+    params.drafts = Drafts::Auto;
     params
 }
 
-fn sampler(model: &Model, temperature: f32, grammar: Option<&str>) -> Sampler {
-    let mut params = SamplerParams::default();
-    (params.temperature, params.seed) = (temperature, Some(5));
-    params.grammar = grammar.map(str::to_owned);
-    Sampler::new(model, &params).unwrap()
-}
-
-/// A prompt that repeats itself, so that look-up has something to offer.
-fn prompt(n: usize) -> Vec<Token> {
-    (0..n).map(|i| Token(((i % 11) * 37 % 200 + 20) as i32)).collect()
-}
-
 fn reply(session: &mut Session, temperature: f32, n: usize) -> Generation {
-    let mut sampler = sampler(session.model(), temperature, None);
-    session.set_prompt(&prompt(30), &mut |_| {}).unwrap();
-    let mut limits = GenerateParams::default();
-    (limits.max_tokens, limits.ignore_eos) = (n, true);
-    session.generate(&mut sampler, &limits, &mut |_| ControlFlow::Continue(())).unwrap()
-}
-
-fn n_screened(made: &Generation) -> usize {
-    made.exits.iter().filter(|exit| **exit == Some(ExitPoint::Screen)).count()
+    let mut sampler = sampler(session.model(), temperature, 5, 1.0, None);
+    exact::reply(session, &mut sampler, &prompt(30), n)
 }
 
 #[test]
@@ -118,15 +92,11 @@ fn drafts_take_tokens_that_wait_along() {
         params.policy = policy;
         let mut session = Session::new(&model, &params).unwrap();
         reply(&mut session, 0.0, 150);
-        let mut text = session.tokens().to_vec();
-        text.push(Token(77));
+        let text = session.tokens().to_vec();
         let mut off = params.clone();
         off.exits = Exits::Off;
         let mut plain = Session::new(&model, &off).unwrap();
-        let [found, expected] = [&mut session, &mut plain].map(|session| {
-            session.set_prompt(&text, &mut |_| {}).unwrap();
-            session.gate().logits(0).unwrap().to_vec()
-        });
+        let [found, expected] = [&mut session, &mut plain].map(|session| logits_after(session, &text));
         assert!(found == expected, "{policy}");
     }
 }
@@ -142,7 +112,7 @@ fn a_grammar_holds_among_drafts() {
         session.set_prompt(&prompt(30), &mut |_| {}).unwrap();
         let mut limits = GenerateParams::default();
         limits.max_tokens = 60;
-        let mut sampler = sampler(&model, 0.0, Some("root ::= [ab]+"));
+        let mut sampler = sampler(&model, 0.0, 5, 1.0, Some("root ::= [ab]+"));
         session.generate(&mut sampler, &limits, &mut |_| ControlFlow::Continue(())).unwrap().text
     });
     assert!(texts.iter().all(|text| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'a' | b'b'))));

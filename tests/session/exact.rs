@@ -22,7 +22,7 @@ fn params(exits: Exits) -> SessionParams {
     params
 }
 
-fn sampler(model: &Model, temperature: f32, seed: u32, penalty: f32, grammar: Option<&str>) -> Sampler {
+pub(crate) fn sampler(model: &Model, temperature: f32, seed: u32, penalty: f32, grammar: Option<&str>) -> Sampler {
     let mut params = SamplerParams::default();
     params.temperature = temperature;
     params.seed = Some(seed);
@@ -32,7 +32,7 @@ fn sampler(model: &Model, temperature: f32, seed: u32, penalty: f32, grammar: Op
 }
 
 /// A prompt that repeats itself, so that look-up has something to offer.
-fn prompt(n: usize) -> Vec<Token> {
+pub(crate) fn prompt(n: usize) -> Vec<Token> {
     (0..n).map(|i| Token(((i % 11) * 37 % 200 + 20) as i32)).collect()
 }
 
@@ -43,7 +43,7 @@ fn limits(n: usize) -> GenerateParams {
     params
 }
 
-fn reply(session: &mut Session, sampler: &mut Sampler, prompt: &[Token], n: usize) -> Generation {
+pub(crate) fn reply(session: &mut Session, sampler: &mut Sampler, prompt: &[Token], n: usize) -> Generation {
     session.set_prompt(prompt, &mut |_| {}).unwrap();
     session.generate(sampler, &limits(n), &mut |_| ControlFlow::Continue(())).unwrap()
 }

@@ -10,7 +10,7 @@ use offramp::{
 };
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 
-fn params(exits: Exits) -> SessionParams {
+pub(crate) fn params(exits: Exits) -> SessionParams {
     let mut params = SessionParams::default();
     params.n_ctx = 512;
     params.n_ubatch = 32;
@@ -53,7 +53,7 @@ fn n_left(made: &Generation, layer: u32) -> usize {
 }
 
 /// Logits after `tokens` and one more, whatever the session's cache holds of them.
-fn logits_after(session: &mut Session, tokens: &[Token]) -> Vec<f32> {
+pub(crate) fn logits_after(session: &mut Session, tokens: &[Token]) -> Vec<f32> {
     let mut longer = tokens.to_vec();
     longer.push(Token(77));
     session.set_prompt(&longer, &mut |_| {}).unwrap();

@@ -46,7 +46,7 @@ fn generate(session: &mut Session, temperature: f32, n: usize) -> Generation {
     session.generate(&mut sampler, &params, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
-fn n_screened(made: &Generation) -> usize {
+pub(crate) fn n_screened(made: &Generation) -> usize {
     made.exits.iter().filter(|exit| **exit == Some(ExitPoint::Screen)).count()
 }
 

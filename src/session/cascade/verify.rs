@@ -12,7 +12,7 @@ use super::super::{ExitPoint, Next};
 use super::Cascade;
 use crate::error::Result;
 use crate::gate::{Gate, Tap};
-use crate::heads::Candidates;
+use crate::heads::{Candidates, best};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 
@@ -73,10 +73,8 @@ fn rows(
             verified.clear();
             return Ok(false);
         }
-        let row = checks.candidates().to_vec();
-        let best = row.iter().copied().reduce(|best, other| if other.1 > best.1 { other } else { best });
-        verified.push_back(row);
-        if best.map(|(token, _)| token) != tokens.get(i + 1).copied() {
+        verified.push_back(checks.candidates().to_vec());
+        if best(checks.candidates()).map(|(token, _)| token) != tokens.get(i + 1).copied() {
             break;
         }
     }
