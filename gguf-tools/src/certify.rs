@@ -15,6 +15,7 @@ use gguf_tools::calibrate::pilot;
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::{self, Options};
 use gguf_tools::report::Sample;
+use offramp::gate::GateSupport;
 use offramp::gguf::exits::{self, ExitHeads, ExitMeta, KvPolicy};
 use offramp::gguf::{File, WriteOptions, Writer};
 use offramp::measure::{Reply, Rescored};
@@ -70,6 +71,7 @@ pub struct Ready<'a> {
     agreements: Vec<f32>,
     prompts: Prompts,
     kv_policy: KvPolicy,
+    with_drafts: bool,
     sequence: Vec<Candidate>,
 }
 
@@ -80,8 +82,8 @@ struct Prompts {
     description: String,
     /// The length of a context for them and their answers.
     n_ctx: u32,
-    /// Why K and V cannot be predicted on this model.
-    no_predict: Option<String>,
+    /// What the gate can do on this model.
+    support: GateSupport,
 }
 
 impl Certify {
@@ -104,7 +106,12 @@ impl Job<'_> {
         self.how.check()?;
         let has_maps = !heads.heads().is_empty() && heads.heads().iter().all(|head| !head.kv.is_empty());
         let prompts = self.prompts()?;
-        let kv_policy = kv_policy(self.how.kv, has_maps, prompts.no_predict.as_deref())?;
+        let kv_policy = kv_policy(self.how.kv, has_maps, prompts.support.no_predict.as_deref())?;
+        let with_drafts = match self.how.drafts {
+            Drafts::Off => false,
+            Drafts::On => true,
+            _ => meta.draft.is_some() && prompts.support.width_difference > 0.0,
+        };
         let n = prompts.prompts.len();
         let n_pilot = pilot::size(n);
         let highest = confirm::highest_certifiable(&agreements, self.how.delta, n - n_pilot)?.unwrap_or(0.0);
@@ -112,7 +119,7 @@ impl Job<'_> {
         // those that the thresholds were chosen on.
         let highest = if n_pilot > 0 { 1.0 - (1.0 - highest) / 2.0 } else { highest };
         let sequence = candidates::of_file(&meta, highest)?;
-        Ok(Ready { job: self, meta, agreements, prompts, kv_policy, sequence })
+        Ok(Ready { job: self, meta, agreements, prompts, kv_policy, with_drafts, sequence })
     }
 
     /// The levels to certify.
@@ -146,8 +153,8 @@ impl Job<'_> {
         let mut step = |done, total| progress.step(done, total);
         let (prompts, n_ctx) = collect::prompts(&model, &source, self.how.max_prompts, first, &options, &mut step)?;
         ensure!(!prompts.is_empty(), "no prompt leaves room for an answer of {} tokens in {n_ctx}", self.answer);
-        let no_predict = model.gate_support()?.no_predict;
-        Ok(Prompts { prompts, description: source.description(), n_ctx, no_predict })
+        let support = model.gate_support()?;
+        Ok(Prompts { prompts, description: source.description(), n_ctx, support })
     }
 }
 
@@ -177,12 +184,13 @@ impl Ready<'_> {
         let mut session = SessionParams::default();
         (session.n_ctx, session.n_threads) = (self.prompts.n_ctx, job.threads);
         // Every check is made whatever it costs here: what is certified must not depend on this machine's speed.
-        (session.kv, session.policy, session.drafts) = (kv_of(self.kv_policy), Policy::Always, Drafts::Off);
+        (session.kv, session.policy) = (kv_of(self.kv_policy), Policy::Fixed);
         let options = confirm::Options {
             agreements: self.agreements,
             delta: job.how.delta,
             tokens: job.answer,
             session,
+            with_drafts: self.with_drafts,
             kv_policy: self.kv_policy,
             prompts: self.prompts.description,
             date: chrono::Local::now().format("%Y-%m-%d").to_string(),
@@ -282,16 +290,18 @@ impl Certificate {
         let of_step = |(candidate, step): &(Candidate, Step)| {
             json!({ "thresholds": candidate.exits, "screen_threshold": candidate.screen, "prompts": step.n_prompts,
                     "tokens": step.n_tokens, "wrong": step.n_wrong, "exited": step.n_exited,
-                    "near_ties": step.n_near_ties, "risk": step.risk() })
+                    "near_ties": step.n_near_ties, "drafted": step.n_drafted, "risk": step.risk() })
         };
-        let kv_policy = found.meta.calibration.as_ref().map(|calibration| calibration.kv_policy.name());
+        let calibration = found.meta.calibration.as_ref();
+        let kv_policy = calibration.map(|calibration| calibration.kv_policy.name());
+        let batch_width = calibration.map(|calibration| calibration.batch_width);
         let walked = found.steps.iter().zip(&found.bounds).map(|(step, bound)| {
             let mut step = of_step(step);
             step["risk_bound"] = json!(bound);
             step
         });
         json!({
-            "prompts": self.n_prompts, "kv_policy": kv_policy, "is_cut_short": found.is_cut_short,
+            "prompts": self.n_prompts, "kv_policy": kv_policy, "batch_width": batch_width, "is_cut_short": found.is_cut_short,
             "levels": levels.collect::<Vec<_>>(), "candidates": walked.collect::<Vec<_>>(),
             "pilot": found.pilot.iter().map(of_step).collect::<Vec<_>>(),
         })

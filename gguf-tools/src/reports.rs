@@ -37,6 +37,7 @@ fn with_certificate(page: Page, certificate: &Certificate) -> anyhow::Result<Pag
             .fact("They are", calibration.prompts.clone())
             .fact("Sampler", calibration.sampler.clone())
             .fact("K/V policy", calibration.kv_policy.name())
+            .fact("Tokens of a batch, drafts included", calibration.batch_width.to_string())
             .fact("Delta", format!("{}", calibration.delta))
             .fact("Date", calibration.date.clone());
     }

@@ -130,7 +130,7 @@ fn calibrated(record: &Calibration) -> String {
     let list =
         |values: &[f32]| values.iter().map(|&value| format!("{} %", percent(value))).collect::<Vec<_>>().join(", ");
     format!(
-        "Calibrated on {} by {} over {} prompts ({}) and {} tokens, sampler {}, {} at a time, K/V of skipped layers {kv}: \
+        "Calibrated on {} by {} over {} prompts ({}) and {} tokens, sampler {}, batches of up to {} tokens, K/V of skipped layers {kv}: \
          tokens that exited {}, tokens that differed {}, at most {} except with probability {}; near ties {} %.",
         record.date,
         escape(&record.engine),

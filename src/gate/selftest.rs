@@ -35,6 +35,9 @@ pub struct GateSupport {
     pub window_difference: f32,
     /// Largest difference of a logit between plain decodes of width 1 and of width 4: what rounding alone does.
     pub width_difference: f32,
+    /// Tokens that a batch may have so that its logits are those of single tokens, bit for bit; `usize::MAX` where that holds
+    /// for any narrow batch. Where attention splits a single token's K/V between threads, that is only below that point.
+    pub alike_width: usize,
     /// Why K and V of the layers that a token skipped cannot be written without those layers; `None` if they can.
     pub no_predict: Option<String>,
 }
@@ -87,12 +90,18 @@ pub(crate) struct Findings {
 struct Widths {
     stop_at_result_norm: bool,
     difference: f32,
+    alike: usize,
 }
 
 impl Findings {
     /// Largest difference of a logit between plain decodes of width 1 and of width 4; `None` before anything was tried.
     pub(crate) fn width_difference(&self) -> Option<f32> {
         self.widths.map(|widths| widths.difference)
+    }
+
+    /// [`GateSupport::alike_width`]; `None` before anything was tried.
+    pub(crate) fn alike_width(&self) -> Option<usize> {
+        self.widths.map(|widths| widths.alike)
     }
 
     /// Why tokens cannot stop after each of `layers` and resume there; the inner `None` if they can, the outer one where
@@ -112,6 +121,7 @@ impl Findings {
             no_resume,
             window_difference: differences.copied().fold(0.0, f32::max),
             width_difference: widths.difference,
+            alike_width: widths.alike,
             no_predict,
         })
     }
@@ -148,7 +158,8 @@ impl Findings {
         let difference = largest_difference(&wide, &narrow);
         if self.widths.is_none() {
             let stop_at_result_norm = stops_at_result_norm(gate, before, window, &narrow, difference)?;
-            self.widths = Some(Widths { stop_at_result_norm, difference });
+            let alike = alike_width(gate, before, window, &narrow, difference)?;
+            self.widths = Some(Widths { stop_at_result_norm, difference, alike });
         }
         for layer in missing {
             let found = if n_layer < 2 {
@@ -228,6 +239,29 @@ fn windowed_logits(gate: &mut Gate, before: &[Token], window: &[Token], layer: u
     Ok(logits)
 }
 
+/// The widest batch of the first tokens of `window` whose logits are those of single tokens, `narrow`. K-quants' repacked
+/// kernels take four tokens together and fewer one by one (`forward_mul_mat_one_chunk` in ggml's `repack.cpp`).
+fn alike_width(
+    gate: &mut Gate,
+    before: &[Token],
+    window: &[Token],
+    narrow: &[f32],
+    width_difference: f32,
+) -> Result<usize> {
+    if width_difference == 0.0 {
+        return Ok(usize::MAX);
+    }
+    for width in (2..window.len()).rev() {
+        restart(gate, before)?;
+        gate.decode(&window[..width], Logits::All)?;
+        let logits = all_logits(gate);
+        if narrow.get(..logits.len()).is_some_and(|narrow| largest_difference(narrow, &logits) == 0.0) {
+            return Ok(width);
+        }
+    }
+    Ok(1)
+}
+
 /// Stopping at the final norm must leave a memory that decodes on as if nothing had been stopped.
 fn stops_at_result_norm(
     gate: &mut Gate,
@@ -291,6 +325,7 @@ mod tests {
             no_resume: Some("a recurrent state cannot forget".to_owned()),
             window_difference: 0.0,
             width_difference: 0.0,
+            alike_width: usize::MAX,
             no_predict: Some("no K of its own".to_owned()),
         };
         let text = support.to_string();

@@ -16,6 +16,8 @@ mod output;
 mod plain;
 mod screen;
 mod select;
+#[cfg(test)]
+mod written;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

@@ -19,8 +19,9 @@ use exits::Exits;
 use head::Head;
 pub(crate) use head::Verified;
 
-/// Drafts of a batch that are considered: with the token before them, widths that are cheap here.
-const N_DRAFTS: [usize; 3] = [1, 3, 7];
+/// Drafts of a batch that are considered: with the token before them, widths that are cheap here. Three tokens at once are
+/// seldom cheaper than four, and two drafts are made only where there is no third.
+const N_DRAFTS: [usize; 4] = [1, 2, 3, 7];
 /// Classes of drafts from the text, by how many tokens matched: 2, 3, 4 to 7, 8.
 const N_CLASSES: usize = 4;
 /// The share of right drafts that each class is taken to have before anything was seen.
@@ -132,9 +133,8 @@ impl DraftPolicy {
     pub(crate) fn least(&self, chances: &[f32], room: usize) -> f32 {
         let Some(head) = &self.head else { return f32::INFINITY };
         let bar = self.best(room.min(chances.len()), |n| head.expected(&chances[..n])).map_or(0.0, |(_, rate)| rate);
-        let widths = (0..N_DRAFTS.len()).filter(|&i| N_DRAFTS[i] > chances.len() && N_DRAFTS[i] <= room);
-        let least = widths
-            .filter(|&i| self.is_covered(i))
+        let least = numbers(room)
+            .filter(|&i| N_DRAFTS[i] > chances.len() && self.is_covered(i))
             .map(|i| head.least(chances, N_DRAFTS[i] - chances.len(), self.costs.tokens_for(i, bar.max(MARGIN))));
         least.fold(f64::INFINITY, f64::min).max(0.0) as f32
     }
@@ -213,7 +213,7 @@ impl DraftPolicy {
     /// Of the numbers of drafts up to `most`, the one by which tokens come fastest, and how much faster than alone they do; `n`
     /// drafts bring `tokens(n)`.
     fn best(&self, most: usize, tokens: impl Fn(usize) -> f64) -> Option<(usize, f64)> {
-        let numbers = (0..N_DRAFTS.len()).filter(|&i| N_DRAFTS[i] <= most && self.is_covered(i));
+        let numbers = numbers(most).filter(|&i| self.is_covered(i));
         let rates = numbers.map(|i| (N_DRAFTS[i], self.costs.rate(i, tokens(N_DRAFTS[i]))));
         rates.max_by(|a, b| a.1.total_cmp(&b.1))
     }
@@ -238,6 +238,11 @@ impl DraftPolicy {
         }
         control.is_now
     }
+}
+
+/// Which of [`N_DRAFTS`] are considered where `most` drafts are possible.
+fn numbers(most: usize) -> impl Iterator<Item = usize> {
+    (0..N_DRAFTS.len()).filter(move |&i| N_DRAFTS[i] <= most && (N_DRAFTS[i] != 2 || most == 2))
 }
 
 fn class(n_matched: usize) -> usize {

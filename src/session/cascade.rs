@@ -88,13 +88,8 @@ impl Cascade {
         let n_layer = model.info().n_layer;
         let layers: Vec<u32> = exits.iter().map(|exit| exit.head.layer()).collect();
         let kv = if writes { KvCost::AtExit } else { KvCost::Later };
-        let policy = CascadePolicy::new(
-            n_layer,
-            &layers,
-            norm.is_some() || vocab.is_some(),
-            kv,
-            params.policy == Policy::Always,
-        );
+        let policy =
+            CascadePolicy::new(n_layer, &layers, norm.is_some() || vocab.is_some(), kv, params.policy != Policy::Auto);
         let checks = Checks { screen, exit_screen, vocab, norm, exits, states: Vec::new(), is_among: false };
         let max_pending = params.max_pending as usize;
         Ok(Some(Self { checks, max_pending, n_layer, policy, verified: VecDeque::new() }))

@@ -7,8 +7,8 @@
 //! In exact mode the logits are the full model's own, whatever was drafted. So that they are also those of `off`, bit for bit,
 //! batches keep to where this model's kernels round alike at any narrow width, if there is such a place. In calibrated mode
 //! the screen verifies where it is sure, as it lets single tokens go; tokens of a batch leave at no exit. It refuses memories
-//! that cannot forget a wrong draft, and unless it is told to, batches that round otherwise than the single tokens which a
-//! certificate speaks of.
+//! that cannot forget a wrong draft, and unless it is told to, batches that round otherwise than single tokens and are wider
+//! than those that the file was certified with.
 
 mod chain;
 
@@ -44,6 +44,8 @@ pub(super) struct Drafting {
     /// Positions from which on a batch would round otherwise than single tokens.
     until: usize,
     always: bool,
+    /// Costs are taken to be these, whatever they are here.
+    fixed: Option<FixedCosts>,
     policy: DraftPolicy,
     /// Drafts in the cache that were not compared yet, oldest first.
     ahead: VecDeque<Token>,
@@ -52,6 +54,18 @@ pub(super) struct Drafting {
     n_drafted: usize,
     n_right: usize,
 }
+
+/// What things cost, in tokens alone, where that is not measured: about what they do where the bytes of the weights are the
+/// limit, so that most drafts pay which pay anywhere.
+#[derive(Debug, Clone, Copy)]
+struct FixedCosts {
+    /// A further token of a batch.
+    further: f64,
+    /// A draft of the head.
+    asked: f64,
+}
+
+const FIXED: FixedCosts = FixedCosts { further: 1.0 / 8.0, asked: 1.0 / 32.0 };
 
 #[derive(Debug, Clone, Copy)]
 struct Batch {
@@ -84,9 +98,14 @@ impl Drafting {
             return Ok(None);
         }
         let is_exact = params.exits == Exits::Exact;
-        let width_difference = model.width_difference()?;
-        if !is_exact && params.drafts == Drafts::Auto && width_difference > 0.0 {
-            tracing::info!("nothing is drafted: batches of this model round otherwise than single tokens");
+        let alike = model.alike_width()?;
+        let certified = heads.and_then(|heads| heads.meta().calibration.as_ref()).map_or(1, |found| found.batch_width);
+        // A certificate is of batches up to a width, and of what rounds as they do.
+        let keeps_certificate = !is_exact && params.drafts == Drafts::Auto;
+        let widest = if keeps_certificate { alike.max(certified as usize) } else { usize::MAX };
+        let width = (params.max_pending as usize).clamp(2, gate.n_ubatch().max(2)).min(widest);
+        if width < 2 {
+            tracing::info!("nothing is drafted: batches round otherwise than the single tokens that were certified");
             return Ok(None);
         }
         // Any sure exit may draft, since it is verified: the laxest level of the file.
@@ -110,16 +129,18 @@ impl Drafting {
             return Ok(None);
         }
         let splits = params.flash_attn != FlashAttn::Off && gate.threads().0 > 1;
-        let is_limited = splits && width_difference == 0.0 && (is_exact || params.drafts == Drafts::Auto);
+        // Who counts on batches that round as single tokens do, and would lose that there.
+        let is_limited = splits && width <= alike && (is_exact || keeps_certificate && width > certified as usize);
         let drafters = Drafters { exits: exits.is_some(), head: head.is_some(), tokens_leave: !is_exact };
         Ok(Some(Self {
             policy: DraftPolicy::new(drafters),
             exits,
             chain: head.map(Chain::new),
             lookup,
-            width: (params.max_pending as usize).clamp(2, gate.n_ubatch().max(2)),
+            width,
             until: if is_limited { SPLIT_FROM } else { usize::MAX },
             always: params.policy == Policy::Always,
+            fixed: (params.policy == Policy::Fixed).then_some(FIXED),
             ahead: VecDeque::new(),
             batch: None,
             n_drafted: 0,
@@ -154,7 +175,8 @@ impl Drafting {
             (Draft::Head, _, Some(chain), Some(before)) => {
                 chain.draft(before, token, room, &self.policy, self.always)?;
                 let n = if self.always { chain.drafts.len() } else { self.policy.take(&chain.chances, room) };
-                asked = Some(start.elapsed().as_secs_f64());
+                let seconds = start.elapsed().as_secs_f64();
+                asked = Some(self.fixed.map_or(seconds, |costs| costs.asked * chain.drafts.len() as f64));
                 [token].iter().chain(chain.drafts.iter().take(n)).copied().collect()
             }
             _ => vec![token],
@@ -169,6 +191,8 @@ impl Drafting {
                 self.verify(gate, exiting, &tokens)?
             }
         };
+        let n_further = self.ahead.len() as f64;
+        let seconds = self.fixed.map_or(seconds, |costs| 1.0 + costs.further * n_further);
         if tokens.len() == 1 && !matches!(draft, Draft::Exits(_)) {
             self.policy.learn_alone(seconds);
             if let Some(asked) = asked {

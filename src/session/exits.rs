@@ -79,9 +79,9 @@ named!(
 pub enum Drafts {
     /// None: in calibrated mode every token may leave at every exit, which is what is certified.
     Off,
-    /// Where that is likely to pay; in calibrated mode only where batches round as single tokens do. There, tokens of a batch
-    /// are the full model's more often, since they leave at no exit; elsewhere batches turn near-ties over, which no
-    /// certificate counts.
+    /// Where that is likely to pay; in calibrated mode only in batches that round as single tokens do, or that the file was
+    /// certified with. Tokens of a batch are the full model's more often, since they leave at no exit; but batches that round
+    /// otherwise turn near-ties over, which a certificate of single tokens does not count.
     #[default]
     Auto,
     /// Where that is likely to pay, however batches round.
@@ -112,12 +112,14 @@ pub enum Policy {
     /// Those that pay here, by measured costs and observed successes.
     #[default]
     Auto,
-    /// All of them, whatever they cost: for calibration and for tests, whose outcome must not depend on how fast this
-    /// machine is.
+    /// All of them, whatever they cost: for tests.
     Always,
+    /// All checks, and the drafts that would pay on a machine where further tokens of a batch cost little: for calibration,
+    /// whose outcome must not depend on how fast this machine is.
+    Fixed,
 }
 
-named!(Policy, "policy", "auto or always", Auto = "auto", Always = "always");
+named!(Policy, "policy", "auto, always or fixed", Auto = "auto", Always = "always", Fixed = "fixed");
 
 #[cfg(test)]
 mod tests {
@@ -133,7 +135,7 @@ mod tests {
         assert!(are_read_as_they_are_printed(&[Kv::Auto, Kv::Predict, Kv::CatchUp, Kv::Propagate]));
         assert!(are_read_as_they_are_printed(&[Drafts::Off, Drafts::Auto, Drafts::On]));
         assert!(are_read_as_they_are_printed(&[Lookup::Off, Lookup::Auto]));
-        assert!(are_read_as_they_are_printed(&[Policy::Auto, Policy::Always]));
+        assert!(are_read_as_they_are_printed(&[Policy::Auto, Policy::Always, Policy::Fixed]));
         assert!("sometimes".parse::<Exits>().is_err() && "never".parse::<Kv>().is_err());
     }
 }

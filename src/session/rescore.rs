@@ -118,23 +118,23 @@ impl Rescorer {
         (self.is_shared, self.held) = (false, None);
     }
 
-    /// Reads `prompt` but for its last token, once for itself and for `session`, whose text that becomes: K and V are copied.
-    /// Both decode the last token by themselves, the session where it goes on with [`Session::set_prompt`]. Where its cache
+    /// Reads `prompt` but for its last token, once for itself and for `sessions`, whose text that becomes: K and V are copied.
+    /// All decode the last token by themselves, a session where it goes on with [`Session::set_prompt`]. Where its cache
     /// does not take them, as that of another model, its text is empty: it reads all of the prompt then.
     ///
     /// # Errors
     /// As [`Rescorer::score`].
-    pub fn read_prompt(&mut self, prompt: &[Token], session: &mut Session) -> Result<()> {
+    pub fn read_prompt(&mut self, prompt: &[Token], sessions: &mut [Session]) -> Result<()> {
         self.held = None;
-        session.clear();
+        sessions.iter_mut().for_each(Session::clear);
         let Some((_, before)) = prompt.split_last().filter(|(_, before)| !before.is_empty()) else { return Ok(()) };
         let n_shared = self.begin(prompt)?;
         self.read(&before[n_shared..])?;
         self.held = Some(Held { prompt: prompt.to_vec(), scores: Vec::new() });
-        if session.model.is(&self.model)
-            && let Ok(state) = self.gate.state()?
-        {
-            session.restore(before, &state);
+        if let Ok(state) = self.gate.state()? {
+            for session in sessions.iter_mut().filter(|session| session.model.is(&self.model)) {
+                session.restore(before, &state);
+            }
         }
         Ok(())
     }

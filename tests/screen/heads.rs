@@ -1,6 +1,6 @@
 //! Exit heads by construction: perfect ones (where the blocks above add nothing), ones that are always wrong, random ones.
 
-use offramp::gguf::exits::{self, Base, ConfidenceMap, ExitMeta, HeadType, Metric, VocabMeta};
+use offramp::gguf::exits::{self, Base, Calibration, ConfidenceMap, ExitMeta, HeadType, Metric, VocabMeta};
 use offramp::gguf::quants::dequantize;
 use offramp::gguf::{File, TensorType, Writer};
 
@@ -31,6 +31,8 @@ pub struct Spec<'a> {
     pub vocab: Option<(&'a [u32], [f32; 2])>,
     /// The weights of a head that drafts: what it makes of the final state, and of the token's row; `None` for none.
     pub draft: Option<(&'a [f32], &'a [f32])>,
+    /// Tokens of the widest batch that the levels were certified with.
+    pub batch_width: u32,
 }
 
 impl<'a> Spec<'a> {
@@ -45,6 +47,7 @@ impl<'a> Spec<'a> {
             shortlist: 64,
             vocab: None,
             draft: None,
+            batch_width: 1,
         }
     }
 }
@@ -55,6 +58,7 @@ pub fn sidecar(model: &File, spec: &Spec<'_>) -> Writer {
     let n_exits = spec.layers.len();
     let one_each = ConfidenceMap { metric: vec![0.0, 1.0], agreement: vec![0.0, 1.0] };
     let plain = super::meta(base, spec.shortlist, spec.screen, true);
+    let calibration = plain.calibration.clone().map(|found| Calibration { batch_width: spec.batch_width, ..found });
     let meta = ExitMeta {
         layers: spec.layers.to_vec(),
         head_types: vec![HeadType::Affine; n_exits],
@@ -70,6 +74,7 @@ pub fn sidecar(model: &File, spec: &Spec<'_>) -> Writer {
         confidence: vec![one_each; n_exits],
         thresholds: spec.thresholds.iter().map(|&threshold| vec![threshold; n_exits]).collect(),
         gate_thresholds: spec.gate.iter().flat_map(|gate| vec![vec![gate.1; n_exits]; 2]).collect(),
+        calibration,
         ..plain
     };
     let mut writer = exits::sidecar(model, &meta).unwrap();

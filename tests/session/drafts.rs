@@ -58,6 +58,21 @@ fn a_screen_that_never_errs_verifies_drafts() {
     }
 }
 
+/// As certificates need it.
+#[test]
+fn at_fixed_costs_the_same_is_drafted_each_time() {
+    let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0), 0);
+    let spec = Spec { screen: SURE_OF_MOST, shortlist: 256, ..Spec::new(&[], Kind::Perfect) };
+    let model = files.load(Some(&files.write_exits(&spec)));
+    let mut params = params(Exits::Calibrated);
+    params.policy = Policy::Fixed;
+    let [one, other] = [(); 2].map(|()| {
+        let mut session = Session::new(&model, &params).unwrap();
+        [40, 20].map(|n| reply(&mut session, 0.7, n)).map(|made| (made.tokens, made.n_drafted, made.n_right))
+    });
+    assert!(one == other && one[0].1 > 0, "{one:?} and {other:?}");
+}
+
 #[test]
 fn nothing_is_drafted_where_that_is_off() {
     let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0), 4);
@@ -118,22 +133,36 @@ fn a_grammar_holds_among_drafts() {
     assert!(texts.iter().all(|text| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'a' | b'b'))));
 }
 
-/// A certificate is of single tokens: where batches round otherwise, nothing is drafted unless that is asked for.
+/// Batches of a few tokens round as single ones do with every kernel; wider ones that do not are left alone unless the file was
+/// certified with them, or they are asked for.
 #[test]
-fn batches_that_round_otherwise_are_left_alone_unless_asked_for() {
-    let (mut n_alike, mut n_other) = (0, 0);
+fn batches_that_round_otherwise_want_a_certificate_of_their_own() {
+    let mut widths = Vec::new();
     for weights in [WeightType::Q4_0, WeightType::Q4_1, WeightType::F16, WeightType::Q8_0, WeightType::Q4_K] {
         let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(weights), 0);
-        let spec = Spec { screen: SURE_OF_MOST, shortlist: 256, ..Spec::new(&[], Kind::Perfect) };
-        let model = files.load(Some(&files.write_exits(&spec)));
-        let drafted = |drafts| {
-            let mut params = params(Exits::Calibrated);
-            params.drafts = drafts;
-            reply(&mut Session::new(&model, &params).unwrap(), 0.0, 60).n_drafted > 0
+        let made = |batch_width, exits, drafts, max_pending| {
+            let spec = Spec { screen: SURE_OF_MOST, shortlist: 256, batch_width, ..Spec::new(&[], Kind::Perfect) };
+            let model = files.load(Some(&files.write_exits(&spec)));
+            let mut params = params(exits);
+            (params.drafts, params.max_pending) = (drafts, max_pending);
+            (reply(&mut Session::new(&model, &params).unwrap(), 0.0, 60), model.gate_support().unwrap())
         };
-        let alike = model.gate_support().unwrap().width_difference == 0.0;
-        *(if alike { &mut n_alike } else { &mut n_other }) += 1;
-        assert_eq!((drafted(Drafts::Auto), drafted(Drafts::On)), (alike, true), "{weights:?}");
+        let off = made(1, Exits::Off, Drafts::Auto, 8).0;
+        let (auto, support) = made(1, Exits::Calibrated, Drafts::Auto, 8);
+        let [certified, on] = [(8, Drafts::Auto), (1, Drafts::On)]
+            .map(|(batch_width, drafts)| made(batch_width, Exits::Calibrated, drafts, 8).0.n_drafted);
+        assert_eq!(support.alike_width == usize::MAX, support.width_difference == 0.0, "{weights:?}");
+        assert_eq!(auto.n_drafted > 0, support.alike_width > 1, "{weights:?}: {support:?}");
+        assert!(certified > 0 && on == certified, "{weights:?}: {certified} and {on} drafts");
+        assert!(auto.n_drafted <= on, "{weights:?}: {} of {on} drafts", auto.n_drafted);
+        assert_eq!(auto.tokens, off.tokens, "{weights:?}");
+        // Exact mode drafts in any, and is exact in batches that round alike.
+        if support.alike_width > 1 {
+            let narrow = support.alike_width.min(8) as u32;
+            let exact = made(1, Exits::Exact, Drafts::Auto, narrow).0;
+            assert!(exact.n_drafted > 0 && exact.tokens == off.tokens, "{weights:?} in batches of {narrow}");
+        }
+        widths.push(support.alike_width);
     }
-    assert!(n_alike > 0 && n_other > 0, "{n_alike} {n_other}");
+    assert!(widths.contains(&usize::MAX) && widths.iter().any(|width| *width < 8), "{widths:?}");
 }

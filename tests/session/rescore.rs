@@ -143,14 +143,14 @@ fn a_prompt_is_read_once_for_the_judge_and_for_a_session() {
         // What either held before does not matter.
         session.set_prompt(last, &mut |_| {}).unwrap();
         for _ in 0..2 {
-            rescorer.read_prompt(&prompt, &mut session).unwrap();
+            rescorer.read_prompt(&prompt, std::slice::from_mut(&mut session)).unwrap();
             assert_eq!(session.tokens(), read, "{arch:?}");
             assert_eq!(reply(&mut session), expected, "{arch:?}");
             let scores = score(&mut rescorer, &prompt, &expected.1);
             assert!(scores.len() == 12 && scores.iter().all(Scored::agrees), "{arch:?}: {scores:?}");
         }
         let mut stranger = Session::new(&other.model, &params()).unwrap();
-        rescorer.read_prompt(&prompt, &mut stranger).unwrap();
+        rescorer.read_prompt(&prompt, std::slice::from_mut(&mut stranger)).unwrap();
         assert!(stranger.tokens().is_empty(), "another model's cache is its own");
         assert_eq!(reply(&mut stranger).0, 0);
         // A text that follows another prompt is scored as ever.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use offramp::{Kv, Policy};
+use offramp::{Drafts, Kv, Policy};
 
 use super::{Write, duration};
 
@@ -23,6 +23,12 @@ pub struct Certify {
     /// caught up otherwise), predict, catch-up or propagate
     #[arg(long, value_name = "POLICY", default_value_t = Kv::Auto)]
     pub kv: Kv,
+
+    /// Whether to certify sessions that draft, too: each prompt is then decoded with drafts and without, and the worse of
+    /// both counts. auto does so where a head that drafts is in the file and batches of tokens round otherwise than single
+    /// ones; on and off
+    #[arg(long, value_name = "WHEN", default_value_t = Drafts::Auto)]
+    pub drafts: Drafts,
 }
 
 /// How to certify a file anew.
@@ -117,7 +123,8 @@ pub struct Eval {
     #[arg(long, value_name = "POLICY", value_delimiter = ',', default_value = "auto")]
     pub kv: Vec<Kv>,
 
-    /// Which checks are made: those that pay here (auto), or always all
+    /// Which checks and drafts are made: those that pay here (auto), always all, or all checks and drafts by fixed costs, as certificates
+    /// are made (fixed)
     #[arg(long, value_name = "POLICY", default_value_t = Policy::Auto)]
     pub policy: Policy,
 

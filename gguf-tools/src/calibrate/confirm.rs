@@ -30,8 +30,10 @@ pub struct Options {
     pub delta: f64,
     /// The most tokens of a prompt's answer.
     pub tokens: usize,
-    /// How the sessions are made, but for the agreement.
+    /// How the sessions are made, but for the agreement and for drafts.
     pub session: SessionParams,
+    /// Whether each prompt is decoded with drafts, too, and the worse of both counts.
+    pub with_drafts: bool,
     /// The K/V policy that those sessions follow, which is the one to be stored.
     pub kv_policy: KvPolicy,
     /// What the prompts are, in words.
@@ -114,7 +116,7 @@ pub fn confirm(
     };
 
     let mut walk = Walk::new(&levels, options.delta, prompts.len())?;
-    let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts)?;
+    let mut judge = Judge::new(model, options, prompts)?;
     let mut steps: Vec<(Candidate, Step)> = Vec::new();
     let mut step_bounds = Vec::new();
     let before = tried.iter().map(|(_, step)| step.n_prompts).sum::<usize>();
@@ -176,7 +178,7 @@ fn run_pilot(
     });
     let is_over = || end.is_some_and(|end| Instant::now() >= end);
     let mut pilot = Pilot::new(n, levels, options.delta, n_walk, prompts.len())?;
-    let mut judge = Judge::new(model, options.session.clone(), options.tokens, prompts)?;
+    let mut judge = Judge::new(model, options, prompts)?;
     let mut tried: Vec<(usize, Step)> = Vec::new();
     let mut n_decoded = 0;
     while let Some(index) = pilot.next() {
@@ -257,7 +259,7 @@ fn certified_meta(
         exit_rate: levels.iter().map(|level| level.exit_rate as f32).collect(),
         kv_policy: options.kv_policy,
         sampler: format!("greedy, free-running, up to {} tokens a prompt", options.tokens),
-        batch_width: 1,
+        batch_width: if step.n_drafted > 0 { options.session.max_pending } else { 1 },
         near_ties: step.n_near_ties as f32 / step.n_tokens.max(1) as f32,
         engine: offramp::ENGINE.to_string(),
         date: options.date.clone(),
@@ -329,12 +331,14 @@ pub(super) mod tests {
             least_prompts: 1,
         };
         let levels = [level(0.9, Some(certified)), level(0.95, None)];
-        let step = Step { n_prompts: 100, n_tokens: 200, n_wrong: 2, n_exited: 100, n_near_ties: 4, loss: 1.0 };
+        let step =
+            Step { n_prompts: 100, n_tokens: 200, n_wrong: 2, n_exited: 100, n_near_ties: 4, n_drafted: 9, loss: 1.0 };
         let options = Options {
             agreements: vec![0.9, 0.95],
             delta: 0.05,
             tokens: 64,
             session: SessionParams::default(),
+            with_drafts: true,
             kv_policy: KvPolicy::Predict,
             prompts: "some".to_string(),
             date: "2026-01-31".to_string(),
@@ -349,6 +353,7 @@ pub(super) mod tests {
         assert_eq!((calibration.risk, calibration.risk_bound), (vec![0.01, 0.0], vec![0.02, 0.0]));
         assert_eq!((calibration.n_prompts, calibration.n_tokens, calibration.near_ties), (100, 200, 0.02));
         assert_eq!((calibration.exit_rate, calibration.kv_policy), (vec![0.5, 0.0], KvPolicy::Predict));
+        assert_eq!(calibration.batch_width, options.session.max_pending, "as wide as the batches of drafts were");
     }
 
     #[test]

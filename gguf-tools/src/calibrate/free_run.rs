@@ -4,10 +4,15 @@
 //! the K/V policy that will be stored; then a session of the full model reads the same text. A prompt's loss is the share
 //! of its emitted tokens, an end token included, that the full model would not have emitted there: those of exits that
 //! were wrong, and those of full depth that predicted K and V have changed. A prompt is read once for both of
-//! them, and what all prompts begin with, a template's opening mostly, once for all. It refuses texts that are longer than the context.
+//! them, and what all prompts begin with, a template's opening mostly, once for all. Where sessions are to be certified that may draft, each prompt
+//! is decoded twice, without drafts and with those that pay where batches cost little, and the worse decode counts: what a
+//! session drafts lies between the two, by what pays on its machine. It refuses texts that are longer than the context.
 
+use anyhow::Context;
 use offramp::measure::{Reply, Rescored};
-use offramp::{Model, Rescorer, SamplerParams, Session, SessionParams, Token};
+use offramp::{Drafts, Model, Rescorer, SamplerParams, Session, SessionParams, Token};
+
+use super::confirm::Options;
 
 /// One prompt's decode, judged.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,12 +25,20 @@ struct Run {
     n_exited: usize,
     /// Those at which the full model's two best are closer than the difference between batch widths.
     n_near_ties: usize,
+    /// Those that were drafted.
+    n_drafted: usize,
 }
 
 impl Run {
     /// The share of wrong tokens.
     fn loss(&self) -> f64 {
         self.n_wrong as f64 / self.n_tokens.max(1) as f64
+    }
+
+    /// Itself, or `other` where that lost more; the tokens that either drafted.
+    fn or_worse(self, other: Run) -> Run {
+        let n_drafted = self.n_drafted + other.n_drafted;
+        Run { n_drafted, ..if other.loss() > self.loss() { other } else { self } }
     }
 }
 
@@ -42,6 +55,8 @@ pub struct Step {
     pub n_exited: u64,
     /// Tokens at a near-tie of the full model.
     pub n_near_ties: u64,
+    /// Tokens that were drafted.
+    pub n_drafted: u64,
     /// The losses of the prompts, added up.
     pub loss: f64,
 }
@@ -53,6 +68,7 @@ impl Step {
         self.n_wrong += run.n_wrong as u64;
         self.n_exited += run.n_exited as u64;
         self.n_near_ties += run.n_near_ties as u64;
+        self.n_drafted += run.n_drafted as u64;
         self.loss += run.loss();
     }
 
@@ -70,29 +86,32 @@ impl Step {
 /// Decodes and judges prompts.
 pub struct Judge<'a> {
     model: &'a Model,
-    params: SessionParams,
+    /// Those of the sessions, but for the agreement: one that drafts nothing, and perhaps one that drafts.
+    params: Vec<SessionParams>,
     n_tokens: usize,
     rescorer: Rescorer,
     prompts: &'a [Vec<Token>],
-    /// The last text of each prompt, and what the judge said: laxer thresholds often emit the same.
-    judged: Vec<Option<(Vec<Token>, Rescored)>>,
+    /// The last texts of each prompt, and what the judge said: laxer thresholds often emit the same.
+    judged: Vec<Vec<(Vec<Token>, Rescored)>>,
 }
 
 impl<'a> Judge<'a> {
-    /// For `prompts`; `params` are those of the sessions that exit, but for the agreement; at most `n_tokens` a prompt.
+    /// For `prompts`, decoded as `options` has it.
     ///
     /// # Errors
     ///
     /// As [`Rescorer::new`].
-    pub fn new(
-        model: &'a Model,
-        params: SessionParams,
-        n_tokens: usize,
-        prompts: &'a [Vec<Token>],
-    ) -> anyhow::Result<Judge<'a>> {
-        let mut rescorer = Rescorer::new(model, &params)?;
+    pub fn new(model: &'a Model, options: &Options, prompts: &'a [Vec<Token>]) -> anyhow::Result<Judge<'a>> {
+        let with = |drafts| {
+            let mut params = options.session.clone();
+            params.drafts = drafts;
+            params
+        };
+        let params = [Drafts::Off].into_iter().chain(options.with_drafts.then_some(Drafts::On)).map(with).collect();
+        let mut rescorer = Rescorer::new(model, &options.session)?;
         rescorer.share(common_beginning(prompts));
-        Ok(Judge { model, params, n_tokens, rescorer, prompts, judged: vec![None; prompts.len()] })
+        let judged = vec![Vec::new(); prompts.len()];
+        Ok(Judge { model, params, n_tokens: options.tokens, rescorer, prompts, judged })
     }
 
     /// Decodes and judges the first prompts with the level of this agreement, as long as `needs_more` says so of the losses
@@ -106,40 +125,53 @@ impl<'a> Judge<'a> {
         agreement: f32,
         needs_more: &mut dyn FnMut(&[f64]) -> anyhow::Result<bool>,
     ) -> anyhow::Result<(Vec<f64>, Step)> {
-        self.params.agreement = agreement;
-        let mut session = Session::new(self.model, &self.params)?;
+        let mut sessions: Vec<Session> = Vec::new();
+        for params in &mut self.params {
+            params.agreement = agreement;
+            sessions.push(match sessions.first() {
+                None => Session::new(self.model, params)?,
+                Some(first) => first.beside(params)?,
+            });
+        }
         let (mut losses, mut step) = (Vec::new(), Step::default());
         for (index, prompt) in self.prompts.iter().enumerate() {
             if !needs_more(&losses)? {
                 break;
             }
-            let run = self.run(&mut session, index, prompt)?;
+            let run = self.run(&mut sessions, index, prompt)?;
             step.add(&run);
             losses.push(run.loss());
         }
         Ok((losses, step))
     }
 
-    fn run(&mut self, session: &mut Session, index: usize, prompt: &[Token]) -> anyhow::Result<Run> {
+    /// The worse of the decodes.
+    fn run(&mut self, sessions: &mut [Session], index: usize, prompt: &[Token]) -> anyhow::Result<Run> {
         let mut greedy = SamplerParams::default();
         greedy.temperature = 0.0;
-        self.rescorer.read_prompt(prompt, session)?;
-        let reply = Reply::decode_after(session, prompt, &greedy, self.n_tokens)?;
-        let known = self.judged.get(index).and_then(Option::as_ref).filter(|(tokens, _)| *tokens == reply.tokens);
-        let judged = match known {
-            Some((_, judged)) => judged.with_exits_of(&reply),
-            None => Rescored::of(&mut self.rescorer, prompt, &reply, &mut || true)?,
-        };
-        let run = Run {
-            n_tokens: reply.tokens.len(),
-            n_wrong: judged.differing.len(),
-            n_exited: reply.n_exited(),
-            n_near_ties: judged.n_near_ties,
-        };
-        if let Some(place) = self.judged.get_mut(index) {
-            *place = Some((reply.tokens, judged));
+        self.rescorer.read_prompt(prompt, sessions)?;
+        let mut known = std::mem::take(&mut self.judged[index]);
+        let mut worst: Option<Run> = None;
+        let mut judged = Vec::new();
+        for session in sessions {
+            let reply = Reply::decode_after(session, prompt, &greedy, self.n_tokens)?;
+            let rescored = match known.iter().find(|(tokens, _)| *tokens == reply.tokens) {
+                Some((_, rescored)) => rescored.with_exits_of(&reply),
+                None => Rescored::of(&mut self.rescorer, prompt, &reply, &mut || true)?,
+            };
+            let run = Run {
+                n_tokens: reply.tokens.len(),
+                n_wrong: rescored.differing.len(),
+                n_exited: reply.n_exited(),
+                n_near_ties: rescored.n_near_ties,
+                n_drafted: reply.n_drafted,
+            };
+            worst = Some(worst.map_or(run, |worst| worst.or_worse(run)));
+            known.push((reply.tokens.clone(), rescored.clone()));
+            judged.push((reply.tokens, rescored));
         }
-        Ok(run)
+        self.judged[index] = judged;
+        worst.context("no session to decode with")
     }
 }
 
@@ -156,6 +188,15 @@ fn common_beginning(prompts: &[Vec<Token>]) -> &[Token] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_decodes_the_worse_one_counts() {
+        let run = |n_wrong, n_drafted| Run { n_tokens: 10, n_wrong, n_exited: 5, n_near_ties: 0, n_drafted };
+        for (one, other, n_wrong) in [(0, 1, 1), (1, 0, 1), (0, 0, 0)] {
+            let worse = run(one, 0).or_worse(run(other, 7));
+            assert_eq!((worse.n_wrong, worse.n_drafted), (n_wrong, 7));
+        }
+    }
 
     #[test]
     fn prompts_share_what_all_begin_with_and_each_keeps_a_token_of_its_own() {

@@ -89,7 +89,7 @@ pub struct ModelArgs {
     /// Let no token leave after a block below this one
     #[arg(help_heading = EXITS, long, value_name = "LAYER", default_value_t = 0)]
     pub min_exit_layer: u32,
-    /// Whether tokens are drafted, which the full model verifies several at once: off; on (where that is likely to pay); or auto, which keeps --exits calibrated from it where batches round otherwise than single tokens
+    /// Whether tokens are drafted, which the full model verifies several at once: off; on (where that is likely to pay); or auto, which keeps --exits calibrated to batches that round as single tokens do, or that the file was certified with
     #[arg(
         help_heading = EXITS,
         long,
@@ -107,13 +107,13 @@ pub struct ModelArgs {
         value_parser = one_of::<Lookup>(&["off", "auto"])
     )]
     pub lookup: Lookup,
-    /// Which checks and drafts are made: auto (those that pay here) or always
+    /// Which checks and drafts are made: auto (those that pay here), always, or fixed (all checks, and drafts by fixed costs, as certificates are made)
     #[arg(
         help_heading = EXITS,
         long,
         value_name = "WHICH",
         default_value_t = Policy::Auto,
-        value_parser = one_of::<Policy>(&["auto", "always"])
+        value_parser = one_of::<Policy>(&["auto", "always", "fixed"])
     )]
     pub policy: Policy,
     /// Where the context is full, forget the older half of the text and go on

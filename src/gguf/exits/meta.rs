@@ -238,7 +238,7 @@ pub struct Calibration {
     pub kv_policy: KvPolicy,
     /// The sampler and its settings, in words.
     pub sampler: String,
-    /// How many tokens were decoded at once when the full model's tokens were made.
+    /// The most tokens that were decoded at once: one that was certain and its drafts; 1 where nothing was drafted.
     pub batch_width: u32,
     /// The share of tokens whose two best logits are closer than the differences between batch widths.
     pub near_ties: f32,

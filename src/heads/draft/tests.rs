@@ -1,12 +1,9 @@
 //! The drafting head against the same mathematics in plain Rust, in f64.
 
 use super::*;
-use crate::gguf::exits::{Base, ExitMeta, ScreenMeta};
-use crate::gguf::{File, WriteOptions};
+use crate::gguf::exits::ExitMeta;
 use crate::heads::plain::{numbers, product};
-use offramp_fixtures::{Arch, TinyModel};
-
-const SHORTLIST: usize = 160;
+use crate::heads::written::{Begun, SHORTLIST, as_it_is};
 
 struct Written {
     heads: Arc<Heads>,
@@ -20,49 +17,17 @@ struct Written {
 
 /// A sidecar without exits: a screen of full rank, and a random head that drafts where `drafts`.
 fn write(drafts: bool) -> Written {
-    let folder = tempfile::tempdir().unwrap();
-    let model_path = folder.path().join("model.gguf");
-    TinyModel::new(Arch::Llama).write_to(&model_path).unwrap();
-    let model = File::open(&model_path).unwrap();
-    let base = Base::of(&model, &mut |_, _| true).unwrap();
-    let n = base.n_embd as usize;
-    let confidence = ConfidenceMap { metric: vec![0.0, 1.0], agreement: vec![0.0, 1.0] };
-    let screen = ScreenMeta {
-        rank: base.n_embd,
-        shortlist: SHORTLIST as u32,
-        confidence: confidence.clone(),
-        thresholds: vec![0.5],
-    };
-    let meta = ExitMeta {
-        base,
-        screen,
-        vocab: None,
-        layers: Vec::new(),
-        head_types: Vec::new(),
-        head_ranks: Vec::new(),
-        draft: drafts.then_some(confidence),
-        metric: Metric::Margin,
-        confidence: Vec::new(),
-        agreements: vec![0.99],
-        thresholds: Vec::new(),
-        gate_thresholds: Vec::new(),
-        calibration: None,
-    };
-    let mut writer = exits::sidecar(&model, &meta).unwrap();
-    let own = model.tensor("token_embd.weight").unwrap();
-    let output = dequantize(own.ty(), model.data(own)).unwrap();
-    let identity: Vec<f32> = (0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect();
-    writer.tensor_f32("exit_screen.basis", &[n as u64, n as u64], &identity).unwrap();
-    writer.tensor_f32("exit_screen.output", own.dims(), &output).unwrap();
+    let begun = Begun::new();
+    let n = begun.n_embd;
+    let meta = ExitMeta { draft: drafts.then(as_it_is), ..begun.meta.clone() };
+    let (mut writer, output) = begun.sidecar(&meta);
     let (norm, map, bias) = (numbers(2 * n, 1, 1.0), numbers(2 * n * n, 2, 0.6), numbers(n, 3, 0.1));
     if drafts {
         writer.tensor_f32("exit_draft.norm.weight", &[2 * n as u64], &norm).unwrap();
         writer.tensor_f32("exit_draft.head.weight", &[2 * n as u64, n as u64], &map).unwrap();
         writer.tensor_f32("exit_draft.head.bias", &[n as u64], &bias).unwrap();
     }
-    let path = folder.path().join("heads.gguf");
-    writer.write(&path, WriteOptions::default(), &mut |_, _| true).unwrap();
-    let heads = Arc::new(Heads::open(model, Some(&path)).unwrap().unwrap());
+    let (heads, folder) = begun.open(&writer);
     Written { heads, norm, map, bias, output, n_embd: n, _folder: folder }
 }
 

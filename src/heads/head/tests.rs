@@ -1,12 +1,10 @@
 //! A head against the same mathematics in plain Rust, in f64.
 
 use super::*;
-use crate::gguf::exits::{Base, Calibration, ConfidenceMap, ExitMeta, HeadType, KvPolicy, ScreenMeta, VocabMeta};
-use crate::gguf::quants::dequantize;
-use crate::gguf::{File, WriteOptions};
+use crate::gguf::exits::{Calibration, ExitMeta, HeadType, KvPolicy, VocabMeta};
 use crate::heads::Heads;
 use crate::heads::plain::{numbers, product};
-use offramp_fixtures::{Arch, TinyModel};
+use crate::heads::written::{Begun, SHORTLIST, as_it_is};
 
 #[test]
 fn a_normed_state_has_a_mean_square_of_one() {
@@ -26,7 +24,6 @@ fn a_product_over_lanes_is_the_plain_one() {
 
 const N_FF: usize = 96;
 const RANK: usize = 32;
-const SHORTLIST: usize = 160;
 
 struct Written {
     heads: Arc<Heads>,
@@ -49,34 +46,21 @@ fn write_among(ty: HeadType, metric: Metric, tokens: Option<&[u32]>) -> Written 
 
 /// The same with other weights of the classifier.
 fn write_changed(ty: HeadType, metric: Metric, tokens: Option<&[u32]>, change: &dyn Fn(&mut [f32])) -> Written {
-    let folder = tempfile::tempdir().unwrap();
-    let model_path = folder.path().join("model.gguf");
-    TinyModel::new(Arch::Llama).write_to(&model_path).unwrap();
-    let model = File::open(&model_path).unwrap();
-    let base = Base::of(&model, &mut |_, _| true).unwrap();
-    let n = base.n_embd as usize;
-    let confidence = ConfidenceMap { metric: vec![0.0, 1.0], agreement: vec![0.0, 1.0] };
+    let begun = Begun::new();
+    let n = begun.n_embd;
     let rank = if ty.is_low_rank() { RANK as u32 } else { 0 };
     let meta = ExitMeta {
-        screen: ScreenMeta {
-            rank: base.n_embd,
-            shortlist: SHORTLIST as u32,
-            confidence: confidence.clone(),
-            thresholds: vec![0.5],
-        },
         vocab: tokens.map(|tokens| VocabMeta {
             n_tokens: tokens.len() as u32,
             shortlist: tokens.len() as u32,
-            confidence: confidence.clone(),
+            confidence: as_it_is(),
             thresholds: vec![0.5],
         }),
         layers: vec![2],
         head_types: vec![ty],
         head_ranks: vec![rank],
-        draft: None,
         metric,
-        confidence: vec![confidence],
-        agreements: vec![0.99],
+        confidence: vec![as_it_is()],
         thresholds: vec![vec![0.5]],
         gate_thresholds: vec![vec![0.25]],
         calibration: Some(Calibration {
@@ -94,14 +78,9 @@ fn write_changed(ty: HeadType, metric: Metric, tokens: Option<&[u32]>, change: &
             engine: "test".to_owned(),
             date: "2026-01-31".to_owned(),
         }),
-        base,
+        ..begun.meta.clone()
     };
-    let mut writer = exits::sidecar(&model, &meta).unwrap();
-    let own = model.tensor("token_embd.weight").unwrap();
-    let output = dequantize(own.ty(), model.data(own)).unwrap();
-    let identity: Vec<f32> = (0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect();
-    writer.tensor_f32("exit_screen.basis", &[n as u64, n as u64], &identity).unwrap();
-    writer.tensor_f32("exit_screen.output", own.dims(), &output).unwrap();
+    let (mut writer, output) = begun.sidecar(&meta);
     if let Some(tokens) = tokens {
         let ids = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
         writer.tensor("exit_vocab.tokens", TensorType::I32, &[tokens.len() as u64], ids).unwrap();
@@ -134,9 +113,7 @@ fn write_changed(ty: HeadType, metric: Metric, tokens: Option<&[u32]>, change: &
         writer.tensor_f32(&format!("blk.2.exit_{name}"), &dims, &values).unwrap();
         tensors.insert(name.to_owned(), values);
     }
-    let path = folder.path().join("heads.gguf");
-    writer.write(&path, WriteOptions::default(), &mut |_, _| true).unwrap();
-    let heads = Arc::new(Heads::open(model, Some(&path)).unwrap().unwrap());
+    let (heads, folder) = begun.open(&writer);
     Written { heads, tensors, output, n_embd: n, _folder: folder }
 }
 

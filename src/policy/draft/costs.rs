@@ -5,7 +5,7 @@ use super::N_DRAFTS;
 
 /// What a batch costs before it was measured: a token alone, and this share of one for each draft. Where arithmetic is the
 /// limit, two tokens are often as dear as four, which is what kernels are made for; the first batch tells.
-const GUESS: [f64; N_DRAFTS.len()] = [0.5, 0.25, 0.25];
+const GUESS: [f64; N_DRAFTS.len()] = [0.5, 0.5, 0.25, 0.25];
 /// What it must be feared to cost.
 const FEAR: f64 = 0.41;
 

@@ -45,6 +45,15 @@ impl Model {
         Ok(known.gate.width_difference().unwrap_or(f32::INFINITY))
     }
 
+    /// Tokens of a batch whose logits are still those of single tokens, bit for bit. A part of the self-test.
+    ///
+    /// # Errors
+    /// As [`Model::gate_support`].
+    pub(crate) fn alike_width(&self) -> Result<usize> {
+        self.width_difference()?;
+        Ok(self.known().gate.alike_width().unwrap_or(1))
+    }
+
     /// Why tokens cannot stop after each of `layers` and resume there; `None` if they can. The part of the self-test that
     /// a session with exits there needs.
     ///

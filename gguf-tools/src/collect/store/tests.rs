@@ -97,6 +97,20 @@ fn an_interrupted_store_goes_on_to_the_same_bytes() {
     assert_eq!(contents(torn.path()), contents(whole.path()));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_store_that_is_being_written_to_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(folder.path(), manifest(), 1, false).unwrap();
+    commit(&mut store, 0);
+    let before = contents(folder.path());
+    let refused = Store::open(folder.path(), manifest(), 1, true).unwrap_err().to_string();
+    assert!(refused.contains("another process is collecting"), "{refused}");
+    assert_eq!(contents(folder.path()), before);
+    drop(store);
+    drop(Store::open(folder.path(), manifest(), 1, true).unwrap());
+}
+
 #[test]
 fn a_store_of_other_settings_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -88,6 +88,8 @@ pub struct Store {
     n_turn_tokens: u64,
     n_sequences: u64,
     next_index: u64,
+    /// Keeps other processes from writing here.
+    _lock: Option<File>,
 }
 
 impl Store {
@@ -95,9 +97,11 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// A store that is there already, that belongs to other settings, or that is damaged; a disk with less than
-    /// `rows` tokens need.
+    /// A store that is there already, that belongs to other settings, that another process is writing to, or that is damaged;
+    /// a disk with less than `rows` tokens need.
     pub fn open(folder: &Path, mut manifest: Manifest, rows: u64, resume: bool) -> anyhow::Result<Store> {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        let lock = lock(folder)?;
         let present = folder.join(MANIFEST);
         let kept = if present.exists() {
             ensure!(resume, "{} holds collected tokens already: go on with --resume", folder.display());
@@ -108,7 +112,6 @@ impl Store {
             manifest.width_difference = found.width_difference;
             read_sequences(folder)?
         } else {
-            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
             Vec::new()
         };
         let n_tokens: u64 = kept.iter().map(|line| line.tokens).sum();
@@ -156,6 +159,7 @@ impl Store {
             n_turn_tokens,
             n_sequences: kept.len() as u64,
             next_index: kept.last().map_or(0, |line| line.index + 1),
+            _lock: lock,
         })
     }
 
@@ -211,6 +215,27 @@ impl Store {
         self.n_turn_tokens += rows.n_turn;
         self.n_sequences += 1;
         Ok(())
+    }
+}
+
+/// Locks the folder for as long as the file is open; `None` where folders cannot be locked (some network file systems, Windows).
+fn lock(folder: &Path) -> anyhow::Result<Option<File>> {
+    #[cfg(unix)]
+    {
+        use rustix::fs::{FlockOperation, flock};
+        let file = File::open(folder).with_context(|| format!("opening {}", folder.display()))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                bail!("another process is collecting into {}: wait for it, or give another folder", folder.display())
+            }
+            Err(_) => Ok(None),
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        Ok(None)
     }
 }
 
