@@ -15,11 +15,10 @@ use gguf_tools::calibrate::pilot;
 use gguf_tools::collect::prompts::Source;
 use gguf_tools::collect::{self, Options};
 use gguf_tools::report::Sample;
-use offramp::gate::GateSupport;
 use offramp::gguf::exits::{self, ExitHeads, ExitMeta, KvPolicy};
 use offramp::gguf::{File, WriteOptions, Writer};
 use offramp::measure::{Reply, Rescored};
-use offramp::{Drafts, Kv, Model, ModelParams, Policy, Rescorer, SamplerParams, Session, SessionParams, Token};
+use offramp::{Kv, Model, ModelParams, Policy, Rescorer, SamplerParams, Session, SessionParams, Token};
 use serde_json::{Value as Json, json};
 
 use crate::args::Certify;
@@ -71,7 +70,6 @@ pub struct Ready<'a> {
     agreements: Vec<f32>,
     prompts: Prompts,
     kv_policy: KvPolicy,
-    with_drafts: bool,
     sequence: Vec<Candidate>,
 }
 
@@ -82,8 +80,8 @@ struct Prompts {
     description: String,
     /// The length of a context for them and their answers.
     n_ctx: u32,
-    /// What the gate can do on this model.
-    support: GateSupport,
+    /// Why K and V cannot be predicted on this model.
+    no_predict: Option<String>,
 }
 
 impl Certify {
@@ -106,12 +104,7 @@ impl Job<'_> {
         self.how.check()?;
         let has_maps = !heads.heads().is_empty() && heads.heads().iter().all(|head| !head.kv.is_empty());
         let prompts = self.prompts()?;
-        let kv_policy = kv_policy(self.how.kv, has_maps, prompts.support.no_predict.as_deref())?;
-        let with_drafts = match self.how.drafts {
-            Drafts::Off => false,
-            Drafts::On => true,
-            _ => meta.draft.is_some() && prompts.support.width_difference > 0.0,
-        };
+        let kv_policy = kv_policy(self.how.kv, has_maps, prompts.no_predict.as_deref())?;
         let n = prompts.prompts.len();
         let n_pilot = pilot::size(n);
         let highest = confirm::highest_certifiable(&agreements, self.how.delta, n - n_pilot)?.unwrap_or(0.0);
@@ -119,7 +112,7 @@ impl Job<'_> {
         // those that the thresholds were chosen on.
         let highest = if n_pilot > 0 { 1.0 - (1.0 - highest) / 2.0 } else { highest };
         let sequence = candidates::of_file(&meta, highest)?;
-        Ok(Ready { job: self, meta, agreements, prompts, kv_policy, with_drafts, sequence })
+        Ok(Ready { job: self, meta, agreements, prompts, kv_policy, sequence })
     }
 
     /// The levels to certify.
@@ -153,8 +146,8 @@ impl Job<'_> {
         let mut step = |done, total| progress.step(done, total);
         let (prompts, n_ctx) = collect::prompts(&model, &source, self.how.max_prompts, first, &options, &mut step)?;
         ensure!(!prompts.is_empty(), "no prompt leaves room for an answer of {} tokens in {n_ctx}", self.answer);
-        let support = model.gate_support()?;
-        Ok(Prompts { prompts, description: source.description(), n_ctx, support })
+        let no_predict = model.gate_support()?.no_predict;
+        Ok(Prompts { prompts, description: source.description(), n_ctx, no_predict })
     }
 }
 
@@ -190,7 +183,7 @@ impl Ready<'_> {
             delta: job.how.delta,
             tokens: job.answer,
             session,
-            with_drafts: self.with_drafts,
+            with_drafts: job.how.drafts,
             kv_policy: self.kv_policy,
             prompts: self.prompts.description,
             date: chrono::Local::now().format("%Y-%m-%d").to_string(),

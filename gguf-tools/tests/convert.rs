@@ -124,11 +124,11 @@ fn a_file_is_certified_anew_on_other_prompts() {
     assert_eq!(calibrated(arguments, "mine.gguf")["kv_policy"], "catch_up");
     calibrated(arguments, "again.gguf");
     // Sessions that draft are certified where that is wanted, with the worse of both decodes.
-    let long = |drafts: &str| -> serde_json::Value {
-        let arguments = format!("calibrate {arguments} -o {drafts}.gguf --json --answer 60 --drafts {drafts}");
+    let long = |drafts: &str, output: &str| -> serde_json::Value {
+        let arguments = format!("calibrate {arguments} -o {output} --json --answer 60 {drafts}");
         serde_json::from_str(&folder.text(&arguments)).unwrap()
     };
-    let (alone, drafting) = (long("off"), long("on"));
+    let (alone, drafting) = (long("", "alone.gguf"), long("--drafts", "drafting.gguf"));
     assert_eq!((&alone["batch_width"], &drafting["batch_width"]), (&1.into(), &8.into()), "{drafting}");
     assert!(drafting["candidates"][0]["drafted"].as_u64() > Some(0), "{drafting}");
     let bytes = |name: &str| std::fs::read(folder.path(name)).unwrap();

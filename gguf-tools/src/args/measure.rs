@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use offramp::{Drafts, Kv, Policy};
+use offramp::{Kv, Policy};
 
 use super::{Write, duration};
 
@@ -24,11 +24,10 @@ pub struct Certify {
     #[arg(long, value_name = "POLICY", default_value_t = Kv::Auto)]
     pub kv: Kv,
 
-    /// Whether to certify sessions that draft, too: each prompt is then decoded with drafts and without, and the worse of
-    /// both counts. auto does so where a head that drafts is in the file and batches of tokens round otherwise than single
-    /// ones; on and off
-    #[arg(long, value_name = "WHEN", default_value_t = Drafts::Auto)]
-    pub drafts: Drafts,
+    /// Certify sessions that draft in wide batches, too, however these round: each prompt is then decoded with drafts and
+    /// without, and the worse of both counts
+    #[arg(long)]
+    pub drafts: bool,
 }
 
 /// How to certify a file anew.
