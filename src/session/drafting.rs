@@ -44,8 +44,8 @@ pub(super) struct Drafting {
     /// Positions from which on a batch would round otherwise than single tokens.
     until: usize,
     always: bool,
-    /// Costs are taken to be these, whatever they are here.
-    fixed: Option<FixedCosts>,
+    /// Costs are taken to be the fixed ones, whatever they are here.
+    is_fixed: bool,
     policy: DraftPolicy,
     /// Drafts in the cache that were not compared yet, oldest first.
     ahead: VecDeque<Token>,
@@ -55,17 +55,10 @@ pub(super) struct Drafting {
     n_right: usize,
 }
 
-/// What things cost, in tokens alone, where that is not measured: about what they do where the bytes of the weights are the
-/// limit, so that most drafts pay which pay anywhere.
-#[derive(Debug, Clone, Copy)]
-struct FixedCosts {
-    /// A further token of a batch.
-    further: f64,
-    /// A draft of the head.
-    asked: f64,
-}
-
-const FIXED: FixedCosts = FixedCosts { further: 1.0 / 8.0, asked: 1.0 / 32.0 };
+/// What a further token of a batch and a draft of the head cost, in tokens alone, where that is not measured: about what they
+/// do where the bytes of the weights are the limit, so that most drafts pay which pay anywhere.
+const FIXED_FURTHER: f64 = 1.0 / 8.0;
+const FIXED_ASKED: f64 = 1.0 / 32.0;
 
 #[derive(Debug, Clone, Copy)]
 struct Batch {
@@ -140,7 +133,7 @@ impl Drafting {
             width,
             until: if is_limited { SPLIT_FROM } else { usize::MAX },
             always: params.policy == Policy::Always,
-            fixed: (params.policy == Policy::Fixed).then_some(FIXED),
+            is_fixed: params.policy == Policy::Fixed,
             ahead: VecDeque::new(),
             batch: None,
             n_drafted: 0,
@@ -175,8 +168,8 @@ impl Drafting {
             (Draft::Head, _, Some(chain), Some(before)) => {
                 chain.draft(before, token, room, &self.policy, self.always)?;
                 let n = if self.always { chain.drafts.len() } else { self.policy.take(&chain.chances, room) };
-                let seconds = start.elapsed().as_secs_f64();
-                asked = Some(self.fixed.map_or(seconds, |costs| costs.asked * chain.drafts.len() as f64));
+                let fixed = FIXED_ASKED * chain.drafts.len() as f64;
+                asked = Some(if self.is_fixed { fixed } else { start.elapsed().as_secs_f64() });
                 [token].iter().chain(chain.drafts.iter().take(n)).copied().collect()
             }
             _ => vec![token],
@@ -191,8 +184,7 @@ impl Drafting {
                 self.verify(gate, exiting, &tokens)?
             }
         };
-        let n_further = self.ahead.len() as f64;
-        let seconds = self.fixed.map_or(seconds, |costs| 1.0 + costs.further * n_further);
+        let seconds = if self.is_fixed { 1.0 + FIXED_FURTHER * self.ahead.len() as f64 } else { seconds };
         if tokens.len() == 1 && !matches!(draft, Draft::Exits(_)) {
             self.policy.learn_alone(seconds);
             if let Some(asked) = asked {

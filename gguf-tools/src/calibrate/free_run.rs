@@ -150,9 +150,9 @@ impl<'a> Judge<'a> {
         let mut greedy = SamplerParams::default();
         greedy.temperature = 0.0;
         self.rescorer.read_prompt(prompt, sessions)?;
-        let mut known = std::mem::take(&mut self.judged[index]);
+        let known = &mut self.judged[index];
+        let n_before = known.len();
         let mut worst: Option<Run> = None;
-        let mut judged = Vec::new();
         for session in sessions {
             let reply = Reply::decode_after(session, prompt, &greedy, self.n_tokens)?;
             let rescored = match known.iter().find(|(tokens, _)| *tokens == reply.tokens) {
@@ -167,10 +167,9 @@ impl<'a> Judge<'a> {
                 n_drafted: reply.n_drafted,
             };
             worst = Some(worst.map_or(run, |worst| worst.or_worse(run)));
-            known.push((reply.tokens.clone(), rescored.clone()));
-            judged.push((reply.tokens, rescored));
+            known.push((reply.tokens, rescored));
         }
-        self.judged[index] = judged;
+        known.drain(..n_before);
         worst.context("no session to decode with")
     }
 }

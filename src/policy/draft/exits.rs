@@ -1,14 +1,16 @@
 //! How drafting by exits has done.
 
-use super::{MARGIN, N_DRAFTS, RATE};
+use super::{MARGIN, RATE};
 
+/// Drafts that are asked for, where there is room.
+const LEVELS: [usize; 3] = [1, 3, 7];
 /// Batches in a trial, and the tokens of its first and longest rest.
 const N_TRIAL: u32 = 4;
 const REST: (u32, u32) = (64, 2048);
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Exits {
-    /// How many drafts are asked for, as an index into [`N_DRAFTS`]: more after batches that were all right.
+    /// How many drafts are asked for, as an index into [`LEVELS`]: more after batches that were all right.
     level: usize,
     seconds: f64,
     tokens: f64,
@@ -27,13 +29,13 @@ impl Exits {
     /// A token comes by: how many to draft after it, `room` at most.
     pub(super) fn plan(&mut self, room: usize) -> Option<usize> {
         self.rest = self.rest.saturating_sub(1);
-        (self.rest == 0).then_some(N_DRAFTS[self.level].min(room))
+        (self.rest == 0).then_some(LEVELS[self.level].min(room))
     }
 
     /// A batch took `seconds`, where a token alone takes `alone`.
     pub(super) fn learn(&mut self, n_drafted: usize, n_right: usize, seconds: f64, alone: f64) {
         if n_right == n_drafted {
-            self.level = (self.level + 1).min(N_DRAFTS.len() - 1);
+            self.level = (self.level + 1).min(LEVELS.len() - 1);
         } else if 2 * n_right < n_drafted {
             self.level = self.level.saturating_sub(1);
         }
