@@ -29,6 +29,12 @@ impl Cost {
         value
     }
 
+    /// Moves the mean towards `guess` by this share: what was measured may not be so any more. How high a value may be is not
+    /// forgotten.
+    pub(super) fn fade(&mut self, guess: f64, share: f64) {
+        self.mean += (guess - self.mean) * share;
+    }
+
     /// Seconds; 0 as long as nothing was seen.
     pub(super) fn mean(&self) -> f64 {
         self.mean

@@ -92,7 +92,7 @@ impl DraftPolicy {
     /// With `drafters` besides the text.
     pub(crate) fn new(drafters: Drafters) -> Self {
         Self {
-            costs: Costs::default(),
+            costs: Costs::new(drafters.tokens_leave),
             n_measure: if drafters.tokens_leave { N_MEASURE_EXITS } else { N_MEASURE },
             right: PRIOR,
             head: drafters.head.then(Head::default),
@@ -116,6 +116,7 @@ impl DraftPolicy {
                 return if self.is_control() { Draft::None } else { Draft::Lookup(n) };
             }
             self.right[class] += (PRIOR[class] - self.right[class]) * FORGET;
+            self.costs.fade();
         }
         if has_state && self.asks_head() && self.least(&[], room) < 1.0 {
             return Draft::Head;
@@ -194,8 +195,7 @@ impl DraftPolicy {
     /// Learns what a batch by exits took in all, how many tokens were drafted, and how many of these were right.
     pub(crate) fn learn_exits(&mut self, n_drafted: usize, n_right: usize, seconds: f64) {
         let alone = self.costs.alone();
-        // No batch is that dear by itself: something else held it up.
-        let seconds = seconds.min(2.0 * (n_drafted + 1) as f64 * alone);
+        let seconds = seconds.min(self.costs.dearest(n_drafted));
         self.costs.learn_exits();
         self.book(seconds - alone, n_right);
         if let Some(exits) = &mut self.exits {

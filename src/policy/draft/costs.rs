@@ -8,6 +8,12 @@ use super::N_DRAFTS;
 const GUESS: [f64; N_DRAFTS.len()] = [0.5, 0.5, 0.25, 0.25];
 /// What it must be feared to cost.
 const FEAR: f64 = 0.41;
+/// By how much a batch may be dearer than its tokens one by one, if those run through the whole model: what takes longer was held up
+/// by something else.
+const HELD_UP: f64 = 1.5;
+/// How much of what was measured is forgotten with each token that could have been drafted and was not: a batch that something
+/// else held up must not be the last of its width.
+const FADE: f64 = 1.0 / 128.0;
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Costs {
@@ -20,9 +26,15 @@ pub(super) struct Costs {
     /// A batch of each of [`N_DRAFTS`].
     batches: [Cost; N_DRAFTS.len()],
     after_batch: bool,
+    /// Tokens alone may leave early.
+    tokens_leave: bool,
 }
 
 impl Costs {
+    pub(super) fn new(tokens_leave: bool) -> Self {
+        Self { tokens_leave, ..Self::default() }
+    }
+
     /// Seconds of a token alone; 0 before it was seen.
     pub(super) fn alone(&self) -> f64 {
         self.alone.mean()
@@ -50,8 +62,21 @@ impl Costs {
 
     /// Seconds of a batch of the `i`-th of [`N_DRAFTS`], and of what the token after it takes longer.
     pub(super) fn batch(&self, i: usize) -> f64 {
-        let guessed = self.alone() * (1.0 + GUESS[i] * N_DRAFTS[i] as f64);
-        self.switch() + if self.is_measured(i) { self.batches[i].mean() } else { guessed }
+        self.switch() + if self.is_measured(i) { self.batches[i].mean() } else { self.guess(i) }
+    }
+
+    fn guess(&self, i: usize) -> f64 {
+        self.alone() * (1.0 + GUESS[i] * N_DRAFTS[i] as f64)
+    }
+
+    /// No batch paid for a token that something was offered after.
+    pub(super) fn fade(&mut self) {
+        for i in 0..N_DRAFTS.len() {
+            if self.is_measured(i) {
+                let guess = self.guess(i);
+                self.batches[i].fade(guess, FADE);
+            }
+        }
     }
 
     /// What the drafts of the `i`-th of [`N_DRAFTS`] may lose if all are wrong.
@@ -90,10 +115,16 @@ impl Costs {
     /// A batch of `n_drafted` drafts took `seconds`. What they count as.
     pub(super) fn learn_batch(&mut self, n_drafted: usize, seconds: f64) -> f64 {
         self.after_batch = true;
+        let seconds = seconds.min(self.dearest(n_drafted));
         match index(n_drafted) {
             Some(i) => self.batches[i].add(seconds),
             None => seconds,
         }
+    }
+
+    /// The most that a batch of `n_drafted` drafts can take by itself.
+    pub(super) fn dearest(&self, n_drafted: usize) -> f64 {
+        if self.tokens_leave { f64::INFINITY } else { HELD_UP * (n_drafted + 1) as f64 * self.alone() }
     }
 
     /// What a batch of `n_drafted` drafts is expected to take, where none was measured yet.

@@ -194,6 +194,30 @@ fn where_one_token_more_costs_as_much_as_one_alone_nothing_is_drafted_for_long()
 }
 
 #[test]
+fn a_batch_that_was_held_up_is_not_the_last() {
+    let mut policy = DraftPolicy::new(Drafters::default());
+    let (mut cost, mut made, mut stalls) = (0.0, 0, 3);
+    while made < 2000 {
+        match policy.plan(Some(Offer { n_matched: 8, n_tokens: 7 }), 7, false) {
+            Draft::Lookup(k) => {
+                let stall = if stalls > 0 { 100.0 } else { 0.0 };
+                stalls -= i32::from(stalls > 0);
+                policy.learn_lookup(8, k, k, PLAIN.batch(k) + stall);
+                cost += PLAIN.batch(k) + stall;
+                made += k + 1;
+            }
+            _ => {
+                policy.learn_alone(PLAIN.alone);
+                cost += PLAIN.alone;
+                made += 1;
+            }
+        }
+    }
+    let alone = PLAIN.alone * made as f64;
+    assert!(cost < 0.75 * alone, "{cost} for {alone}");
+}
+
+#[test]
 fn no_draft_is_longer_than_what_there_is_room_for() {
     let mut policy = DraftPolicy::new(Drafters::default());
     policy.learn_alone(8.0);
