@@ -53,6 +53,10 @@ fn main() {
             }
         }
         times.push(("stop at result_norm".into(), stop_at_norm(gate, &prompt, &reply)));
+        for n_logits in [0, 1, 2, 4] {
+            let time = verify(gate, &prompt, &reply, n_logits);
+            times.push((format!("verify 4, logits for {n_logits}, a batch"), time));
+        }
         if support.can_resume() {
             let layer = depths[1];
             for width in [1, 2, 4, 8] {
@@ -173,6 +177,18 @@ fn stop_at_norm(gate: &mut Gate, prompt: &[Token], reply: &[Token]) -> f64 {
         gate.decode_tapped(&[token], &[Tap::ResultNorm], &mut |_, _| ControlFlow::Break(())).expect("decodes");
     }
     start.elapsed().as_secs_f64() * 1e3 / reply.len() as f64
+}
+
+/// Milliseconds of a batch of four of which so many get logits.
+fn verify(gate: &mut Gate, prompt: &[Token], reply: &[Token], n_logits: usize) -> f64 {
+    restart(gate, prompt);
+    let mut times = Vec::new();
+    for chunk in reply.chunks_exact(4) {
+        let start = Instant::now();
+        gate.verify(chunk, &mut |_| n_logits).expect("decodes");
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    quantile(&times, 0.5)
 }
 
 /// Milliseconds of one catch-up of `width` tokens; their first layers are not timed.

@@ -1,13 +1,14 @@
 //! The gate itself: one context, the tokens that stopped early in it, and the batches that take them up again.
 
 mod memory;
+mod verify;
 mod watch;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::hook::{Hook, HookError, Resume};
+use super::hook::{Hook, HookError, Rest, Resume, Sink};
 use super::kv::KvLayout;
 use super::{Observer, Seen, Tap};
 use crate::error::{Error, Result};
@@ -16,6 +17,8 @@ use crate::llama::batch::Logits;
 use crate::llama::context::Context;
 use crate::llama::eval::ContextId;
 use crate::llama::threads::ThreadPool;
+
+pub use verify::WantedRows;
 
 /// How a gated decode ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,17 +163,18 @@ impl Gate {
         let n_embd = self.n_embd;
         let last = ceiling.and(taps.last().copied());
         let mut saved: Vec<(u32, Vec<f32>)> = Vec::new();
-        let mut watch = |tap: Tap, hidden: &[f32]| {
+        let mut sink = |seen: Seen, hidden: &[f32]| {
+            let Seen::Hidden(tap) = seen else { return Rest::All };
             if let Tap::Layer(il) = tap {
                 saved.push((il, hidden.to_vec()));
             }
             match observer(tap, hidden) {
-                ControlFlow::Continue(()) if Some(tap) != last => ControlFlow::Continue(()),
-                _ => ControlFlow::Break(()),
+                ControlFlow::Continue(()) if Some(tap) != last => Rest::All,
+                _ => Rest::Nothing,
             }
         };
         let (stopped, cells) = self.decoded(tokens.len(), |context, position| {
-            hooked(context, tokens, position, Logits::All, taps, None, &mut watch)
+            run(context, tokens, position, Logits::All, Hook::new(taps, None, &mut sink))
         })?;
         let Some(tap) = stopped else { return Ok(Outcome::Complete) };
         if let Tap::Layer(layer) = tap {
@@ -201,6 +205,13 @@ impl Gate {
     /// # Errors
     /// As [`Gate::catch_up`].
     pub fn catch_up_for(&mut self, logits: Logits, taps: &[Tap], observer: &mut Observer<'_>) -> Result<Outcome> {
+        self.resume(logits, taps, &mut |seen, hidden| match seen {
+            Seen::Hidden(tap) => observer(tap, hidden).into(),
+            Seen::K(_) | Seen::V(_) => Rest::All,
+        })
+    }
+
+    fn resume(&mut self, logits: Logits, taps: &[Tap], sink: &mut Sink<'_>) -> Result<Outcome> {
         let Some(layer) = self.pending_layer() else { return Ok(Outcome::Complete) };
         self.check_taps(taps, Some(Tap::Layer(layer)), None)?;
         let pending = std::mem::take(&mut self.pending);
@@ -211,7 +222,7 @@ impl Gate {
         if let Some((hidden, cells)) = self.window(&pending, layer) {
             let resume = Resume { layer, hidden: &hidden, cells: &cells };
             let result = self.decoded(tokens.len(), |context, position| {
-                hooked(context, &tokens, position, logits, taps, Some(resume), observer)
+                run(context, &tokens, position, logits, Hook::new(taps, Some(resume), sink))
             });
             self.hidden = hidden;
             match result {
@@ -225,7 +236,7 @@ impl Gate {
         }
         self.n_redone += 1;
         let (stopped, _) = self.decoded(tokens.len(), |context, position| {
-            hooked(context, &tokens, position, logits, taps, None, observer)
+            run(context, &tokens, position, logits, Hook::new(taps, None, sink))
         })?;
         Ok(stopped.map_or(Outcome::Complete, Outcome::Stopped))
     }
@@ -242,6 +253,11 @@ impl Gate {
         let n_caches = pending.iter().map(|token| token.cells.len()).min()?;
         let cells = (0..n_caches).map(|cache| pending.iter().map(|token| token.cells[cache]).collect()).collect();
         Some((hidden, cells))
+    }
+
+    /// How many tokens of the last decode have logits.
+    pub fn n_logits(&self) -> usize {
+        self.context.n_outputs()
     }
 
     /// The logits of the `index`-th token of the last decode that got some, `[n_vocab]`; the ids are the indices.
@@ -308,22 +324,6 @@ impl From<Failure> for Error {
 }
 
 /// One decode with a hook: the tap it stopped at, and the cells that each cache gave to the tokens.
-fn hooked(
-    context: &mut Context,
-    tokens: &[Token],
-    position: usize,
-    logits: Logits,
-    taps: &[Tap],
-    resume: Option<Resume<'_>>,
-    observer: &mut Observer<'_>,
-) -> std::result::Result<(Option<Tap>, Vec<Vec<i64>>), Failure> {
-    let mut sink = |seen: Seen, values: &[f32]| match seen {
-        Seen::Hidden(tap) => observer(tap, values),
-        Seen::K(_) | Seen::V(_) => ControlFlow::Continue(()),
-    };
-    run(context, tokens, position, logits, Hook::new(taps, resume, &mut sink))
-}
-
 fn run(
     context: &mut Context,
     tokens: &[Token],
@@ -336,5 +336,8 @@ fn run(
         return Err(Failure::Hook(error));
     }
     let stopped = hook.stopped;
+    if let Some(n) = stopped.map(|_| 0).or(hook.n_outputs()) {
+        context.keep_outputs(n);
+    }
     Ok((stopped, hook.into_cells()))
 }

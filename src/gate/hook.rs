@@ -1,8 +1,9 @@
 //! What the gate does at each node of one graph.
 //!
-//! Four jobs: show the hidden states at the taps, and K and V where they are asked for; when resuming, switch off everything that is computed from the
-//! token embeddings up to the block that is resumed after, and put the saved hidden states in its place; and read which
-//! cache cells the tokens were given, since resuming is right only on the cells that the lower layers wrote before.
+//! Five jobs: show the hidden states at the taps, and K and V where they are asked for; when resuming, switch off everything that is
+//! computed from the token embeddings up to the block that is resumed after, and put the saved hidden states in its place; read which
+//! cache cells the tokens were given, since resuming is right only on the cells that the lower layers wrote before; and
+//! spare the output matrix the tokens whose logits nobody wants.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -37,8 +38,31 @@ pub(super) enum HookError {
     KvMoved(u32),
 }
 
-/// Is shown what a decode computes, and says whether to stop there; what it says of K and V is not asked.
-pub(super) type Sink<'a> = dyn FnMut(Seen, &[f32]) -> ControlFlow<()> + 'a;
+/// What to compute of the rest of a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    All,
+    /// After the final norm: the logits of this many tokens, the first that would get some. The others get none if the graph
+    /// allows it.
+    Rows(usize),
+    Nothing,
+}
+
+impl From<ControlFlow<()>> for Rest {
+    fn from(flow: ControlFlow<()>) -> Self {
+        if flow.is_break() { Self::Nothing } else { Self::All }
+    }
+}
+
+/// Is shown what a decode computes, and says how to go on; what it says of K and V is not asked.
+pub(super) type Sink<'a> = dyn FnMut(Seen, &[f32]) -> Rest + 'a;
+
+/// The nodes after the final norm that compute their first rows alone.
+struct Narrowed {
+    n: usize,
+    /// The final norm, which all rows are there of, and those that followed it so far.
+    nodes: Vec<NodeId>,
+}
 
 /// Where a decode resumes.
 pub(super) struct Resume<'a> {
@@ -59,6 +83,7 @@ pub(super) struct Hook<'a, 's> {
     injected: bool,
     caches: Caches,
     kv: Option<KvWatch<'a>>,
+    narrowed: Option<Narrowed>,
     sink: &'a mut Sink<'s>,
     values: Vec<f32>,
     /// The tap at which the observer stopped.
@@ -87,6 +112,7 @@ impl<'a, 's> Hook<'a, 's> {
             injected: false,
             caches: Caches::default(),
             kv: None,
+            narrowed: None,
             sink,
             values: Vec::new(),
             stopped: None,
@@ -104,6 +130,11 @@ impl<'a, 's> Hook<'a, 's> {
     /// The cells that each cache gave to the tokens.
     pub(super) fn into_cells(self) -> Vec<Vec<i64>> {
         self.caches.cells
+    }
+
+    /// How many of the outputs have logits, if not all have.
+    pub(super) fn n_outputs(&self) -> Option<usize> {
+        self.narrowed.as_ref().filter(|narrowed| narrowed.nodes.len() > 1).map(|narrowed| narrowed.n)
     }
 
     /// Called after the decode: what it should have met but did not.
@@ -181,6 +212,12 @@ impl EvalHook for Hook<'_, '_> {
             self.fail(error.into());
             return true;
         }
+        if let Some(narrowed) = &mut self.narrowed
+            && node.narrow(narrowed.n, &narrowed.nodes)
+        {
+            narrowed.nodes.push(node.id());
+            return true;
+        }
         let kv = self.kv.as_mut().map_or(Ok(false), |kv| kv.ask(node));
         match kv {
             Ok(wanted) => self.is_next_tap(node) || wanted,
@@ -192,6 +229,7 @@ impl EvalHook for Hook<'_, '_> {
     }
 
     fn data(&mut self, node: &mut Node<'_>) -> Verdict {
+        node.widen();
         if self.error.is_some() {
             return Verdict::Abandon;
         }
@@ -221,9 +259,13 @@ impl EvalHook for Hook<'_, '_> {
             self.fail(error.into());
             return Verdict::Abandon;
         }
-        if (self.sink)(Seen::Hidden(tap), &self.values).is_break() {
-            self.stopped = Some(tap);
-            return Verdict::Abandon;
+        match (self.sink)(Seen::Hidden(tap), &self.values) {
+            Rest::All => {}
+            Rest::Rows(n) => self.narrowed = (tap == Tap::ResultNorm).then(|| Narrowed { n, nodes: vec![node.id()] }),
+            Rest::Nothing => {
+                self.stopped = Some(tap);
+                return Verdict::Abandon;
+            }
         }
         Verdict::Continue
     }

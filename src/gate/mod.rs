@@ -16,7 +16,7 @@ mod selftest;
 mod sequences;
 mod shift;
 
-pub use engine::{Gate, Outcome};
+pub use engine::{Gate, Outcome, WantedRows};
 pub(crate) use kv::LayerKv;
 pub use kv::{KvLayout, KvShape};
 pub(crate) use predict::KvSource;

@@ -9,9 +9,7 @@
 //! It shows hidden states, K and V as a [`Gate`](super::Gate) does, but stops nowhere. It refuses rows without a token
 //! in sequences that could not forget them.
 
-use std::ops::ControlFlow;
-
-use super::hook::Hook;
+use super::hook::{Hook, Rest};
 use super::kv::{KvLayout, learn_layout};
 use super::{Seen, Tap, Watcher};
 use crate::error::{Error, Result};
@@ -105,7 +103,7 @@ impl Sequences {
         self.row.extend(tokens.iter().map(|token| token.unwrap_or(Token(0))));
         let mut sink = |seen: Seen, values: &[f32]| {
             watcher(seen, values);
-            ControlFlow::Continue(())
+            Rest::All
         };
         let mut hook = Hook::new(taps, None, &mut sink);
         if !kv_layers.is_empty() {

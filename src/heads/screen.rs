@@ -352,8 +352,14 @@ impl Screen {
     }
 
     /// Length of a hidden state.
-    pub(super) fn n_embd(&self) -> usize {
+    pub(crate) fn n_embd(&self) -> usize {
         self.weights.output.n_embd
+    }
+
+    /// True if `token` is one of those that it chooses among.
+    pub(crate) fn chooses(&self, token: Token) -> bool {
+        let is_among = |ids: &Vec<u32>| u32::try_from(token.0).is_ok_and(|id| ids.binary_search(&id).is_ok());
+        self.weights.tokens.as_ref().is_none_or(is_among)
     }
 
     /// The candidates of the last evaluation with their exact logits, by ascending id.

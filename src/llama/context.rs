@@ -299,6 +299,16 @@ impl Context {
         }
     }
 
+    /// Tokens of the last decode that have logits.
+    pub(crate) fn n_outputs(&self) -> usize {
+        self.n_outputs
+    }
+
+    /// The last decode computed the logits of its first `n` outputs alone.
+    pub(crate) fn keep_outputs(&mut self, n: usize) {
+        self.n_outputs = self.n_outputs.min(n);
+    }
+
     /// The logits of the `index`-th output of the last decode, `[n_vocab]`. `None` if it had no such output.
     pub(crate) fn logits(&mut self, index: usize) -> Option<&[f32]> {
         if index >= self.n_outputs {

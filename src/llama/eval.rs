@@ -6,6 +6,8 @@
 //! split run. A panic in a hook is parked and resumed after `llama_decode` has returned: nothing unwinds through C. What
 //! a hook switches off is switched on again after the decode, because llama.cpp reuses its graph.
 
+mod edits;
+
 use std::any::Any;
 use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +15,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use llama_cpp_sys_2 as sys;
+
+use edits::Edits;
 
 /// What a hook wants after it has seen a node's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +73,7 @@ pub(crate) struct NodeError {
 /// One node of the graph, during the callback that shows it.
 pub(crate) struct Node<'a> {
     tensor: NonNull<sys::ggml_tensor>,
-    muted: &'a mut Vec<(NonNull<sys::ggml_tensor>, sys::ggml_op)>,
+    edits: &'a mut Edits,
     owner: ContextId,
 }
 
@@ -182,16 +186,6 @@ impl Node<'_> {
         }
         Ok(())
     }
-
-    /// Switches the node off for this decode: whatever its memory holds is taken for its result.
-    pub(crate) fn mute(&mut self) {
-        let op = self.tensor().op;
-        if op != sys::GGML_OP_NONE {
-            self.muted.push((self.tensor, op));
-            // SAFETY: as in `tensor`; the scheduler reads `op` only after this callback.
-            unsafe { self.tensor.as_mut() }.op = sys::GGML_OP_NONE;
-        }
-    }
 }
 
 pub(super) fn name_of(tensor: &sys::ggml_tensor) -> &[u8] {
@@ -273,11 +267,11 @@ pub(crate) struct Trampoline {
     owner: ContextId,
     hook: Option<NonNull<dyn EvalHook>>,
     abandoned: bool,
-    muted: Vec<(NonNull<sys::ggml_tensor>, sys::ggml_op)>,
+    edits: Edits,
     panic: Option<Box<dyn Any + Send>>,
 }
 
-// SAFETY: `hook` and `muted` are only set while a decode runs, on the thread that holds the context mutably.
+// SAFETY: `hook` and `edits` are only set while a decode runs, on the thread that holds the context mutably.
 unsafe impl Send for Trampoline {}
 
 impl Trampoline {
@@ -305,10 +299,7 @@ impl Trampoline {
         // SAFETY: the caller's promise; the decode is over, so that llama.cpp no longer uses the pointer.
         let state = unsafe { &mut *this };
         state.hook = None;
-        for (mut tensor, op) in state.muted.drain(..).rev() {
-            // SAFETY: llama.cpp keeps the graph of the last decode, and its tensors with it, until the next one.
-            unsafe { tensor.as_mut() }.op = op;
-        }
+        state.edits.undo();
         if let Some(panic) = state.panic.take() {
             std::panic::resume_unwind(panic);
         }
@@ -324,7 +315,7 @@ unsafe extern "C" fn on_eval(tensor: *mut sys::ggml_tensor, ask: bool, user_data
         // A later split: let its first node run, then refuse again.
         return ask;
     }
-    let mut node = Node { tensor, muted: &mut state.muted, owner: state.owner };
+    let mut node = Node { tensor, edits: &mut state.edits, owner: state.owner };
     let answer = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: set by `Trampoline::run` for the duration of this decode, and used by this callback alone.
         let hook = unsafe { hook.as_mut() };

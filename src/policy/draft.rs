@@ -12,12 +12,14 @@
 mod costs;
 mod exits;
 mod head;
+mod rows;
 
 use super::account::Account;
 use costs::Costs;
 use exits::Exits;
 use head::Head;
 pub(crate) use head::Verified;
+use rows::Rows;
 
 /// Drafts of a batch that are considered: with the token before them, widths that are cheap here. Three tokens at once are
 /// seldom cheaper than four, and two drafts are made only where there is no third.
@@ -79,6 +81,7 @@ pub(crate) struct DraftPolicy {
     exits: Option<Exits>,
     account: Account,
     control: Option<Control>,
+    rows: Rows,
 }
 
 /// Which tokens are decoded alone though a draft would pay.
@@ -99,6 +102,7 @@ impl DraftPolicy {
             exits: drafters.exits.then(Exits::default),
             account: Account::default(),
             control: drafters.tokens_leave.then_some(Control { next: CONTROL.1, is_now: false }),
+            rows: Rows::default(),
         }
     }
 
@@ -150,6 +154,16 @@ impl DraftPolicy {
         }
     }
 
+    /// True if it pays to guess which rows of the output matrix a batch will be asked for.
+    pub(crate) fn guesses_rows(&self) -> bool {
+        self.rows.pay()
+    }
+
+    /// A batch had `n_rows` of the output matrix computed in `seconds`, after a guess that took `screens`, if there was one.
+    pub(crate) fn learn_rows(&mut self, n_rows: usize, seconds: f64, screens: Option<f64>) {
+        self.rows.learn(n_rows, seconds, screens);
+    }
+
     /// Seconds of a token alone; 0 before it was seen.
     pub(crate) fn alone(&self) -> f64 {
         self.costs.alone()
@@ -165,6 +179,7 @@ impl DraftPolicy {
     /// Learns what a batch of drafts from the text took, and how many of them were right.
     pub(crate) fn learn_lookup(&mut self, n_matched: usize, n_drafted: usize, n_right: usize, seconds: f64) {
         let seconds = self.costs.learn_batch(n_drafted, seconds);
+        self.rows.learn_right(n_drafted, n_right);
         // Of the drafts that were reached; those after the first wrong one tell nothing.
         let reached = (n_right + 1).min(n_drafted).max(1);
         let right = &mut self.right[class(n_matched)];
@@ -181,6 +196,7 @@ impl DraftPolicy {
             self.account.book(seconds, 0.0, alone);
             return;
         };
+        self.rows.learn_right(verified.chances.len(), verified.n_right);
         // The first batch of a width tells what that width costs, and nothing of the head.
         let guessed = self.costs.guessed(verified.chances.len());
         let batch = self.costs.learn_batch(verified.chances.len(), verified.seconds);
@@ -197,6 +213,7 @@ impl DraftPolicy {
         let alone = self.costs.alone();
         let seconds = seconds.min(self.costs.dearest(n_drafted));
         self.costs.learn_exits();
+        self.rows.learn_right(n_drafted, n_right);
         self.book(seconds - alone, n_right);
         if let Some(exits) = &mut self.exits {
             exits.learn(n_drafted, n_right, seconds, alone);

@@ -16,12 +16,13 @@ use super::checks::{Bar, Checks, LayerExit, Watch};
 use super::exits::{Kv, Policy};
 use super::model::Model;
 use super::params::SessionParams;
+use super::screens::Screens;
 use super::{ExitPoint, Next};
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Outcome, Tap};
 use crate::gguf::exits::{KvPolicy, VocabMeta};
 use crate::heads::kv::KvWriter;
-use crate::heads::{Candidates, ExitHead, Heads, Screen, Thresholds, best};
+use crate::heads::{Candidates, ExitHead, Heads, Thresholds, best};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::policy::{AtNorm, CascadePolicy, CaughtUp, KvCost, Plan, PlannedExit, Seen};
@@ -59,13 +60,12 @@ impl Cascade {
         }
         let meta = heads.meta();
         let (n_threads, pool) = gate.threads();
-        let screen = Screen::new(heads, n_threads, pool.clone())?;
-        let exit_screen = Screen::of_exits(heads, n_threads, pool)?;
+        let mut screens = Screens::new(heads, n_threads, pool)?;
         let mut exits = Vec::new();
         for (i, weights) in heads.exits()?.iter().enumerate() {
             let threshold = thresholds.exits[i];
             if threshold.is_finite() && meta.layers[i] >= params.min_exit_layer {
-                let head = ExitHead::new(weights, meta.metric, exit_screen.as_ref().unwrap_or(&screen))?;
+                let head = ExitHead::new(weights, meta.metric, screens.of_exits())?;
                 let bar = Bar::new(meta.confidence[i].clone(), threshold);
                 exits.push(LayerExit { head, bar, gate: thresholds.gates[i], kv: None });
             }
@@ -90,7 +90,7 @@ impl Cascade {
         let kv = if writes { KvCost::AtExit } else { KvCost::Later };
         let policy =
             CascadePolicy::new(n_layer, &layers, norm.is_some() || vocab.is_some(), kv, params.policy != Policy::Auto);
-        let checks = Checks { screen, exit_screen, vocab, norm, exits, states: Vec::new(), is_among: false };
+        let checks = Checks { screens, vocab, norm, exits, states: Vec::new(), is_among: false };
         let max_pending = params.max_pending as usize;
         Ok(Some(Self { checks, max_pending, n_layer, policy, verified: VecDeque::new() }))
     }
@@ -216,6 +216,11 @@ impl Cascade {
     /// The candidates of the last token that left, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
         self.verified.front().map_or_else(|| self.checks.candidates(), Vec::as_slice)
+    }
+
+    /// What tells drafts that will be wrong.
+    pub(super) fn screens(&mut self) -> &mut Screens {
+        &mut self.checks.screens
     }
 
     /// The final states of the last decode, or what the exit that its token left at predicts; nothing where none was seen.

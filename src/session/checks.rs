@@ -7,20 +7,19 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use super::ExitPoint;
+use super::screens::Screens;
 use crate::error::{Error, Result};
 use crate::gate::{Outcome, Tap};
 use crate::gguf::exits::{ConfidenceMap, Metric};
 use crate::heads::kv::KvWriter;
-use crate::heads::{Candidates, ExitHead, Screen};
+use crate::heads::{Candidates, ExitHead};
 use crate::llama::Token;
 use crate::policy::{AtNorm, CaughtUp, Plan, Reached, Seen};
 
 /// What can be evaluated inside a decode.
 #[derive(Debug)]
 pub(super) struct Checks {
-    pub(super) screen: Screen,
-    /// The screen of the tokens that exits choose among; `None` where it is the other one.
-    pub(super) exit_screen: Option<Screen>,
+    pub(super) screens: Screens,
     /// What the tokens that exits choose among must reach at the final norm, by which metric; `None` where they are not
     /// tried there.
     pub(super) vocab: Option<(Metric, Bar)>,
@@ -39,8 +38,8 @@ impl Checks {
     /// # Errors
     /// [`Error::Heads`].
     pub(super) fn at_norm(&mut self, hidden: &[f32], candidates: Candidates) -> Result<bool> {
-        let Self { screen, exit_screen, vocab, norm, is_among, .. } = self;
-        if let (Some((metric, bar)), Some(among)) = (vocab, exit_screen) {
+        let Self { screens, vocab, norm, is_among, .. } = self;
+        if let (Some((metric, bar)), Some(among)) = (vocab, &mut screens.among) {
             // Most tokens are frequent, and a fraction of the screen's work shows it.
             *is_among = true;
             if among.evaluate_metric(hidden, *metric, candidates, &|metric| bar.is_reached(metric))? {
@@ -49,13 +48,13 @@ impl Checks {
         }
         let Some(bar) = norm else { return Ok(false) };
         *is_among = false;
-        let slack = screen.evaluate(hidden, candidates, bar.enough)?;
+        let slack = screens.all.evaluate(hidden, candidates, bar.enough)?;
         Ok(slack.is_some_and(|slack| bar.is_reached(slack)))
     }
 
     /// The candidates of the last check, with their logits, by ascending id.
     pub(super) fn candidates(&self) -> &[(Token, f32)] {
-        self.exit_screen.as_ref().filter(|_| self.is_among).unwrap_or(&self.screen).candidates()
+        self.screens.among.as_ref().filter(|_| self.is_among).unwrap_or(&self.screens.all).candidates()
     }
 }
 
@@ -166,7 +165,7 @@ impl<'a> Watch<'a> {
     /// True if the token leaves after this block.
     fn check_exit(&mut self, layer: u32, hidden: &[f32]) -> Result<bool> {
         let Some(&planned) = self.plan.exits.get(self.next) else { return Ok(false) };
-        let Checks { screen, exit_screen, exits, is_among, states, .. } = &mut *self.checks;
+        let Checks { screens, exits, is_among, states, .. } = &mut *self.checks;
         let exit = &mut exits[planned.exit];
         if exit.head.layer() != layer {
             return Ok(false);
@@ -178,7 +177,7 @@ impl<'a> Watch<'a> {
         let start = Instant::now();
         let bar = &exit.bar;
         *is_among = true;
-        let screen = exit_screen.as_mut().unwrap_or(screen);
+        let screen = screens.of_exits();
         let leaves = exit.head.guess(hidden)? >= exit.gate
             && exit.head.evaluate(screen, self.candidates, &|metric| bar.is_reached(metric))?;
         if leaves {

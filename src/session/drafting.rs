@@ -4,16 +4,16 @@
 //! another; the token that is certain and its drafts then run through the full model together, and what the model makes of each
 //! is compared with the draft that follows it. A wrong draft costs time and is taken out of the cache.
 //!
-//! In exact mode the logits are the full model's own, whatever was drafted. So that they are also those of `off`, bit for bit,
-//! batches keep to where this model's kernels round alike at any narrow width, if there is such a place. In calibrated mode
+//! In exact mode the logits are the full model's own, whatever was drafted, for as many tokens as the screen says will be asked
+//! for. So that they are also those of `off`, bit for bit, batches keep to where this model's kernels round alike at any narrow width, if there is such a place. In calibrated mode
 //! the screen verifies where it is sure, as it lets single tokens go; tokens of a batch leave at no exit. It refuses memories
 //! that cannot forget a wrong draft, and unless it is told to, batches that round otherwise than single tokens and are wider
 //! than those that the file was certified with.
 
 mod chain;
+mod guess;
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,13 +23,15 @@ use super::exits::{Drafts, Exits, Lookup, Policy};
 use super::lookup;
 use super::model::Model;
 use super::params::{FlashAttn, SPLIT_FROM, SessionParams};
+use super::screens::Screens;
 use crate::error::Result;
-use crate::gate::{Gate, Tap};
+use crate::gate::Gate;
 use crate::heads::{Candidates, DraftHead, Heads};
 use crate::llama::Token;
 use crate::llama::batch::Logits;
 use crate::policy::{Draft, DraftPolicy, Drafters, Offer, Verified};
 use chain::Chain;
+use guess::Guess;
 
 /// What drafts and verifies in one session.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(super) struct Drafting {
     exits: Option<Cascade>,
     /// The head that drafts.
     chain: Option<Chain>,
+    /// What tells drafts that will be wrong, in exact mode and where the exits that draft have none.
+    screens: Option<Screens>,
     lookup: bool,
     /// Tokens of a batch, the certain one included.
     width: usize,
@@ -70,9 +74,6 @@ struct Batch {
     asked: f64,
     seconds: f64,
 }
-
-/// Who decodes: in calibrated mode the session's exits, with as many candidates as the sampler wants; else the full model.
-pub(super) type Exiting<'a> = Option<(&'a mut Cascade, Candidates)>;
 
 impl Drafting {
     /// `None` where nothing can be drafted.
@@ -115,7 +116,11 @@ impl Drafting {
         let can_draft = gate.can_tap() && gate.n_ubatch() > 1;
         let (n_threads, pool) = gate.threads();
         let head = match heads.filter(|_| can_draft) {
-            Some(heads) => DraftHead::new(heads, n_threads, pool)?,
+            Some(heads) => DraftHead::new(heads, n_threads, pool.clone())?,
+            None => None,
+        };
+        let screens = match heads.filter(|_| is_exact && can_draft && exits.is_none()) {
+            Some(heads) => Screens::to_guess(heads, n_threads, pool),
             None => None,
         };
         if exits.is_none() && head.is_none() && !lookup {
@@ -129,6 +134,7 @@ impl Drafting {
             policy: DraftPolicy::new(drafters),
             exits,
             chain: head.map(Chain::new),
+            screens,
             lookup,
             width,
             until: if is_limited { SPLIT_FROM } else { usize::MAX },
@@ -141,12 +147,19 @@ impl Drafting {
         }))
     }
 
-    /// Decodes the last token of `text`, the only one that is not in the cache, perhaps with drafts. Where the distribution
-    /// after it is; those after each draft that [`Drafting::agrees`] will tell of follow it.
+    /// Decodes the last token of `text`, the only one that is not in the cache, perhaps with drafts: in calibrated mode through
+    /// `cascade`, else by the full model. The sampler wants as many `candidates`. Where the distribution after it is; those
+    /// after each draft that [`Drafting::agrees`] will tell of follow it, unless they seemed not to be wanted.
     ///
     /// # Errors
     /// As [`Gate::decode`]. The cache may then hold drafts.
-    pub(super) fn decode(&mut self, gate: &mut Gate, exiting: Exiting<'_>, text: &[Token]) -> Result<Next> {
+    pub(super) fn decode(
+        &mut self,
+        gate: &mut Gate,
+        cascade: Option<&mut Cascade>,
+        candidates: Candidates,
+        text: &[Token],
+    ) -> Result<Next> {
         let Some(&token) = text.last() else { return Ok(Next::Unknown) };
         let room = gate.n_ctx().min(self.until).saturating_sub(gate.position() + 1);
         let room = room.min(self.width.saturating_sub(1 + gate.n_pending()));
@@ -176,12 +189,12 @@ impl Drafting {
         };
         let (next, seconds) = match draft {
             Draft::Exits(n) if self.exits.is_some() => {
-                self.draft_by_exits(gate, token, n.min(room))?;
+                self.draft_by_exits(gate, token, n.min(room), candidates)?;
                 (Next::Logits(0), start.elapsed().as_secs_f64())
             }
             _ => {
                 self.ahead.extend(&tokens[1..]);
-                self.verify(gate, exiting, &tokens)?
+                self.verify(gate, cascade, candidates, &tokens)?
             }
         };
         let seconds = if self.is_fixed { 1.0 + FIXED_FURTHER * self.ahead.len() as f64 } else { seconds };
@@ -214,9 +227,15 @@ impl Drafting {
 
     /// Decodes `tokens`, all but the first of which are drafts, and keeps their final states where a head reads them. Where the
     /// distribution after the first is, and the seconds that it took, as [`Cascade::decode`] counts them.
-    fn verify(&mut self, gate: &mut Gate, exiting: Exiting<'_>, tokens: &[Token]) -> Result<(Next, f64)> {
+    fn verify(
+        &mut self,
+        gate: &mut Gate,
+        cascade: Option<&mut Cascade>,
+        candidates: Candidates,
+        tokens: &[Token],
+    ) -> Result<(Next, f64)> {
         let first = gate.position();
-        if let Some((cascade, candidates)) = exiting {
+        if let Some(cascade) = cascade {
             let decoded = cascade.decode(gate, tokens, candidates)?;
             if let Some(chain) = &mut self.chain {
                 chain.states.restart(first);
@@ -225,35 +244,47 @@ impl Drafting {
             return Ok(decoded);
         }
         let start = Instant::now();
-        match &mut self.chain {
-            None => gate.decode(tokens, Logits::All)?,
-            Some(chain) => {
-                chain.states.restart(first);
-                gate.decode_tapped(tokens, &[Tap::ResultNorm], &mut |_, hidden| {
-                    chain.states.extend(hidden);
-                    ControlFlow::Continue(())
-                })?;
+        let screens = self.exits.as_mut().map(Cascade::screens).or(self.screens.as_mut());
+        let could_guess = screens.is_some() && tokens.len() > 1;
+        let guesses = could_guess && candidates == Candidates::Enough && (self.always || self.policy.guesses_rows());
+        match (&mut self.chain, screens.filter(|_| guesses)) {
+            // Else what the matrix takes is learnt.
+            (None, None) if !could_guess => gate.decode(tokens, Logits::All)?,
+            (chain, screens) => {
+                let mut guess = Guess::new(screens, tokens);
+                let mut wanted = |states: &[f32]| {
+                    if let Some(chain) = chain {
+                        chain.states.restart(first);
+                        chain.states.extend(states);
+                    }
+                    guess.n_wanted(states)
+                };
+                gate.verify(tokens, &mut wanted)?;
+                guess.finish(gate, &mut self.policy)?;
             }
         }
         Ok((Next::Logits(0), start.elapsed().as_secs_f64()))
     }
 
     /// Decodes `token` and at most `n` drafts up to an exit, one after another, and the blocks above in one batch.
-    fn draft_by_exits(&mut self, gate: &mut Gate, token: Token, n: usize) -> Result<()> {
+    fn draft_by_exits(&mut self, gate: &mut Gate, token: Token, n: usize, candidates: Candidates) -> Result<()> {
         let Some(cascade) = &mut self.exits else { return Ok(()) };
-        let mut next = token;
+        let mut tokens = vec![token];
         for i in 0..=n {
-            match cascade.draft(gate, next, i == n)? {
+            match cascade.draft(gate, tokens[i], i == n)? {
                 Drafted::Token(draft) => {
                     self.ahead.push_back(draft);
-                    next = draft;
+                    tokens.push(draft);
                 }
                 Drafted::Joined => break,
                 Drafted::Complete => return Ok(()),
             }
         }
-        gate.catch_up(&[], &mut |_, _| ControlFlow::Continue(()))?;
-        Ok(())
+        let guesses = self.always || self.policy.guesses_rows();
+        let screens = Some(cascade.screens()).filter(|_| guesses && candidates == Candidates::Enough);
+        let mut guess = Guess::new(screens, &tokens);
+        gate.verify_pending(Logits::All, &mut |states| guess.n_wanted(states))?;
+        guess.finish(gate, &mut self.policy)
     }
 
     /// The model has picked `token`. True if that was drafted: the distribution after it is there, too. If not, what is left

@@ -18,6 +18,7 @@ mod model;
 mod params;
 mod rescore;
 mod sampler;
+mod screens;
 mod state;
 mod template;
 mod text;
@@ -221,10 +222,11 @@ impl Session {
     /// Decodes what is missing; a single token may exit, or bring drafts along.
     fn decode_next(&mut self, candidates: Candidates) -> Result<()> {
         let missing = &self.tokens[self.gate.position().min(self.tokens.len())..];
-        let exiting = self.cascade.as_mut().map(|cascade| (cascade, candidates));
-        let decoded = match (missing, &mut self.drafting, exiting) {
-            (&[_], Some(drafting), exiting) => drafting.decode(&mut self.gate, exiting, &self.tokens),
-            (&[token], None, Some((cascade, _))) => {
+        let decoded = match (missing, &mut self.drafting, &mut self.cascade) {
+            (&[_], Some(drafting), cascade) => {
+                drafting.decode(&mut self.gate, cascade.as_mut(), candidates, &self.tokens)
+            }
+            (&[token], None, Some(cascade)) => {
                 cascade.decode(&mut self.gate, &[token], candidates).map(|(next, _)| next)
             }
             _ => return self.decode_missing(&mut |_| {}),
@@ -248,7 +250,7 @@ impl Session {
         let agrees = drafting.agrees(token);
         let is_verified = agrees && self.cascade.as_mut().is_some_and(Cascade::advance);
         self.next = match self.next {
-            Next::Logits(row) if agrees => Next::Logits(row + 1),
+            Next::Logits(row) if agrees && row + 1 < self.gate.n_logits() => Next::Logits(row + 1),
             Next::Candidates(exit) if is_verified => Next::Candidates(exit),
             _ => Next::Unknown,
         };

@@ -10,9 +10,13 @@ pub struct Tiny {
 }
 
 pub fn tiny(arch: Arch, weights: WeightType) -> Tiny {
+    load(&TinyModel::new(arch).seed(7).weights(weights))
+}
+
+pub fn load(tiny: &TinyModel) -> Tiny {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
-    TinyModel::new(arch).seed(7).weights(weights).write_to(&path).unwrap();
-    let model = Model::load(&path, &ModelParams::default()).unwrap_or_else(|error| panic!("{arch:?}: {error}"));
+    tiny.write_to(&path).unwrap();
+    let model = Model::load(&path, &ModelParams::default()).unwrap_or_else(|error| panic!("{tiny:?}: {error}"));
     Tiny { model, _folder: folder }
 }

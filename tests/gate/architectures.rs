@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use crate::common::tiny::tiny;
+use crate::common::tiny::{load, tiny};
 use offramp::gate::{Gate, Outcome, Tap};
 use offramp::{Error, Logits, Model, Session, SessionParams, Token};
-use offramp_fixtures::{Arch, Memory, WeightType};
+use offramp_fixtures::{Arch, Memory, TinyModel, WeightType};
 
 fn gated(model: &Model) -> Session {
     let mut params = SessionParams::default();
@@ -94,6 +94,75 @@ fn windows_equal_plain_decodes_bit_for_bit_where_widths_do() {
                 }
             }
             assert_eq!(gate.n_redone(), 0, "{arch:?} {weights:?}");
+        }
+    }
+}
+
+/// Of several tokens, the first have the logits of a decode of all of them, bit for bit, the others have none, and what is decoded
+/// next is none the wiser.
+#[test]
+fn a_batch_gives_logits_to_the_tokens_that_are_wanted() {
+    let of_weights =
+        [WeightType::Q4_0, WeightType::Q4_1, WeightType::Q8_0, WeightType::Q6_K, WeightType::F32, WeightType::F16];
+    let of_weights = of_weights.map(|weights| (TinyModel::new(Arch::Llama).weights(weights), weights));
+    let of_arch = Arch::ALL.map(|arch| (TinyModel::new(arch).weights(WeightType::Q4_1), WeightType::Q4_1));
+    // Three nodes more after the matrix.
+    let capped = (TinyModel::new(Arch::Gemma3).weights(WeightType::Q8_0).softcap(3.0), WeightType::Q8_0);
+    for (tiny, weights) in of_arch.iter().chain(&of_weights).chain([&capped]) {
+        let loaded = load(tiny);
+        let mut session = gated(&loaded.model);
+        let gate = session.gate();
+        let (prompt, batch, after) = (text(20), text(25)[20..].to_vec(), text(28)[25..].to_vec());
+        gate.decode(&prompt, Logits::Last).unwrap();
+        gate.decode(&batch, Logits::All).unwrap();
+        let expected = all_logits(gate);
+        gate.decode(&after, Logits::All).unwrap();
+        let expected_after = all_logits(gate);
+        for n in 1..=batch.len() {
+            gate.clear();
+            gate.decode(&prompt, Logits::Last).unwrap();
+            let outcome = gate.verify(&batch, &mut |states| {
+                assert_eq!(states.len(), batch.len() * tiny.n_embd());
+                n
+            });
+            assert_eq!(outcome.unwrap(), Outcome::Complete);
+            assert_eq!(gate.n_logits(), n, "{tiny:?}");
+            let found = all_logits(gate);
+            // Kernels that multiply several rows at once may round a narrower batch otherwise.
+            let rounds_alike = !matches!(weights, WeightType::F32 | WeightType::F16);
+            let difference = largest_difference(&expected[..n], &found);
+            assert!(difference <= if rounds_alike { 0.0 } else { 1e-4 }, "{tiny:?} {n}: {difference}");
+            gate.decode(&after, Logits::All).unwrap();
+            assert_eq!(all_logits(gate), expected_after, "{tiny:?} after {n}");
+        }
+        gate.clear();
+        gate.decode(&prompt, Logits::Last).unwrap();
+        assert_eq!(gate.verify(&batch, &mut |_| 0).unwrap(), Outcome::Stopped(Tap::ResultNorm));
+        assert_eq!((gate.n_logits(), gate.logits(0)), (0, None));
+    }
+}
+
+#[test]
+fn tokens_that_wait_come_along_without_logits() {
+    for arch in resumable() {
+        let tiny = tiny(arch, WeightType::Q4_1);
+        let mut session = gated(&tiny.model);
+        let gate = session.gate();
+        let (prompt, reply) = (text(20), text(26)[20..].to_vec());
+        gate.decode(&prompt, Logits::Last).unwrap();
+        gate.decode(&reply, Logits::All).unwrap();
+        let expected = all_logits(gate);
+        for n in 1..=4 {
+            gate.clear();
+            gate.decode(&prompt, Logits::Last).unwrap();
+            reply[..2].iter().for_each(|&token| stop_after(gate, token, &[Tap::Layer(1)]));
+            gate.verify(&reply[2..], &mut |states| {
+                assert_eq!(states.len() % 4, 0);
+                n
+            })
+            .unwrap();
+            assert_eq!(largest_difference(&expected[2..2 + n], &all_logits(gate)), 0.0, "{arch:?} {n}");
+            assert_eq!((gate.position(), gate.n_pending()), (26, 0));
         }
     }
 }

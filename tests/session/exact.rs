@@ -97,6 +97,20 @@ fn perfect_heads_are_agreed_with_and_wrong_ones_are_not() {
     assert!(drafted > 200 && right == 0, "{drafted} {right}");
 }
 
+/// What a greedy choice will not ask for is not computed; a draw may pick any draft, however unlikely.
+#[test]
+fn the_output_matrix_ends_at_the_first_wrong_draft() {
+    let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(WeightType::Q4_0), 3);
+    for (kind, temperature, expected) in [(Kind::Perfect, 0.0, 8), (Kind::Wrong, 0.0, 1), (Kind::Wrong, 0.8, 8)] {
+        let model = files.load(Some(&files.write_exits(&Spec::new(&[3], kind))));
+        let mut params = params(Exits::Exact);
+        params.lookup = Lookup::Off;
+        let mut session = Session::new(&model, &params).unwrap();
+        reply(&mut session, &mut sampler(&model, temperature, 0, 1.0, None), &prompt(20), 57);
+        assert_eq!(session.gate().n_logits(), expected, "{kind:?} at {temperature}");
+    }
+}
+
 /// The rows of a square map that multiplies each of these values.
 pub(crate) fn diagonal(values: &[f32]) -> Vec<f32> {
     let n = values.len();

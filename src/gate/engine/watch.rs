@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use super::{Gate, run};
 use crate::error::{Error, Result};
-use crate::gate::hook::Hook;
+use crate::gate::hook::{Hook, Rest};
 use crate::gate::kv::{KvLayout, LayerKv, learn_layout};
 use crate::gate::{Seen, Tap, Watcher};
 use crate::llama::Token;
@@ -83,7 +83,7 @@ impl Gate {
         let result = self.decoded(tokens.len(), |context, position| {
             let mut sink = |seen: Seen, values: &[f32]| {
                 watcher(seen, values);
-                ControlFlow::Continue(())
+                Rest::All
             };
             let hook = Hook::new(taps, None, &mut sink);
             let hook = match &layout {

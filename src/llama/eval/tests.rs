@@ -119,8 +119,8 @@ fn a_tensor_that_is_not_allocated_is_neither_read_nor_written() {
     let mut tensor = node("x");
     tensor.ne = [4, 1, 1, 1];
     tensor.nb = [4, 16, 16, 16];
-    let mut muted = Vec::new();
-    let mut node = Node { tensor: NonNull::from(&mut tensor), muted: &mut muted, owner: ContextId::default() };
+    let mut edits = Edits::default();
+    let mut node = Node { tensor: NonNull::from(&mut tensor), edits: &mut edits, owner: ContextId::default() };
     assert!(node.read_f32(&mut Vec::new()).unwrap_err().to_string().contains("not allocated"));
     assert!(node.write_f32(&[0.0; 4]).is_err());
 }

@@ -2,48 +2,36 @@
 //!
 //! Row by row, the screen lets the state after a token stand for its output matrix, as for a token that is decoded alone; the
 //! next row counts only if its token is what the screen makes of this one. Where all rows that count are sure, the batch ends
-//! there; else the matrix is computed for all of them. Tokens that wait for their upper blocks come along.
+//! there; else the matrix is computed for those rows. Tokens that wait for their upper blocks come along.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 
 use super::super::checks::Checks;
 use super::super::{ExitPoint, Next};
 use super::Cascade;
 use crate::error::Result;
-use crate::gate::{Gate, Tap};
+use crate::gate::Gate;
 use crate::heads::{Candidates, best};
 use crate::llama::Token;
-use crate::llama::batch::Logits;
 
 impl Cascade {
-    /// Where the distribution after the first of `tokens` is; those after the others follow it.
+    /// Where the distribution after the first of `tokens` is; those after the others follow it, as far as they count.
     pub(super) fn verify(&mut self, gate: &mut Gate, tokens: &[Token], candidates: Candidates) -> Result<Next> {
         let screens = self.policy.screens();
         let Self { checks, verified, .. } = self;
         let mut error = None;
-        let mut see = |tap: Tap, hidden: &[f32]| {
-            if tap != Tap::ResultNorm {
-                return ControlFlow::Continue(());
-            }
+        let mut wanted = |states: &[f32]| {
             checks.states.clear();
-            checks.states.extend_from_slice(hidden);
-            let verdict = if screens { rows(checks, hidden, tokens, candidates, verified) } else { Ok(false) };
-            match verdict {
-                Ok(false) => ControlFlow::Continue(()),
-                Ok(true) => ControlFlow::Break(()),
-                Err(found) => {
-                    error = Some(found);
-                    ControlFlow::Break(())
-                }
+            checks.states.extend_from_slice(states);
+            if !screens {
+                return tokens.len();
             }
+            rows(checks, states, tokens, candidates, verified).unwrap_or_else(|found| {
+                error = Some(found);
+                0
+            })
         };
-        if let Some(layer) = gate.pending_layer() {
-            gate.decode_tapped(tokens, &[Tap::Layer(layer)], &mut see)?;
-            gate.catch_up_for(Logits::LastOf(tokens.len()), &[Tap::ResultNorm], &mut see)?;
-        } else {
-            gate.decode_tapped(tokens, &[Tap::ResultNorm], &mut see)?;
-        }
+        gate.verify(tokens, &mut wanted)?;
         match error {
             Some(error) => Err(error),
             None if verified.is_empty() => Ok(Next::Logits(0)),
@@ -59,24 +47,29 @@ impl Cascade {
     }
 }
 
-/// True if the screen is sure of all rows that count; their candidates are then `verified`, which is empty otherwise.
+/// How many rows of the output matrix are wanted: none if the screen is sure of all rows that count, whose candidates are then
+/// `verified`; otherwise that many, and `verified` is empty.
 fn rows(
     checks: &mut Checks,
-    hidden: &[f32],
+    states: &[f32],
     tokens: &[Token],
     candidates: Candidates,
     verified: &mut VecDeque<Vec<(Token, f32)>>,
-) -> Result<bool> {
-    let n_embd = hidden.len() / tokens.len().max(1);
-    for (i, state) in hidden.chunks_exact(n_embd.max(1)).enumerate() {
-        if !checks.at_norm(state, candidates)? {
-            verified.clear();
-            return Ok(false);
-        }
+) -> Result<usize> {
+    let n_embd = states.len() / tokens.len().max(1);
+    let mut is_sure = true;
+    let mut n = 0;
+    for state in states.chunks_exact(n_embd.max(1)) {
+        is_sure &= checks.at_norm(state, candidates)?;
         verified.push_back(checks.candidates().to_vec());
-        if best(checks.candidates()).map(|(token, _)| token) != tokens.get(i + 1).copied() {
+        n += 1;
+        if best(checks.candidates()).map(|(token, _)| token) != tokens.get(n).copied() {
             break;
         }
     }
-    Ok(!verified.is_empty())
+    if is_sure && n > 0 {
+        return Ok(0);
+    }
+    verified.clear();
+    Ok(n.max(1))
 }
