@@ -287,11 +287,11 @@ impl Drafting {
         guess.finish(gate, &mut self.policy)
     }
 
-    /// The model has picked `token`. True if that was drafted: the distribution after it is there, too. If not, what is left
-    /// of the drafts is wrong, and has to go from the cache.
-    pub(super) fn agrees(&mut self, token: Token) -> bool {
+    /// The model has picked `token`. True if that was drafted and the distribution after it `is_there`, too. If not, what is
+    /// left of the drafts is of no use, and has to go from the cache.
+    pub(super) fn agrees(&mut self, token: Token, is_there: bool) -> bool {
         let Some(draft) = self.ahead.pop_front() else { return false };
-        let agrees = draft == token;
+        let agrees = draft == token && is_there;
         if let Some(batch) = self.batch.as_mut().filter(|_| agrees) {
             batch.n_right += 1;
             self.n_right += 1;

@@ -247,11 +247,18 @@ impl Session {
             self.next = Next::Unknown;
             return;
         };
-        let agrees = drafting.agrees(token);
-        let is_verified = agrees && self.cascade.as_mut().is_some_and(Cascade::advance);
+        let is_there = match (self.next, &self.cascade) {
+            (Next::Logits(row), _) => row + 1 < self.gate.n_logits(),
+            (Next::Candidates(_), Some(cascade)) => cascade.has_verified_next(),
+            _ => false,
+        };
+        let agrees = drafting.agrees(token, is_there);
+        if agrees && let Some(cascade) = &mut self.cascade {
+            cascade.advance();
+        }
         self.next = match self.next {
-            Next::Logits(row) if agrees && row + 1 < self.gate.n_logits() => Next::Logits(row + 1),
-            Next::Candidates(exit) if is_verified => Next::Candidates(exit),
+            Next::Logits(row) if agrees => Next::Logits(row + 1),
+            Next::Candidates(exit) if agrees => Next::Candidates(exit),
             _ => Next::Unknown,
         };
         if self.next == Next::Unknown {

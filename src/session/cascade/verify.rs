@@ -39,11 +39,14 @@ impl Cascade {
         }
     }
 
-    /// The draft after the token that [`Cascade::candidates`] are of was right: from now on they are those after the draft. False if
-    /// it was not verified, since the screen made something else of the token before it.
-    pub(in super::super) fn advance(&mut self) -> bool {
+    /// True if the draft after the token that [`Cascade::candidates`] are of was verified: the screen made that draft of it.
+    pub(in super::super) fn has_verified_next(&self) -> bool {
+        self.verified.len() > 1
+    }
+
+    /// That draft was right: from now on [`Cascade::candidates`] are those after it.
+    pub(in super::super) fn advance(&mut self) {
         self.verified.pop_front();
-        !self.verified.is_empty()
     }
 }
 
