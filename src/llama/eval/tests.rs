@@ -124,3 +124,66 @@ fn a_tensor_that_is_not_allocated_is_neither_read_nor_written() {
     assert!(node.read_f32(&mut Vec::new()).unwrap_err().to_string().contains("not allocated"));
     assert!(node.write_f32(&[0.0; 4]).is_err());
 }
+
+/// Lets nodes compute their first two rows, and is done with a node after it was shown, if it is.
+struct Narrows {
+    sources: Vec<NodeId>,
+    widens: bool,
+    rows: Vec<i64>,
+}
+
+impl EvalHook for Narrows {
+    fn ask(&mut self, node: &mut Node<'_>) -> bool {
+        let narrowed = node.narrow(2, &self.sources);
+        if narrowed {
+            self.sources.push(node.id());
+        }
+        narrowed
+    }
+    fn data(&mut self, node: &mut Node<'_>) -> Verdict {
+        self.rows.push(node.tensor().ne[1]);
+        if self.widens {
+            node.widen();
+        }
+        Verdict::Continue
+    }
+}
+
+#[test]
+fn nodes_are_narrowed_while_they_are_computed_and_not_after_the_decode() {
+    for widens in [true, false] {
+        let mut weight = node("weight");
+        weight.ne = [4, 9, 1, 1];
+        let mut states = node("states");
+        states.ne = [4, 5, 1, 1];
+        let mut bias = node("bias");
+        bias.ne = [9, 1, 1, 1];
+        let mut wide = node("wide");
+        wide.ne = [9, 5, 1, 1];
+        let mut split: Vec<_> = ["product", "scaled", "sum", "of wide", "mixed"].map(node).into();
+        split.iter_mut().for_each(|node| node.ne = [9, 5, 1, 1]);
+        let first = split.as_mut_ptr();
+        split[0].src[..2].copy_from_slice(&[&raw mut weight, &raw mut states]);
+        split[1].op = sys::GGML_OP_SCALE;
+        split[2].op = sys::GGML_OP_ADD;
+        // What is added to each row may be narrowed beside; a whole matrix may not.
+        split[3].op = sys::GGML_OP_ADD;
+        split[4].op = sys::GGML_OP_SOFT_MAX;
+        // SAFETY: within the five nodes, which stay where they are.
+        let nodes = unsafe { [first, first.add(1), first.add(2), first.add(3)] };
+        split[1].src[0] = nodes[0];
+        split[2].src[..2].copy_from_slice(&[nodes[1], &raw mut bias]);
+        split[3].src[..2].copy_from_slice(&[nodes[2], &raw mut wide]);
+        split[4].src[0] = nodes[2];
+        let mut hook = Narrows { sources: vec![NodeId::of(&states)], widens, rows: Vec::new() };
+        let mut trampoline = Trampoline::default();
+        let this = &raw mut trampoline;
+        let mut splits = [split];
+        // SAFETY: `this` is valid and used by this call alone.
+        unsafe { Trampoline::run(this, &mut hook, || compute(&mut splits, this)) };
+        // One that is never widened has lost the rows that the next node would have to share.
+        assert_eq!(hook.rows, if widens { vec![2, 2, 2] } else { vec![2] });
+        assert!(splits[0].iter().chain([&states, &wide]).all(|node| node.ne[1] == 5));
+        assert_eq!((weight.ne, bias.ne), ([4, 9, 1, 1], [9, 1, 1, 1]));
+    }
+}
