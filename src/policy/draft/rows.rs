@@ -8,6 +8,8 @@ use super::super::cost::Cost;
 
 /// Weight of the newest batch.
 const RATE: f64 = 1.0 / 16.0;
+/// How much of what screens took is forgotten with each batch without one: the first, or one that was held up, tells little.
+const FADE: f64 = 1.0 / 64.0;
 /// Batches' worth of belief in a matrix whose time is proportional to its rows, in squared rows.
 const PRIOR: f64 = 1.0;
 
@@ -43,8 +45,11 @@ impl Rows {
 
     /// The matrix took `seconds` for `n_rows`, and the guess `screens` before, if there was one.
     pub(super) fn learn(&mut self, n_rows: usize, seconds: f64, screens: Option<f64>) {
-        if let Some(screens) = screens {
-            self.screens.add(screens);
+        match screens {
+            Some(screens) => {
+                self.screens.add(screens);
+            }
+            None => self.screens.fade(0.0, FADE),
         }
         if n_rows == 0 || !seconds.is_finite() || seconds < 0.0 {
             return;
@@ -106,6 +111,20 @@ mod tests {
         assert!(!rows.pay());
         (0..4).for_each(|_| rows.learn_right(3, 0));
         assert!(rows.pay(), "{rows:?}");
+    }
+
+    #[test]
+    fn screens_that_were_slow_once_are_tried_again() {
+        let mut rows = Rows::default();
+        rows.learn(1, 13.0, Some(200.0));
+        rows.learn_right(3, 0);
+        assert!(!rows.pay());
+        let n = (0..1000).take_while(|_| {
+            rows.learn(4, 52.0, None);
+            rows.learn_right(3, 0);
+            !rows.pay()
+        });
+        assert!((10..200).contains(&n.count()), "{rows:?}");
     }
 
     #[test]
