@@ -244,10 +244,10 @@ impl Drafting {
             return Ok(decoded);
         }
         let start = Instant::now();
+        let guesses = self.guesses(candidates);
         let screens = self.exits.as_mut().map(Cascade::screens).or(self.screens.as_mut());
         let could_guess = screens.is_some() && tokens.len() > 1;
-        let guesses = could_guess && candidates == Candidates::Enough && (self.always || self.policy.guesses_rows());
-        match (&mut self.chain, screens.filter(|_| guesses)) {
+        match (&mut self.chain, screens.filter(|_| could_guess && guesses)) {
             // Else what the matrix takes is learnt.
             (None, None) if !could_guess => gate.decode(tokens, Logits::All)?,
             (chain, screens) => {
@@ -260,7 +260,7 @@ impl Drafting {
                     guess.n_wanted(states)
                 };
                 gate.verify(tokens, &mut wanted)?;
-                guess.finish(gate, &mut self.policy)?;
+                guess.finish(gate, &mut self.policy);
             }
         }
         Ok((Next::Logits(0), start.elapsed().as_secs_f64()))
@@ -268,6 +268,7 @@ impl Drafting {
 
     /// Decodes `token` and at most `n` drafts up to an exit, one after another, and the blocks above in one batch.
     fn draft_by_exits(&mut self, gate: &mut Gate, token: Token, n: usize, candidates: Candidates) -> Result<()> {
+        let guesses = self.guesses(candidates);
         let Some(cascade) = &mut self.exits else { return Ok(()) };
         let mut tokens = vec![token];
         for i in 0..=n {
@@ -280,11 +281,16 @@ impl Drafting {
                 Drafted::Complete => return Ok(()),
             }
         }
-        let guesses = self.always || self.policy.guesses_rows();
-        let screens = Some(cascade.screens()).filter(|_| guesses && candidates == Candidates::Enough);
-        let mut guess = Guess::new(screens, &tokens);
+        let mut guess = Guess::new(guesses.then(|| cascade.screens()), &tokens);
         gate.verify_pending(Logits::All, &mut |states| guess.n_wanted(states))?;
-        guess.finish(gate, &mut self.policy)
+        guess.finish(gate, &mut self.policy);
+        Ok(())
+    }
+
+    /// Whether to guess which rows of the output matrix will be asked for, where the sampler wants as many `candidates`: a draw
+    /// may ask for any.
+    fn guesses(&self, candidates: Candidates) -> bool {
+        candidates == Candidates::Enough && (self.always || self.policy.guesses_rows())
     }
 
     /// The model has picked `token`. True if that was drafted and the distribution after it `is_there`, too. If not, what is

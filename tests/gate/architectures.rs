@@ -123,7 +123,7 @@ fn a_batch_gives_logits_to_the_tokens_that_are_wanted() {
             gate.decode(&prompt, Logits::Last).unwrap();
             let outcome = gate.verify(&batch, &mut |states| {
                 assert_eq!(states.len(), batch.len() * tiny.n_embd());
-                n
+                Ok(n)
             });
             assert_eq!(outcome.unwrap(), Outcome::Complete);
             assert_eq!(gate.n_logits(), n, "{tiny:?}");
@@ -137,8 +137,11 @@ fn a_batch_gives_logits_to_the_tokens_that_are_wanted() {
         }
         gate.clear();
         gate.decode(&prompt, Logits::Last).unwrap();
-        assert_eq!(gate.verify(&batch, &mut |_| 0).unwrap(), Outcome::Stopped(Tap::ResultNorm));
+        assert_eq!(gate.verify(&batch, &mut |_| Ok(0)).unwrap(), Outcome::Stopped(Tap::ResultNorm));
         assert_eq!((gate.n_logits(), gate.logits(0)), (0, None));
+        gate.clear();
+        let met = gate.verify(&batch, &mut |_| Err(Error::Gate { found: "no screen".to_owned() }));
+        assert!(matches!(met, Err(Error::Gate { found }) if found == "no screen"));
     }
 }
 
@@ -158,7 +161,7 @@ fn tokens_that_wait_come_along_without_logits() {
             reply[..2].iter().for_each(|&token| stop_after(gate, token, &[Tap::Layer(1)]));
             gate.verify(&reply[2..], &mut |states| {
                 assert_eq!(states.len() % 4, 0);
-                n
+                Ok(n)
             })
             .unwrap();
             assert_eq!(largest_difference(&expected[2..2 + n], &all_logits(gate)), 0.0, "{arch:?} {n}");

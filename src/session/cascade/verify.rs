@@ -19,24 +19,12 @@ impl Cascade {
     pub(super) fn verify(&mut self, gate: &mut Gate, tokens: &[Token], candidates: Candidates) -> Result<Next> {
         let screens = self.policy.screens();
         let Self { checks, verified, .. } = self;
-        let mut error = None;
-        let mut wanted = |states: &[f32]| {
+        gate.verify(tokens, &mut |states| {
             checks.states.clear();
             checks.states.extend_from_slice(states);
-            if !screens {
-                return tokens.len();
-            }
-            rows(checks, states, tokens, candidates, verified).unwrap_or_else(|found| {
-                error = Some(found);
-                0
-            })
-        };
-        gate.verify(tokens, &mut wanted)?;
-        match error {
-            Some(error) => Err(error),
-            None if verified.is_empty() => Ok(Next::Logits(0)),
-            None => Ok(Next::Candidates(ExitPoint::Screen)),
-        }
+            if screens { rows(checks, states, tokens, candidates, verified) } else { Ok(tokens.len()) }
+        })?;
+        Ok(if verified.is_empty() { Next::Logits(0) } else { Next::Candidates(ExitPoint::Screen) })
     }
 
     /// True if the draft after the token that [`Cascade::candidates`] are of was verified: the screen made that draft of it.
@@ -64,7 +52,9 @@ fn rows(
     let mut n = 0;
     for state in states.chunks_exact(n_embd.max(1)) {
         is_sure &= checks.at_norm(state, candidates)?;
-        verified.push_back(checks.candidates().to_vec());
+        if is_sure {
+            verified.push_back(checks.candidates().to_vec());
+        }
         n += 1;
         if best(checks.candidates()).map(|(token, _)| token) != tokens.get(n).copied() {
             break;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gate::Gate;
 use crate::llama::Token;
 use crate::policy::DraftPolicy;
@@ -15,36 +15,30 @@ pub(super) struct Guess<'a> {
     tokens: &'a [Token],
     /// Seconds of the screens, and since when the output matrix has been computing.
     seen: Option<(f64, Instant)>,
-    /// Nothing may unwind through llama.cpp.
-    error: Option<Error>,
 }
 
 impl<'a> Guess<'a> {
     pub(super) fn new(screens: Option<&'a mut Screens>, tokens: &'a [Token]) -> Self {
-        Self { screens, tokens, seen: None, error: None }
+        Self { screens, tokens, seen: None }
     }
 
     /// How many of the tokens with the final states `states` `[n_embd, n_tokens]` are wanted.
-    pub(super) fn n_wanted(&mut self, states: &[f32]) -> usize {
+    ///
+    /// # Errors
+    /// As [`Screens::n_wanted`].
+    pub(super) fn n_wanted(&mut self, states: &[f32]) -> Result<usize> {
         let start = Instant::now();
         let all = self.tokens.len();
         let wanted = self.screens.as_mut().map_or(Ok(all), |screens| screens.n_wanted(states, self.tokens));
         self.seen = Some((start.elapsed().as_secs_f64(), Instant::now()));
-        wanted.unwrap_or_else(|error| {
-            self.error = Some(error);
-            0
-        })
+        wanted
     }
 
     /// The decode is over: tells `policy` what it took.
-    ///
-    /// # Errors
-    /// What the screens met.
-    pub(super) fn finish(self, gate: &Gate, policy: &mut DraftPolicy) -> Result<()> {
+    pub(super) fn finish(self, gate: &Gate, policy: &mut DraftPolicy) {
         if let (Some((screens, running)), true) = (self.seen, self.tokens.len() > 1) {
             let screens = self.screens.map(|_| screens);
             policy.learn_rows(gate.n_logits(), running.elapsed().as_secs_f64(), screens);
         }
-        self.error.map_or(Ok(()), Err)
     }
 }
