@@ -1,7 +1,8 @@
 //! Facts about this build for `offramp --version --verbose`: commit, target, profile, processor, version of the llama.cpp crate.
-//! Each goes into an `OFFRAMP_BUILD_*` variable of the compiler; what cannot be known says so. Compiles nothing.
+//! Each goes into an `OFFRAMP_BUILD_*` variable of the compiler; what cannot be known says so. Compiles the shim that
+//! plugs our kernels into ggml's CPU backend, where that can be reached (`cfg(offramp_plug)`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
@@ -13,6 +14,39 @@ fn main() {
     fact("PROFILE", std::env::var("PROFILE").ok());
     fact("CPU", target_cpu());
     fact("LLAMA", llama_version(&root));
+    plug(Path::new(&root));
+}
+
+/// Compiles `vendor/plug.cpp` against the headers of the llama.cpp that is linked. Left out where ggml's CPU backend is a
+/// module of its own, and for MSVC, whose C++ interface was not looked at.
+fn plug(root: &Path) {
+    println!("cargo::rustc-check-cfg=cfg(offramp_plug)");
+    println!("cargo::rerun-if-changed=vendor/plug.cpp");
+    let is_msvc = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "msvc");
+    if is_msvc || std::env::var_os("CARGO_FEATURE_DYNAMIC_BACKENDS").is_some() {
+        return;
+    }
+    let source = llama_source().expect("llama-cpp-sys-2 says where it built llama.cpp, and that names its source");
+    let ggml = source.join("ggml");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .file(root.join("vendor/plug.cpp"))
+        .include(ggml.join("include"))
+        .include(ggml.join("src"))
+        .include(ggml.join("src/ggml-cpu"))
+        .compile("offramp_plug");
+    println!("cargo::rustc-cfg=offramp_plug");
+}
+
+/// The folder of llama.cpp's source, out of the cache of the cmake build that is linked.
+fn llama_source() -> Option<PathBuf> {
+    let installed = PathBuf::from(std::env::var_os("DEP_LLAMA_GGML_CMAKE_DIR")?);
+    let cache = installed.parent()?.parent()?.join("build/CMakeCache.txt");
+    let cache = std::fs::read_to_string(cache).ok()?;
+    let line = cache.lines().find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="))?;
+    Some(PathBuf::from(line))
 }
 
 fn fact(name: &str, value: Option<String>) {

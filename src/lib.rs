@@ -48,7 +48,7 @@ pub const ENGINE: &str =
 
 pub use error::{Error, LlamaLog, Result};
 pub use llama::batch::Logits;
-pub use llama::{Device, Token, Vocab, cpu_features, devices, json_schema_grammar, max_devices};
+pub use llama::{Device, Kernels, Token, Vocab, cpu_features, devices, json_schema_grammar, kernels_here, max_devices};
 pub use session::{
     CacheType, CancelHandle, ChatTemplate, Drafts, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
     Kv, Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,

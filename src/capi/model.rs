@@ -7,7 +7,7 @@ use super::OFFRAMP_ABI_VERSION;
 use super::params::{OFFRAMP_GPU_LAYERS_ALL, OFFRAMP_GPU_LAYERS_AUTO, offramp_model_params, offramp_session_params};
 use super::pointers::{Output, Versioned, free_handle, handle, input_struct, into_handle, output_struct, path};
 use super::status::*;
-use crate::{ChatTemplate, GpuLayers, Model, ModelParams, TemplateError, Token, memory_estimate};
+use crate::{ChatTemplate, GpuLayers, Kernels, Model, ModelParams, TemplateError, Token, memory_estimate};
 
 /// A loaded model. Immutable; any number of threads may use one at the same time.
 pub struct offramp_model {
@@ -133,6 +133,7 @@ pub unsafe extern "C" fn offramp_model_load(
             gpu_layers,
             use_mmap: params.use_mmap != 0,
             use_mlock: params.use_mlock != 0,
+            kernels: Kernels::Auto,
             heads,
             check_memory: params.check_memory != 0,
             allow_unread: params.allow_unread != 0,

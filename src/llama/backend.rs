@@ -20,6 +20,7 @@ pub(crate) fn init() {
         };
         // SAFETY: takes no arguments, and the `Once` keeps a second thread out.
         unsafe { sys::llama_backend_init() };
+        super::plug::install();
     });
 }
 

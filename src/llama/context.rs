@@ -107,7 +107,7 @@ impl Context {
             return Err(Error::Context { n_ctx: params.n_ctx, log });
         };
         let n_threads = params.n_threads.max(params.n_threads_batch);
-        let pool = pool.or_else(|| ThreadPool::new(n_threads).map(Arc::new));
+        let pool = pool.or_else(|| ThreadPool::new(n_threads, model.kernels()).map(Arc::new));
         if let Some(pool) = &pool {
             // SAFETY: both are live, and `drop` frees the context before the pool.
             unsafe { sys::llama_attach_threadpool(context.as_ptr(), pool.as_ptr(), pool.as_ptr()) };

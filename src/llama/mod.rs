@@ -12,6 +12,7 @@ pub(crate) mod eval;
 pub(crate) mod kv;
 pub(crate) mod log;
 pub(crate) mod model;
+pub(crate) mod plug;
 pub(crate) mod recipe;
 pub(crate) mod sampler;
 mod schema;
@@ -19,5 +20,6 @@ pub(crate) mod threads;
 pub(crate) mod vocab;
 
 pub use backend::{Device, cpu_features, devices, max_devices};
+pub use plug::{Kernels, kernels_here};
 pub use schema::json_schema_grammar;
 pub use vocab::{Token, Vocab};

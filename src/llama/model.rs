@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
+use super::plug::{self, Kernels};
 use super::{backend, log};
 use crate::error::{Error, Result};
 
@@ -20,11 +21,15 @@ pub(crate) struct LoadParams {
     pub(crate) use_mlock: bool,
     /// Where in the file the model's own GGUF begins, in bytes; 0 but for files that carry heads before it.
     pub(crate) offset: u64,
+    pub(crate) kernels: Kernels,
 }
 
 /// Owns a `llama_model`.
 #[derive(Debug)]
-pub(crate) struct RawModel(NonNull<sys::llama_model>);
+pub(crate) struct RawModel {
+    raw: NonNull<sys::llama_model>,
+    kernels: Kernels,
+}
 
 // SAFETY: llama.cpp's model is immutable once loaded; contexts on several threads share it by design (`llama.h`).
 unsafe impl Send for RawModel {}
@@ -34,7 +39,7 @@ unsafe impl Sync for RawModel {}
 impl Drop for RawModel {
     fn drop(&mut self) {
         // SAFETY: loaded by `RawModel::load`, freed once, and each context holds the `Arc` that keeps it alive.
-        unsafe { sys::llama_model_free(self.0.as_ptr()) };
+        unsafe { sys::llama_model_free(self.raw.as_ptr()) };
     }
 }
 
@@ -62,7 +67,7 @@ impl RawModel {
         raw.progress_callback = Some(on_progress);
         raw.progress_callback_user_data = (&raw mut watch).cast();
 
-        let (model, log) = log::recorded(|| {
+        let load = || {
             if params.offset == 0 {
                 drop(file);
                 let path = backend::c_path(path)?;
@@ -71,19 +76,26 @@ impl RawModel {
             } else {
                 load_tail(&file, params.offset, raw)
             }
-        });
+        };
+        let kernels = params.kernels;
+        let (model, log) = log::recorded(|| plug::loading(kernels, params.use_mmap, load));
         if let Some(panic) = watch.panic.take() {
             std::panic::resume_unwind(panic);
         }
         match model {
-            Some(model) => Ok(Self(model)),
+            Some(raw) => Ok(Self { raw, kernels }),
             None if watch.cancelled => Err(Error::Cancelled),
             None => Err(Error::Load { path: path.to_owned(), log }),
         }
     }
 
+    /// Whose kernels compute it.
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
     pub(crate) fn as_ptr(&self) -> *mut sys::llama_model {
-        self.0.as_ptr()
+        self.raw.as_ptr()
     }
 
     /// A number that llama.cpp keeps about the model.

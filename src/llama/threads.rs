@@ -14,6 +14,7 @@ use std::thread::ThreadId;
 use llama_cpp_sys_2 as sys;
 
 use super::backend;
+use super::plug::{self, Kernels};
 
 /// The most threads of a pool: ggml's `GGML_MAX_N_THREADS`, a macro that the bindings leave out.
 pub(crate) const MAX_THREADS: usize = 512;
@@ -49,8 +50,9 @@ unsafe impl Send for ThreadPool {}
 unsafe impl Sync for ThreadPool {}
 
 impl ThreadPool {
-    /// A pool of `n_threads` (at least 1). `None` if this build's CPU backend has no pools, or if the system refuses.
-    pub(crate) fn new(n_threads: usize) -> Option<Self> {
+    /// A pool of `n_threads` (at least 1) that computes by `kernels`. `None` if this build's CPU backend has no pools, or if
+    /// the system refuses.
+    pub(crate) fn new(n_threads: usize, kernels: Kernels) -> Option<Self> {
         let n_threads = i32::try_from(n_threads.clamp(1, MAX_THREADS)).ok()?;
         let new = backend::proc_address(c"ggml_threadpool_new")?;
         let free = backend::proc_address(c"ggml_threadpool_free")?;
@@ -62,6 +64,9 @@ impl ThreadPool {
         let mut params = unsafe { sys::ggml_threadpool_params_default(n_threads) };
         // SAFETY: `params` is complete and outlives the call.
         let raw = NonNull::new(unsafe { new(&mut params) })?;
+        if kernels == Kernels::LlamaCpp {
+            plug::leave_alone(raw);
+        }
         Some(Self { raw, free, queue: Mutex::default(), next: Condvar::new() })
     }
 
@@ -100,6 +105,7 @@ impl Drop for Turn<'_> {
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
+        plug::forget(self.raw);
         // SAFETY: created by the matching `new`, freed once, and nothing refers to it any more: what does holds an `Arc` of it.
         unsafe { (self.free)(self.raw.as_ptr()) };
     }
@@ -118,13 +124,13 @@ mod tests {
     #[test]
     fn pools_come_and_go() {
         for n in [0, 1, 2] {
-            assert!(ThreadPool::new(n).is_some());
+            assert!(ThreadPool::new(n, Kernels::Auto).is_some());
         }
     }
 
     #[test]
     fn turns_are_given_in_the_order_in_which_they_were_asked_for() {
-        let pool = ThreadPool::new(1).unwrap();
+        let pool = ThreadPool::new(1, Kernels::LlamaCpp).unwrap();
         let order = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             let turn = pool.turn();

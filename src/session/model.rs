@@ -18,7 +18,7 @@ use crate::heads::Heads;
 use crate::llama::context::{Context, ContextParams};
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::threads::ThreadPool;
-use crate::llama::{Device, Vocab, devices};
+use crate::llama::{Device, Kernels, Vocab, devices};
 use support::Known;
 
 /// How many layers a GPU computes.
@@ -68,6 +68,8 @@ pub struct ModelParams {
     pub use_mmap: bool,
     /// Keeps the weights from being swapped out.
     pub use_mlock: bool,
+    /// Whose kernels compute on the processor.
+    pub kernels: Kernels,
     /// A sidecar with exit heads for the model; `None` takes those around it, where the file is a merged one.
     pub heads: Option<PathBuf>,
     /// Refuses a model whose weights, and a session whose cache, do not fit into the memory that is free.
@@ -84,6 +86,7 @@ impl Default for ModelParams {
             gpu_layers: GpuLayers::Auto,
             use_mmap: true,
             use_mlock: false,
+            kernels: Kernels::Auto,
             heads: None,
             check_memory: true,
             allow_unread: true,
@@ -169,7 +172,13 @@ impl Model {
             GpuLayers::Count(n) => Some(n),
             GpuLayers::Auto => layers_that_fit(memory.weights(), &devices()),
         };
-        let load = LoadParams { n_gpu_layers, use_mmap: params.use_mmap, use_mlock: params.use_mlock, offset };
+        let load = LoadParams {
+            n_gpu_layers,
+            use_mmap: params.use_mmap,
+            use_mlock: params.use_mlock,
+            offset,
+            kernels: params.kernels,
+        };
         let raw = Arc::new(RawModel::load(path, &load, progress)?);
         let vocab = Vocab::new(Arc::clone(&raw));
         let info = describe(path, &raw, &vocab);

@@ -18,6 +18,8 @@ pub struct Plain {
 impl Plain {
     pub fn load(path: &Path, n_ctx: u32) -> Self {
         let path = CString::new(path.to_str().unwrap()).unwrap();
+        // The same kernels as the library's, which are plugged in before the first model is loaded.
+        let _ = offramp::kernels_here();
         // SAFETY: initialisation is idempotent; a NUL-terminated path; each handle is checked and freed in `drop`.
         unsafe {
             sys::llama_backend_init();

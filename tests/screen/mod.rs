@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use offramp::gguf::exits::{self, Base, Calibration, ConfidenceMap, ExitMeta, KvPolicy, Metric, ScreenMeta};
 use offramp::gguf::quants::dequantize;
 use offramp::gguf::{File, TensorType, WriteOptions, Writer};
-use offramp::{Model, ModelParams};
+use offramp::{Kernels, Model, ModelParams};
 use offramp_fixtures::TinyModel;
 
 /// The levels of agreement that `write_screen` takes a threshold for.
@@ -88,7 +88,12 @@ impl Files {
     }
 
     pub fn load(&self, heads: Option<&Path>) -> Model {
+        self.load_by(heads, Kernels::Auto)
+    }
+
+    pub fn load_by(&self, heads: Option<&Path>, kernels: Kernels) -> Model {
         let mut params = ModelParams::default();
+        params.kernels = kernels;
         params.heads = heads.map(Path::to_owned);
         Model::load(self.path("model.gguf"), &params).unwrap()
     }

@@ -8,9 +8,10 @@ use crate::exits::{self, logits_after};
 use crate::screen::Files;
 use crate::screen::heads::{Kind, Spec, random};
 use crate::screened::n_screened;
+use offramp::gate::GateSupport;
 use offramp::gguf::File;
 use offramp::gguf::quants::dequantize;
-use offramp::{Drafts, Exits, GenerateParams, Generation, Lookup, Policy, Session, SessionParams};
+use offramp::{Drafts, Exits, GenerateParams, Generation, Kernels, Lookup, Policy, Session, SessionParams};
 use offramp_fixtures::{Arch, TinyModel, WeightType};
 
 /// Of full rank, the screen never errs, and these bars let it speak for most tokens and not for all.
@@ -133,19 +134,49 @@ fn a_grammar_holds_among_drafts() {
     assert!(texts.iter().all(|text| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'a' | b'b'))));
 }
 
-/// Batches of a few tokens round as single ones do with every kernel; wider ones that do not are left alone unless the file was
+/// With our kernels a batch of any width and type rounds as single tokens do: drafts cost no certificate anything.
+#[test]
+fn batches_of_every_type_round_as_single_tokens_do() {
+    for weights in WeightType::ALL {
+        let (_, support) = drafted(weights, Kernels::Auto, (1, Exits::Off), Drafts::Auto, 8);
+        assert_eq!((support.alike_width, support.width_difference), (usize::MAX, 0.0), "{weights:?}");
+    }
+    for weights in [WeightType::Q4_0, WeightType::F16, WeightType::Q4_K] {
+        let made = |exits, drafts| drafted(weights, Kernels::Auto, (1, exits), drafts, 8).0;
+        let off = made(Exits::Off, Drafts::Auto);
+        for (exits, drafts) in
+            [(Exits::Calibrated, Drafts::Auto), (Exits::Calibrated, Drafts::On), (Exits::Exact, Drafts::Auto)]
+        {
+            let reply = made(exits, drafts);
+            assert!(reply.n_drafted > 0 && reply.tokens == off.tokens, "{weights:?}, {exits:?} with drafts {drafts:?}");
+        }
+    }
+}
+
+/// A reply by a model with idle blocks and perfect heads, and what its gate can do.
+fn drafted(
+    weights: WeightType,
+    kernels: Kernels,
+    (batch_width, exits): (u32, Exits),
+    drafts: Drafts,
+    max_pending: u32,
+) -> (Generation, GateSupport) {
+    let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(weights), 0);
+    let spec = Spec { screen: SURE_OF_MOST, shortlist: 256, batch_width, ..Spec::new(&[], Kind::Perfect) };
+    let model = files.load_by(Some(&files.write_exits(&spec)), kernels);
+    let mut params = params(exits);
+    (params.drafts, params.max_pending) = (drafts, max_pending);
+    (reply(&mut Session::new(&model, &params).unwrap(), 0.0, 60), model.gate_support().unwrap())
+}
+
+/// llama.cpp's kernels round by width: batches that do not round as single tokens are left alone unless the file was
 /// certified with them, or they are asked for.
 #[test]
 fn batches_that_round_otherwise_want_a_certificate_of_their_own() {
     let mut widths = Vec::new();
     for weights in [WeightType::Q4_0, WeightType::Q4_1, WeightType::F16, WeightType::Q8_0, WeightType::Q4_K] {
-        let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(weights), 0);
         let made = |batch_width, exits, drafts, max_pending| {
-            let spec = Spec { screen: SURE_OF_MOST, shortlist: 256, batch_width, ..Spec::new(&[], Kind::Perfect) };
-            let model = files.load(Some(&files.write_exits(&spec)));
-            let mut params = params(exits);
-            (params.drafts, params.max_pending) = (drafts, max_pending);
-            (reply(&mut Session::new(&model, &params).unwrap(), 0.0, 60), model.gate_support().unwrap())
+            drafted(weights, Kernels::LlamaCpp, (batch_width, exits), drafts, max_pending)
         };
         let off = made(1, Exits::Off, Drafts::Auto, 8).0;
         let (auto, support) = made(1, Exits::Calibrated, Drafts::Auto, 8);

@@ -22,6 +22,7 @@ pub struct DoctorArgs {
 #[derive(Serialize)]
 struct Report {
     cpu_features: Vec<String>,
+    kernels: String,
     cores: usize,
     hardware_threads: usize,
     threads_to_use: usize,
@@ -80,6 +81,7 @@ fn examine() -> Report {
     }
     Report {
         cpu_features,
+        kernels: inspect::kernels(),
         cores,
         hardware_threads,
         threads_to_use: threads,
@@ -143,6 +145,7 @@ fn problems(features: &[String], available: u64, models: &[Fit]) -> Vec<String> 
 fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(out, "build: offramp {}, features {}", env!("CARGO_PKG_VERSION"), inspect::features().join(" "))?;
     writeln!(out, "CPU features that ggml uses: {}", report.cpu_features.join(" "))?;
+    writeln!(out, "kernels: {}", report.kernels)?;
     writeln!(
         out,
         "cores: {} ({} hardware threads); -t {} is the default: more threads than cores wait for each other",

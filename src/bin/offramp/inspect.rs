@@ -106,6 +106,14 @@ pub fn print_devices() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whose kernels compute quantized weights on the processor, in words.
+pub fn kernels() -> String {
+    match offramp::kernels_here() {
+        Ok(set) => format!("offramp's, {set}"),
+        Err(reason) => format!("llama.cpp's: {reason}"),
+    }
+}
+
 /// # Errors
 /// When whoever reads the output has gone.
 pub fn print_version(verbose: bool) -> Result<(), Failure> {
@@ -117,6 +125,7 @@ pub fn print_version(verbose: bool) -> Result<(), Failure> {
         }
         writeln!(out, "features: {}", features().join(" "))?;
         writeln!(out, "CPU features that ggml uses: {}", offramp::cpu_features().join(" "))?;
+        writeln!(out, "kernels: {}", kernels())?;
     }
     Ok(())
 }

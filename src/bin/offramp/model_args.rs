@@ -6,8 +6,8 @@ use std::str::FromStr;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use offramp::{
-    CacheType, Drafts, Error, Exits, FlashAttn, GpuLayers, Kv, Lookup, Model, ModelParams, Policy, Rescorer, Session,
-    SessionParams,
+    CacheType, Drafts, Error, Exits, FlashAttn, GpuLayers, Kernels, Kv, Lookup, Model, ModelParams, Policy, Rescorer,
+    Session, SessionParams,
 };
 
 use crate::failure::Failure;
@@ -153,6 +153,9 @@ pub struct ModelArgs {
     /// Keep the weights from being swapped out
     #[arg(long)]
     pub mlock: bool,
+    /// Whose kernels compute on the processor: auto (offramp's own, which pack the weights), or llama.cpp
+    #[arg(long, value_name = "WHOSE", default_value_t = Kernels::Auto)]
+    pub kernels: Kernels,
     /// Fused attention: auto, on or off [llama.cpp's -fa]
     #[arg(
         long,
@@ -177,6 +180,7 @@ impl ModelArgs {
         params.gpu_layers = self.gpu_layers;
         params.use_mmap = !self.no_mmap;
         params.use_mlock = self.mlock;
+        params.kernels = self.kernels;
         // The default model's heads lie beside it; those of any other model are the user's to name.
         let is_default = self.model.is_none() && self.hf_repo.is_none();
         params.heads = self.heads.clone().or_else(|| resolve::default_heads().filter(|_| is_default));
@@ -216,9 +220,19 @@ impl ModelArgs {
     /// # Errors
     /// When there is no such file, when it does not load, and when the user interrupts.
     pub fn load(&self) -> Result<Model, Failure> {
+        self.load_with(self.kernels)
+    }
+
+    /// The same by other kernels than the arguments say.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::load`].
+    pub fn load_with(&self, kernels: Kernels) -> Result<Model, Failure> {
         let path = resolve::model_file(self.model.as_deref(), self.hf_repo.as_deref())?;
         let bar = progress::loading();
-        let model = Model::load_with_progress(&path, &self.model_params(), &mut |share| {
+        let mut params = self.model_params();
+        params.kernels = kernels;
+        let model = Model::load_with_progress(&path, &params, &mut |share| {
             bar.set_position((share * 100.0) as u64);
             !interrupt::is_requested()
         });
