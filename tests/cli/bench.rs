@@ -35,26 +35,30 @@ fn every_mode_is_measured_and_scored_again() {
     let asked = ["--agreement", "0.9", "--exits", "calibrated", "--policy", "always", "--json"];
     let report: Value = serde_json::from_str(&bench(&files(), &asked).success()).unwrap();
     assert_eq!((&report["n_prompts"], &report["n_predict"]), (&2.into(), &40.into()));
-    let [off, calibrated] = report["modes"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    let [plain, off, calibrated] = report["modes"].as_array().unwrap().as_slice() else { panic!("{report}") };
     assert_eq!((&off["exits"], &calibrated["exits"]), (&"off".into(), &"calibrated".into()));
+    assert_eq!((&plain["mode"], &off["mode"]), (&"llama.cpp".into(), &"off".into()));
     assert_eq!(off["exit_histogram"].get("screen"), None);
     assert!(calibrated["exit_histogram"]["screen"].as_u64().unwrap() >= 5, "{report}");
     for mode in [off, calibrated] {
         assert_eq!(mode["rescored"]["differing"], 0, "{report}");
         assert!(mode["rescored"]["tokens"].as_u64() > Some(2));
-        assert!(mode["decode_per_second"].as_f64() > Some(0.0) && mode["ratio_to_off"]["median"].as_f64() > Some(0.0));
+        assert!(
+            mode["decode_per_second"].as_f64() > Some(0.0) && mode["ratio_to_llama_cpp"]["median"].as_f64() > Some(0.0)
+        );
     }
-    assert_eq!(off["ratio_to_off"]["p10"], 1.0);
+    assert_eq!(plain["ratio_to_llama_cpp"]["p10"], 1.0);
 }
 
 #[test]
 fn markdown_is_a_table_with_a_row_a_mode() {
     let text = bench(&files(), &["--agreement", "0.9", "--markdown"]).success();
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
-    assert_eq!(rows.len(), 5, "{text}");
-    assert!(rows[4].starts_with("| exact"), "{text}");
+    assert_eq!(rows.len(), 6, "{text}");
+    assert!(rows[2].starts_with("| llama.cpp"), "{text}");
+    assert!(rows[5].starts_with("| exact"), "{text}");
     assert!(rows[1].chars().all(|c| matches!(c, '|' | '-' | ' ')), "{text}");
-    assert!(rows[3].starts_with("| calibrated"), "{text}");
+    assert!(rows[4].starts_with("| calibrated"), "{text}");
 }
 
 /// Tokens that exits let go, once with each K/V policy that is asked for, and exact mode beside them.
@@ -81,8 +85,8 @@ fn exits_after_blocks_are_measured_with_each_kv_policy() {
     let modes = report["modes"].as_array().unwrap();
     let names: Vec<_> = modes.iter().map(|mode| (mode["exits"].as_str().unwrap(), mode["kv"].as_str())).collect();
     let calibrated = |kv| ("calibrated", Some(kv));
-    assert_eq!(names, [("off", None), calibrated("catch-up"), calibrated("propagate"), ("exact", None)]);
-    let [off, caught_up, propagated, exact] = modes.as_slice() else { panic!("{report}") };
+    assert_eq!(names, [("off", None), ("off", None), calibrated("catch-up"), calibrated("propagate"), ("exact", None)]);
+    let [_, off, caught_up, propagated, exact] = modes.as_slice() else { panic!("{report}") };
     for mode in [off, caught_up, exact] {
         assert_eq!(mode["rescored"]["differing"], 0, "{report}");
     }
@@ -106,8 +110,11 @@ fn exits_are_shown_beside_the_text() {
 }
 
 #[test]
-fn without_exits_off_alone_is_measured() {
+fn without_exits_off_alone_is_measured_beside_llama_cpp() {
     let report: Value = serde_json::from_str(&bench(&files(), &["--exits", "off", "--json"]).success()).unwrap();
+    assert_eq!(report["modes"].as_array().unwrap().len(), 2);
+    let ours = &["--exits", "off", "--kernels", "llama.cpp", "--json"];
+    let report: Value = serde_json::from_str(&bench(&files(), ours).success()).unwrap();
     assert_eq!(report["modes"].as_array().unwrap().len(), 1);
 }
 

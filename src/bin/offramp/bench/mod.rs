@@ -1,6 +1,7 @@
 //! `offramp bench`: what early exits gain on this machine, every mode in one process and prompt after prompt in turn.
 //!
-//! Greedy, each prompt alone in an empty cache. The modes take turns at going first, so that a machine that slows down
+//! Greedy, each prompt alone in an empty cache. The first row is plain llama.cpp, by its own kernels, which all others
+//! are held against. The modes take turns at going first, so that a machine that slows down
 //! slows all of them. What was emitted is scored again by the full model, at the widths where it rounds as `off` does. It
 //! measures what `run` does and has no switches of its own for how to decode.
 
@@ -10,7 +11,7 @@ mod report;
 use std::time::Duration;
 
 use offramp::measure::{Reply, Rescored};
-use offramp::{Exits, GenerateParams, Kv, Model, SamplerParams, Session, Token};
+use offramp::{Exits, GenerateParams, Kernels, Kv, Model, SamplerParams, Session, Token};
 
 use crate::args::BenchArgs;
 use crate::conversation::{Conversation, Settings};
@@ -34,6 +35,7 @@ const N_WARM_UP: usize = 8;
 
 /// One way of decoding, and what was measured of it.
 struct Mode {
+    kernels: Kernels,
     exits: Exits,
     /// `None` where nothing is skipped for good.
     kv: Option<Kv>,
@@ -41,6 +43,13 @@ struct Mode {
     resident: u64,
     replies: Vec<Reply>,
     rescored: Rescored,
+}
+
+impl Mode {
+    /// The row's name.
+    fn name(&self) -> String {
+        if self.kernels == Kernels::LlamaCpp { "llama.cpp".to_owned() } else { self.exits.to_string() }
+    }
 }
 
 /// # Errors
@@ -56,12 +65,17 @@ pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
     let model = arguments.model.load()?;
     let prompts = tokenize(arguments, &model, &prompts)?;
     let mut modes = Vec::new();
+    // Where our kernels do not run, `off` is llama.cpp.
+    if arguments.model.kernels == Kernels::Auto && offramp::kernels_here().is_ok() {
+        let plain = arguments.model.load_with(Kernels::LlamaCpp)?;
+        modes.push(Mode { kernels: Kernels::LlamaCpp, ..open(arguments, &plain, Exits::Off, None, &prompts)? });
+    }
     for (exits, kv) in modes_to_compare(&arguments.model.exits, &arguments.model.kv) {
         modes.push(open(arguments, &model, exits, kv, &prompts)?);
     }
-    if let Some(mode) = modes.first() {
-        let names: Vec<String> = modes.iter().map(|mode| mode.exits.to_string()).collect();
-        output::announce(&mode.session, &format!("exits {}", names.join(", ")));
+    if let Some(mode) = modes.last() {
+        let names: Vec<String> = modes.iter().map(Mode::name).collect();
+        output::announce(&mode.session, &format!("modes {}", names.join(", ")));
     }
     let mut rescorer = arguments.model.open_rescorer(&model)?;
     let n = arguments.n_predict;
@@ -132,7 +146,15 @@ fn open(
         reply(&mut session, prompt, N_WARM_UP)?;
     }
     let resident = memory::resident().saturating_sub(before);
-    Ok(Mode { exits, kv, session, resident, replies: Vec::new(), rescored: Rescored::default() })
+    Ok(Mode {
+        kernels: Kernels::Auto,
+        exits,
+        kv,
+        session,
+        resident,
+        replies: Vec::new(),
+        rescored: Rescored::default(),
+    })
 }
 
 /// Decodes `prompt` and at most `n` greedy tokens; Ctrl-C stops it.
@@ -144,11 +166,11 @@ fn reply(session: &mut Session, prompt: &[Token], n: usize) -> Result<Reply, Fai
 }
 
 fn summary(modes: &[Mode], n_layer: u32) -> impl Fn(&Mode) -> ModeReport {
-    let off: Vec<f64> =
+    let base: Vec<f64> =
         modes.first().map(|mode| mode.replies.iter().map(Reply::decode_rate).collect()).unwrap_or_default();
     move |mode| {
         let replies = || mode.replies.iter();
-        let ratios = replies().zip(&off).map(|(reply, off)| reply.decode_rate() / off).collect();
+        let ratios = replies().zip(&base).map(|(reply, base)| reply.decode_rate() / base).collect();
         let prompt: (usize, Duration) =
             replies().fold((0, Duration::ZERO), |sum, reply| (sum.0 + reply.n_prompt, sum.1 + reply.prompt_time));
         let decode: (usize, Duration) =
@@ -156,6 +178,6 @@ fn summary(modes: &[Mode], n_layer: u32) -> impl Fn(&Mode) -> ModeReport {
         let drafts = replies().fold((0, 0), |sum, reply| (sum.0 + reply.n_drafted, sum.1 + reply.n_right));
         let points = replies().flat_map(|reply| reply.exits.iter().copied()).collect();
         let totals = Totals { prompt, decode, ratios, points, drafts, session_bytes: mode.resident };
-        ModeReport::new((mode.exits, mode.kv), n_layer, &totals, &mode.rescored)
+        ModeReport::new((mode.name(), mode.exits, mode.kv), n_layer, &totals, &mode.rescored)
     }
 }

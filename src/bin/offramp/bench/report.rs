@@ -26,12 +26,15 @@ pub struct Report {
 /// One mode. Rates are tokens a second, over all prompts.
 #[derive(Serialize)]
 pub struct ModeReport {
+    /// `llama.cpp`, or the name of the exits' mode.
+    mode: String,
     exits: Exits,
     /// Where the K/V of skipped blocks came from; null where none were skipped for good.
     kv: Option<Kv>,
     prompt_per_second: f64,
     decode_per_second: f64,
-    ratio_to_off: Ratio,
+    /// Against the first row: llama.cpp by its own kernels.
+    ratio_to_llama_cpp: Ratio,
     /// Tokens by where they left the model: `screen`, a layer, or `full`.
     exit_histogram: BTreeMap<String, usize>,
     /// Blocks that a token ran through before it left, on average, as a share of all.
@@ -44,7 +47,7 @@ pub struct ModeReport {
     session_bytes: u64,
 }
 
-/// Decode speed against `off`, prompt by prompt.
+/// Decode speed against llama.cpp's, prompt by prompt.
 #[derive(Serialize)]
 struct Ratio {
     median: Option<f64>,
@@ -83,7 +86,7 @@ pub struct Totals {
     /// Tokens and time.
     pub prompt: (usize, Duration),
     pub decode: (usize, Duration),
-    /// Decode rates against `off`, prompt by prompt.
+    /// Decode rates against llama.cpp's, prompt by prompt.
     pub ratios: Vec<f64>,
     /// Where each token left the model.
     pub points: Vec<Option<ExitPoint>>,
@@ -92,7 +95,12 @@ pub struct Totals {
 }
 
 impl ModeReport {
-    pub fn new((exits, kv): (Exits, Option<Kv>), n_layer: u32, totals: &Totals, rescored: &Rescored) -> Self {
+    pub fn new(
+        (mode, exits, kv): (String, Exits, Option<Kv>),
+        n_layer: u32,
+        totals: &Totals,
+        rescored: &Rescored,
+    ) -> Self {
         let rate = |(n, time): (usize, Duration)| n as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE);
         let mut exit_histogram = BTreeMap::new();
         for &point in &totals.points {
@@ -100,11 +108,12 @@ impl ModeReport {
         }
         let mean_depth = Depths::of(&totals.points).mean(n_layer).unwrap_or(0.0);
         Self {
+            mode,
             exits,
             kv,
             prompt_per_second: rate(totals.prompt),
             decode_per_second: rate(totals.decode),
-            ratio_to_off: Ratio {
+            ratio_to_llama_cpp: Ratio {
                 median: quantile(&totals.ratios, 0.5),
                 p10: quantile(&totals.ratios, 0.1),
                 p90: quantile(&totals.ratios, 0.9),
@@ -126,14 +135,14 @@ impl ModeReport {
 
     fn cells(&self) -> [String; N_COLUMNS] {
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
-        let ratio = &self.ratio_to_off;
+        let ratio = &self.ratio_to_llama_cpp;
         let total: usize = self.exit_histogram.values().sum();
         let share = |n: usize| 100.0 * n as f64 / total.max(1) as f64;
         let exits: Vec<String> =
             self.exit_histogram.iter().map(|(name, &n)| format!("{name} {:.0} %", share(n))).collect();
         let scored = &self.rescored;
         [
-            self.kv.map_or_else(|| self.exits.to_string(), |kv| format!("{}, K/V {kv}", self.exits)),
+            self.kv.map_or_else(|| self.mode.clone(), |kv| format!("{}, K/V {kv}", self.mode)),
             format!("{:.0}", self.prompt_per_second),
             format!("{:.1}", self.decode_per_second),
             format!("{} ({} to {})", number(ratio.median), number(ratio.p10), number(ratio.p90)),
@@ -159,10 +168,10 @@ impl ModeReport {
 const N_COLUMNS: usize = 9;
 
 const HEADER: [&str; N_COLUMNS] = [
-    "exits",
+    "mode",
     "prompt tokens/s",
     "decode tokens/s",
-    "against off: median (10 % to 90 %)",
+    "against llama.cpp: median (10 % to 90 %)",
     "left the model at",
     "mean depth",
     "agreement, re-scored",
