@@ -36,6 +36,7 @@ pub mod gate;
 pub mod gguf;
 #[allow(unsafe_code)]
 mod heads;
+mod heads_cache;
 #[allow(unsafe_code)]
 mod llama;
 pub mod measure;
@@ -47,6 +48,7 @@ pub const ENGINE: &str =
     concat!("offramp ", env!("CARGO_PKG_VERSION"), ", llama-cpp-sys-2 ", env!("OFFRAMP_BUILD_LLAMA"));
 
 pub use error::{Error, LlamaLog, Result};
+pub use heads_cache::{HeadsCache, cache_folder};
 pub use llama::batch::Logits;
 pub use llama::{Device, Kernels, Token, Vocab, cpu_features, devices, json_schema_grammar, kernels_here, max_devices};
 pub use session::{

@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
     let [model, store, layers, wanted @ ..] = args.as_slice() else {
         bail!("usage: head_forms MODEL DIR LAYERS SETTING...");
     };
-    let file = File::open(model)?;
+    let file = File::open_model(model)?;
     let matrix = OutputMatrix::of(&file)?;
     let reader = Reader::open(Path::new(store))?;
     let layers: Vec<u32> = layers.split(',').map(str::parse).collect::<Result<_, _>>()?;

@@ -8,12 +8,13 @@ use serde_json::{Value as Json, json};
 use offramp::gguf::{File, TensorInfo, quants};
 
 use crate::output::{Output, escape};
+use crate::split::open;
 
 /// How many blocks are decoded at once.
 const BLOCKS: usize = 4096;
 
 pub fn run(a: &Path, b: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let (a, b) = (File::open(a)?, File::open(b)?);
+    let (a, b) = (open(a)?, open(b)?);
     let mut report = Report { lines: Vec::new(), json: Vec::new(), equal: 0 };
     keys(&a, &b, &mut report, out);
     for tensor in a.tensors() {

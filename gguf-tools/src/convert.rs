@@ -69,9 +69,9 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
     args.certify.check()?;
     let model = Target::open(&args.model, &args.write, &args.heads)?;
     let matrix = OutputMatrix::of(&model.file)?;
-    let folder = args.resume.clone().unwrap_or_else(|| beside(&args.write.output));
+    let folder = args.resume.clone().unwrap_or_else(|| beside(&model.write.output));
     if args.write.dry_run {
-        return plan(args, &folder, out);
+        return plan(args, &model.write.output, &folder, out);
     }
     let base = model.base()?;
     let n_used = n_used(args)?;
@@ -120,18 +120,18 @@ pub fn add_heads(args: &AddHeads, out: &mut Output) -> anyhow::Result<ExitCode> 
         seed: args.tokens.seed,
         threads: args.tokens.threads,
         deadline: deadline(start, limit),
-        output: &args.write.output,
+        output: &model.write.output,
         wants_samples: args.report.is_some(),
     };
     let certificate = job.prepare().and_then(Ready::confirm).map_err(go_on)?;
     let heads = certify::rewritten(&heads, &model.file, &certificate.confirmed.meta)?;
-    let bytes = model.write(heads, &args.write, &args.heads)?;
+    let bytes = model.write(heads, &args.heads)?;
     if args.resume.is_none() {
         std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
-    let output = args.write.output.display().to_string();
+    let output = model.write.output.display().to_string();
     if let Some(folder) = &args.report {
-        reports::made(&made, Some(&certificate), &args.write.output, folder)?;
+        reports::made(&made, Some(&certificate), &model.write.output, folder)?;
     }
     if out.json {
         out.value(&json!({ "output": output, "bytes": bytes, "training": summary::json(&made),
@@ -149,7 +149,7 @@ pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
     let matrix = OutputMatrix::of(&model.file)?;
     let reader = Reader::open(&args.tokens)?;
     if args.write.dry_run {
-        let (tokens, output) = (reader.n_tokens(), args.write.output.display());
+        let (tokens, output) = (reader.n_tokens(), model.write.output.display());
         out.line(format!(
             "heads would be trained on {tokens} tokens of {} and written to {output}",
             args.tokens.display()
@@ -161,10 +161,10 @@ pub fn train(args: &Train, out: &mut Output) -> anyhow::Result<ExitCode> {
     let made = make(&matrix, base, &reader, &options(&args.heads, timing, args.seed, until))?;
     let mut heads = exits::sidecar(&model.file, &made.meta)?;
     made.write_tensors(&mut heads)?;
-    let bytes = model.write(heads, &args.write, &args.heads)?;
-    let output = args.write.output.display().to_string();
+    let bytes = model.write(heads, &args.heads)?;
+    let output = model.write.output.display().to_string();
     if let Some(folder) = &args.report {
-        reports::made(&made, None, &args.write.output, folder)?;
+        reports::made(&made, None, &model.write.output, folder)?;
     }
     if out.json {
         let mut found = summary::json(&made);
@@ -286,8 +286,8 @@ pub fn check(args: &Heads) -> anyhow::Result<()> {
 }
 
 /// Says what would be done.
-fn plan(args: &AddHeads, folder: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let (output, tokens) = (args.write.output.display(), args.tokens.tokens);
+fn plan(args: &AddHeads, output: &Path, folder: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
+    let (output, tokens) = (output.display(), args.tokens.tokens);
     if out.json {
         let folder = folder.display().to_string();
         out.value(&json!({ "output": output.to_string(), "tokens": tokens, "folder": folder, "is_written": false }))?;
@@ -303,7 +303,7 @@ fn plan(args: &AddHeads, folder: &Path, out: &mut Output) -> anyhow::Result<Exit
 
 /// Hashes the model.
 fn base_of(path: &Path) -> anyhow::Result<Base> {
-    let file = File::open(path)?;
+    let file = File::open_model(path)?;
     let mut progress = Progress::new("hashing");
     Ok(Base::of(&file, &mut |done, total| progress.step(done, total))?)
 }

@@ -65,7 +65,7 @@ fn meta(args: &Eval) -> anyhow::Result<ExitMeta> {
     let base = match (heads.form(), &args.model) {
         (Form::Merged, None) => exits::base(&file)?.context("a merged file without its model")?,
         (Form::Merged, Some(_)) => bail!("{} holds its model: leave --model out", args.file.display()),
-        (Form::Sidecar, Some(model)) => File::open(model)?,
+        (Form::Sidecar, Some(model)) => File::open_model(model)?,
         (Form::Sidecar, None) => bail!("{} holds heads alone: give their model with --model", args.file.display()),
     };
     heads.check_base(&base, exits::BaseCheck::Infos, &mut |_, _| true)?;

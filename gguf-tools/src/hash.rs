@@ -1,4 +1,4 @@
-//! `hash FILE`: SHA-256 of every tensor, of the model as heads know it, and of the file.
+//! `hash FILE`: SHA-256 of every tensor, of the model as heads know it, and of the file or each part of a split model.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use offramp::gguf::{File, exits};
 use crate::output::{Output, Progress, escape};
 
 pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let file = File::open(path)?;
+    let file = crate::split::open(path)?;
     let inner = exits::base(&file)?;
     let model = inner.as_ref().unwrap_or(&file);
     let mut progress = Progress::new("hashing");
@@ -24,10 +24,19 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
     }
     let infos = exits::infos_sha256(model);
     let base = exits::base_sha256(model, &mut |done, total| progress.step(done, total))?;
-    let whole = exits::file_sha256(&file, &mut |done, total| progress.step(done, total))?;
+    let mut whole = Vec::new();
+    for part in file.paths() {
+        let sha256 = exits::file_sha256(&File::open(part)?, &mut |done, total| progress.step(done, total))?;
+        whole.push((part, sha256));
+    }
     drop(progress);
     if out.json {
-        out.value(&json!({ "tensors": hashes, "model_infos": infos, "model": base, "file": whole }))?;
+        let mut found = json!({ "tensors": hashes, "model_infos": infos, "model": base });
+        match &whole[..] {
+            [(_, sha256)] => found["file"] = json!(sha256),
+            parts => found["parts"] = parts.iter().map(|(_, sha256)| sha256.as_str()).collect(),
+        }
+        out.value(&found)?;
         return Ok(ExitCode::SUCCESS);
     }
     for (name, hash) in &hashes {
@@ -35,7 +44,9 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
     }
     out.line(format!("{infos}  the model's tensor entries"))?;
     out.line(format!("{base}  the model's tensor entries and data"))?;
-    let name = if out.diffable { "the file".into() } else { format!("the file {}", path.display()) };
-    out.line(format!("{whole}  {name}"))?;
+    for (path, sha256) in whole {
+        let name = if out.diffable { "the file".into() } else { format!("the file {}", path.display()) };
+        out.line(format!("{sha256}  {name}"))?;
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,16 +11,17 @@ use crate::args::Write;
 use crate::output::{Output, Progress};
 
 pub fn attach(model: &Path, heads: &Path, write: &Write, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let (model, heads) = (File::open(model)?, File::open(heads)?);
+    let (model, heads) = (File::open_model(model)?, File::open(heads)?);
     let mut progress = Progress::new("hashing");
     let merged = exits::attach(&model, &heads, &mut |done, total| progress.step(done, total))?;
     progress.next("writing");
-    finish(&merged, write, progress, out)
+    finish(&merged, &write.output, write.force, write.dry_run, progress, out)
 }
 
 pub fn extract(file: &Path, write: &Write, out: &mut Output) -> anyhow::Result<ExitCode> {
     let file = File::open(file)?;
-    finish(&exits::extract(&file)?, write, Progress::new("writing"), out)
+    let progress = Progress::new("writing");
+    finish(&exits::extract(&file)?, &write.output, write.force, write.dry_run, progress, out)
 }
 
 pub fn strip(file: &Path, write: &Write, out: &mut Output) -> anyhow::Result<ExitCode> {
@@ -37,7 +38,7 @@ pub fn strip(file: &Path, write: &Write, out: &mut Output) -> anyhow::Result<Exi
     };
     drop(progress);
     if write.dry_run {
-        refuse_existing(write)?;
+        refuse_existing(&write.output, write.force)?;
         let expected = file.str("exit.base.file_sha256")?.unwrap_or_default();
         if sha256 != expected {
             let what = "the model inside the merged file".into();
@@ -56,27 +57,34 @@ pub fn strip(file: &Path, write: &Write, out: &mut Output) -> anyhow::Result<Exi
 }
 
 /// Writes a file, or says what it would be.
-fn finish(writer: &Writer, write: &Write, mut progress: Progress, out: &mut Output) -> anyhow::Result<ExitCode> {
-    if write.dry_run {
-        refuse_existing(write)?;
+pub fn finish(
+    writer: &Writer,
+    output: &Path,
+    force: bool,
+    dry_run: bool,
+    mut progress: Progress,
+    out: &mut Output,
+) -> anyhow::Result<ExitCode> {
+    if dry_run {
+        refuse_existing(output, force)?;
     } else {
-        let options = WriteOptions::replacing(write.force);
-        writer.write(&write.output, options, &mut |done, total| progress.step(done, total))?;
+        let options = WriteOptions::replacing(force);
+        writer.write(output, options, &mut |done, total| progress.step(done, total))?;
     }
     drop(progress);
-    let (path, bytes, tensors) = (write.output.display().to_string(), writer.size(), writer.n_tensors());
+    let (path, bytes, tensors) = (output.display().to_string(), writer.size(), writer.n_tensors());
     if out.json {
-        out.value(&json!({ "output": path, "bytes": bytes, "tensors": tensors, "is_written": !write.dry_run }))?;
+        out.value(&json!({ "output": path, "bytes": bytes, "tensors": tensors, "is_written": !dry_run }))?;
     } else {
-        let done = if write.dry_run { "would be" } else { "are" };
+        let done = if dry_run { "would be" } else { "are" };
         out.line(format!("{path}: {tensors} tensors in {bytes} bytes {done} written"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn refuse_existing(write: &Write) -> anyhow::Result<()> {
-    if !write.force && write.output.exists() {
-        return Err(Error::OutputExists { path: write.output.clone() }.into());
+fn refuse_existing(output: &Path, force: bool) -> anyhow::Result<()> {
+    if !force && output.exists() {
+        return Err(Error::OutputExists { path: output.to_path_buf() }.into());
     }
     Ok(())
 }

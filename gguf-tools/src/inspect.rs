@@ -14,7 +14,7 @@ use crate::output::{Output, escape, tensor_json};
 const CHUNK: usize = 1 << 20;
 
 pub fn run(path: &Path, name: &str, count: u64, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let file = File::open(path)?;
+    let file = crate::split::open(path)?;
     let tensor = file.tensor(name).with_context(|| {
         format!("{}: has no tensor {:?}; `gguf-tools show` lists them", path.display(), escape(name))
     })?;

@@ -1,4 +1,4 @@
-//! `gguf-tools`: looks into GGUF files, and moves exit heads in and out of them.
+//! `gguf-tools`: looks into GGUF files, moves exit heads in and out of them, and splits and joins them.
 //!
 //! Verb first, inputs before outputs. Results go to stdout, everything else to stderr; the exit status is 0,
 //! 1 where something failed or differs, 2 for wrong usage, 130 when interrupted. No input is ever changed.
@@ -15,6 +15,7 @@ mod output;
 mod recalibrate;
 mod reports;
 mod show;
+mod split;
 mod summary;
 mod target;
 mod verify;
@@ -44,6 +45,8 @@ fn main() -> ExitCode {
         Verb::Calibrate { args } => recalibrate::run(args, &mut out),
         Verb::Eval { args } => evaluate::run(args, &mut out),
         Verb::StripHeads { file, write } => heads::strip(file, write, &mut out),
+        Verb::Split { args } => split::split(args, &mut out),
+        Verb::Merge { first, output, how } => split::merge(first, output, how, &mut out),
     };
     match result.and_then(|code| out.flush().map(|()| code)) {
         Ok(code) => code,
@@ -57,8 +60,7 @@ fn failure(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     eprintln!("gguf-tools: {error:#}");
-    match error.downcast_ref::<gguf::Error>() {
-        Some(gguf::Error::Interrupted) => ExitCode::from(130),
-        _ => ExitCode::FAILURE,
-    }
+    let is_interrupted = matches!(error.downcast_ref(), Some(gguf::Error::Interrupted))
+        || matches!(error.downcast_ref(), Some(offramp::Error::Cancelled));
+    if is_interrupted { ExitCode::from(130) } else { ExitCode::FAILURE }
 }

@@ -27,7 +27,7 @@ pub fn run(args: &Calibrate, out: &mut Output) -> anyhow::Result<ExitCode> {
     let base = match (form, &args.model) {
         (Form::Merged, None) => exits::base(&file)?.context("a merged file without its model")?,
         (Form::Merged, Some(_)) => bail!("{} holds its model: leave --model out", args.file.display()),
-        (Form::Sidecar, Some(model)) => File::open(model)?,
+        (Form::Sidecar, Some(model)) => File::open_model(model)?,
         (Form::Sidecar, None) => bail!("{} holds heads alone: give their model with --model", args.file.display()),
     };
     heads.check_base(&base, exits::BaseCheck::Infos, &mut |_, _| true)?;

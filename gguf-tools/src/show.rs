@@ -1,4 +1,4 @@
-//! `show FILE`: keys, tensors, and a section in plain words about exit heads.
+//! `show FILE`: keys, tensors (of all parts of a split model), and a section in plain words about exit heads.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use offramp::gguf::{Error, File};
 use crate::output::{Output, escape, tensor_json};
 
 pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let file = File::open(path)?;
+    let file = crate::split::open(path)?;
     let heads = match ExitHeads::open(&file) {
         Ok(heads) => Some(heads),
         Err(Error::NoHeads { .. }) => None,
@@ -26,13 +26,21 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
     let (n_keys, n_tensors) = (file.keys().len(), file.tensors().len());
     let (version, alignment) = (file.version(), file.alignment());
     out.line(format!("{place}GGUF version {version}, {n_keys} keys, {n_tensors} tensors, alignment {alignment}"))?;
+    let names_parts = file.paths().len() > 1 && !out.diffable;
+    for part in file.paths().filter(|_| names_parts) {
+        out.line(format!("part: {}", part.display()))?;
+    }
     for (name, value) in file.keys() {
         let (ty, text) = (Output::type_of(&value), out.text_of(&value));
         out.line(format!("{}: [{ty}] {text}", escape(name)))?;
     }
     for tensor in file.tensors() {
         let (ty, name) = (tensor.ty().name().to_lowercase(), escape(tensor.name()));
-        let at = if out.diffable { String::new() } else { format!(" @{}", file.data_range(tensor).start) };
+        let at = match file.data_range(tensor).start {
+            _ if out.diffable => String::new(),
+            start if file.paths().len() > 1 => format!(" @{start} of {}", file_name(file.part_of(tensor))),
+            start => format!(" @{start}"),
+        };
         let (weights, dims, bytes) = (tensor.elements(), tensor.dims(), tensor.bytes());
         out.line(format!("{ty} tensor {name}{at}, {weights} weights, dims {dims:?}, {bytes} bytes"))?;
     }
@@ -46,6 +54,10 @@ pub fn run(path: &Path, out: &mut Output) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn file_name(path: &Path) -> String {
+    escape(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
 /// What the heads are and how far they can be trusted, a sentence a line.
@@ -166,6 +178,9 @@ fn as_json(file: &File, heads: Option<&ExitHeads<'_>>, out: &Output) -> anyhow::
             let mut entry = tensor_json(tensor);
             if !out.diffable {
                 entry["offset"] = json!(file.data_range(tensor).start);
+                if file.paths().len() > 1 {
+                    entry["file"] = json!(file_name(file.part_of(tensor)));
+                }
             }
             entry
         })
@@ -175,6 +190,9 @@ fn as_json(file: &File, heads: Option<&ExitHeads<'_>>, out: &Output) -> anyhow::
     if !out.diffable {
         value["path"] = json!(file.path().display().to_string());
         value["data_offset"] = json!(file.data_start());
+        if file.paths().len() > 1 {
+            value["parts"] = file.paths().map(|path| path.display().to_string()).collect();
+        }
     }
     if let Some(heads) = heads {
         let meta = heads.meta();

@@ -14,7 +14,7 @@ use crate::output::{Output, Progress, escape};
 
 pub fn run(path: &Path, model: Option<&Path>, out: &mut Output) -> anyhow::Result<ExitCode> {
     let mut checks = Vec::new();
-    let file = File::open(path)?;
+    let file = File::open_model(path)?;
     checks.push(format!("structure: {} keys and {} tensors are sound", file.keys().len(), file.tensors().len()));
 
     let heads = match ExitHeads::open(&file) {
@@ -39,7 +39,7 @@ pub fn run(path: &Path, model: Option<&Path>, out: &mut Output) -> anyhow::Resul
             checks.push(format!("heads: {} exits, every tensor as declared", heads.heads().len()));
             progress.next("model");
             let inner = exits::base(&file)?;
-            let given = given.map(File::open).transpose()?;
+            let given = given.map(File::open_model).transpose()?;
             let mut compare =
                 |base: &File| heads.check_base(base, BaseCheck::Data, &mut |done, total| progress.step(done, total));
             if let Some(base) = inner.iter().chain(&given).next() {

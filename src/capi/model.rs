@@ -97,7 +97,7 @@ impl offramp_model {
     }
 }
 
-/// Loads the model at `path_to_model`. `params` may be NULL for the defaults. This can take seconds; its progress
+/// Loads the model at `path_to_model`; of a split model that is the first file, beside which the others lie. `params` may be NULL for the defaults. This can take seconds; its progress
 /// callback runs on the calling thread and can stop it.
 ///
 /// The caller owns `*model` and frees it with offramp_model_free. Any thread; loads may run at the same time.
@@ -135,6 +135,7 @@ pub unsafe extern "C" fn offramp_model_load(
             use_mlock: params.use_mlock != 0,
             kernels: Kernels::Auto,
             heads,
+            find_heads: params.find_heads != 0,
             check_memory: params.check_memory != 0,
             allow_unread: params.allow_unread != 0,
         };

@@ -75,9 +75,10 @@ pub struct offramp_model_params {
     pub check_memory: i32,
     /// Not 0: also load architectures whose loader was not read for defects. Say 0 for files from strangers.
     pub allow_unread: i32,
-    /// 0.
-    pub reserved: i32,
-    /// A sidecar with exit heads, or NULL for those inside the model file, if any.
+    /// Not 0: where `heads_path` is NULL and the model file has no exit heads, look for a sidecar made for this model in
+    /// the user's cache and, as `exits-*.gguf`, beside the file. A first look that finds some reads the whole model.
+    pub find_heads: i32,
+    /// A sidecar with exit heads, or NULL for those inside the model file, if any, and those that `find_heads` finds.
     pub heads_path: *const c_char,
     /// How far the loading is, or NULL. 0 from it stops the loading with OFFRAMP_ERROR_CANCELLED.
     pub progress: offramp_progress_callback,
@@ -255,7 +256,7 @@ impl Default for offramp_model_params {
             use_mlock: params.use_mlock.into(),
             check_memory: params.check_memory.into(),
             allow_unread: params.allow_unread.into(),
-            reserved: 0,
+            find_heads: 1,
             heads_path: std::ptr::null(),
             progress: None,
             progress_user_data: std::ptr::null_mut(),

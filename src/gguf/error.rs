@@ -299,6 +299,52 @@ pub enum Error {
         file_size: u64,
     },
 
+    /// One file of a split model is not where the first one says.
+    #[error("{path}: this part {no} of {count} is missing; put all parts of the model into one folder")]
+    MissingPart {
+        /// Where the part was looked for.
+        path: PathBuf,
+        /// Which part it is, from 1.
+        no: u64,
+        /// How many parts there are.
+        count: u64,
+    },
+
+    /// A file of a split model was given that is not its first one.
+    #[error("{path}: this is part {no} of {count} of a split model; give the first part, {first}")]
+    NotFirstPart {
+        /// The file.
+        path: PathBuf,
+        /// Which part it is, from 1.
+        no: u64,
+        /// How many parts there are.
+        count: u64,
+        /// The first part's name.
+        first: String,
+    },
+
+    /// The name of a split model's first file does not lead to the others.
+    #[error(
+        "{path}: this is part 1 of {count} of a split model, so that its name must end in {ending}; rename all parts so"
+    )]
+    PartName {
+        /// The file.
+        path: PathBuf,
+        /// How many parts there are.
+        count: u64,
+        /// What the name must end in.
+        ending: String,
+    },
+
+    /// A part of a split model has a defect.
+    #[error("{path}: {source}")]
+    Part {
+        /// The part.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+
     /// A tensor is missing.
     #[error("tensor {name:?} is missing; {why}")]
     MissingTensor {

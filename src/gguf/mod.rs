@@ -10,6 +10,7 @@ mod preflight;
 pub mod quants;
 mod reader;
 mod source;
+mod split;
 mod types;
 mod value;
 mod writer;
@@ -19,9 +20,10 @@ pub use atomic::Progress;
 pub use error::{Error, Result};
 pub use preflight::{ARCHITECTURES, Preflight, preflight, preflight_unread};
 pub use reader::{
-    DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_ARRAY_LEN, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS, MAX_STRING_BYTES,
-    MAX_TENSOR_NAME_BYTES, MAX_TENSORS, TensorInfo,
+    DEFAULT_ALIGNMENT, File, MAX_ALIGNMENT, MAX_ARRAY_LEN, MAX_DIMS, MAX_KEY_BYTES, MAX_KEYS, MAX_PARTS,
+    MAX_STRING_BYTES, MAX_TENSOR_NAME_BYTES, MAX_TENSORS, PartName, TensorInfo,
 };
+pub use split::{DEFAULT_SPLIT_TENSORS, Split, SplitLimit, SplitOptions, merge};
 pub use types::{TensorType, ValueType};
 pub use value::{Array, OwnedValue, Value};
 pub use writer::{WriteOptions, Writer};

@@ -7,6 +7,7 @@
 //! [`MAX_TENSORS`], so that memory stays below the file's size plus 64 MiB.
 
 mod parse;
+mod parts;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,6 +18,8 @@ use super::error::{Error, Result, printable, type_label};
 use super::source::Source;
 use super::types::{TensorType, ValueType};
 use super::value::{Array, Value, decode};
+pub(super) use parts::is_split_key;
+pub use parts::{MAX_PARTS, PartName};
 
 /// The most keys a file may have.
 pub const MAX_KEYS: u64 = 65_536;
@@ -37,7 +40,7 @@ pub const DEFAULT_ALIGNMENT: u64 = 32;
 /// The most dimensions of a tensor.
 pub const MAX_DIMS: usize = 4;
 
-/// A checked GGUF file.
+/// A checked GGUF file; of a split model ([`File::open_model`]), all parts of it.
 pub struct File {
     source: Arc<Source>,
     start: u64,
@@ -47,6 +50,15 @@ pub struct File {
     key_index: HashMap<Box<str>, usize>,
     tensors: Vec<TensorInfo>,
     tensor_index: HashMap<Box<str>, usize>,
+    data_start: u64,
+    /// The parts after the first, of a split model.
+    others: Vec<OtherPart>,
+}
+
+/// A further file of a split model.
+struct OtherPart {
+    source: Arc<Source>,
+    /// Where its tensor data starts, in bytes from its own start.
     data_start: u64,
 }
 
@@ -72,6 +84,10 @@ pub struct TensorInfo {
     n_dims: usize,
     offset: u64,
     bytes: u64,
+    /// Which part of a split model holds its data, from 0.
+    part: usize,
+    /// Where its data starts in the data section of that part; `offset` in a file that is whole.
+    place: u64,
 }
 
 impl TensorInfo {
@@ -95,7 +111,8 @@ impl TensorInfo {
         self.dims
     }
 
-    /// Where its data starts, in bytes from the start of the data section.
+    /// Where its data starts, in bytes from the start of the data section; of a split model, where it would start if the
+    /// parts were one file.
     pub fn offset(&self) -> u64 {
         self.offset
     }
@@ -130,7 +147,7 @@ impl File {
         File::parse(Arc::new(Source::from_bytes(bytes, name.as_ref())), 0)
     }
 
-    /// The path the file was opened by.
+    /// The path the file was opened by; of a split model, that of the first part.
     pub fn path(&self) -> &Path {
         self.source.path()
     }
@@ -145,19 +162,24 @@ impl File {
         self.alignment
     }
 
+    /// The files that this is made of: one, or all parts of a split model in order.
+    pub fn paths(&self) -> impl ExactSizeIterator<Item = &Path> {
+        (0..self.others.len() + 1).map(|part| self.source_of_part(part).path())
+    }
+
     /// Where this GGUF starts in the file; 0 unless it lies inside a merged one.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// Where the tensor data starts, in bytes from the start of the file.
+    /// Where the tensor data starts, in bytes from the start of the (first) file.
     pub fn data_start(&self) -> u64 {
         self.data_start
     }
 
-    /// The size of the whole file in bytes.
+    /// The size of the whole file in bytes, or of all parts of a split model.
     pub fn file_size(&self) -> u64 {
-        self.source.len() as u64
+        (0..=self.others.len()).map(|part| self.source_of_part(part).len() as u64).sum()
     }
 
     /// The keys and their values, in the file's order.
@@ -187,13 +209,23 @@ impl File {
     /// Where `tensor` came from another file and lies beyond the end of this one.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
         let range = self.data_range(tensor);
-        &self.source[range.start as usize..range.end as usize]
+        &self.source_of(tensor)[range.start as usize..range.end as usize]
     }
 
-    /// Where the data of one of this file's tensors lies, in bytes from the start of the file.
+    /// Where the data of one of this file's tensors lies, in bytes from the start of the file, or of its part of a split
+    /// model ([`File::part_of`]).
     pub fn data_range(&self, tensor: &TensorInfo) -> Range<u64> {
-        let start = self.data_start + tensor.offset;
+        let data_start = match tensor.part.checked_sub(1) {
+            None => self.data_start,
+            Some(other) => self.others[other].data_start,
+        };
+        let start = data_start + tensor.place;
         start..start + tensor.bytes
+    }
+
+    /// The file that holds the data of one of this file's tensors.
+    pub fn part_of(&self, tensor: &TensorInfo) -> &Path {
+        self.source_of(tensor).path()
     }
 
     /// Text, `None` where the key is absent.
@@ -284,8 +316,26 @@ impl File {
         &self.source[key.start as usize..key.value.end]
     }
 
+    /// The bytes of the (first) file.
     pub(super) fn source(&self) -> &Arc<Source> {
         &self.source
+    }
+
+    /// The bytes that hold the data of one of this file's tensors.
+    pub(super) fn source_of(&self, tensor: &TensorInfo) -> &Arc<Source> {
+        self.source_of_part(tensor.part)
+    }
+
+    fn source_of_part(&self, part: usize) -> &Arc<Source> {
+        match part.checked_sub(1) {
+            None => &self.source,
+            Some(other) => &self.others[other].source,
+        }
+    }
+
+    /// The bytes of each file, in order.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
+        (0..=self.others.len()).map(|part| self.source_of_part(part))
     }
 
     fn value(&self, key: &Key) -> Value<'_> {

@@ -6,10 +6,11 @@
 //! may be replaced. What was written is reopened and compared before it takes its name.
 
 mod checks;
+mod embed;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::atomic::{AtomicFile, Progress};
@@ -54,6 +55,8 @@ pub struct Writer {
     data_bytes: u64,
     /// Whether the data section ends with an embedded file, after which nothing can be added.
     closed: bool,
+    /// The files that keys or data come from, none of which may be the output.
+    inputs: BTreeSet<PathBuf>,
 }
 
 struct Pending {
@@ -92,6 +95,7 @@ impl Writer {
             parts: Vec::new(),
             data_bytes: 0,
             closed: false,
+            inputs: BTreeSet::new(),
         }
     }
 
@@ -121,6 +125,7 @@ impl Writer {
     ///
     /// A name that is taken.
     pub fn copy_keys(&mut self, from: &File, mut keep: impl FnMut(&str) -> bool) -> Result<&mut Writer> {
+        self.read_from(from);
         for (index, (name, value)) in from.keys().enumerate() {
             if keep(name) {
                 self.check_key(name)?;
@@ -168,25 +173,15 @@ impl Writer {
     /// A name that is taken.
     pub fn copy_tensor(&mut self, from: &File, tensor: &TensorInfo) -> Result<&mut Writer> {
         self.declare(tensor.name(), tensor.ty(), tensor.dims(), self.data_bytes)?;
-        let content = Content::Range(from.source().clone(), from.data_range(tensor));
+        self.inputs.insert(from.part_of(tensor).to_path_buf());
+        let content = Content::Range(from.source_of(tensor).clone(), from.data_range(tensor));
         self.append(content, tensor.bytes())?;
         Ok(self)
     }
 
-    /// Ends the data section with the whole of `base`: its header becomes the I8 tensor `header_name`, and its
-    /// tensors are declared where their data lies inside it.
-    pub(super) fn embed(&mut self, base: &File, header_name: &str) -> Result<&mut Writer> {
-        let header_bytes = base.data_start() - base.start();
-        let at = self.data_bytes;
-        self.declare(header_name, TensorType::I8, &[header_bytes], at)?;
-        for tensor in base.tensors() {
-            self.declare(tensor.name(), tensor.ty(), tensor.dims(), at + header_bytes + tensor.offset())?;
-        }
-        let range = base.start()..base.file_size();
-        self.data_bytes += range.end - range.start;
-        self.parts.push(Part { content: Content::Range(base.source().clone(), range), padding: 0 });
-        self.closed = true;
-        Ok(self)
+    /// Keeps the file from being written over one that it is made for.
+    pub(super) fn read_from(&mut self, input: &File) {
+        self.inputs.extend(input.paths().map(Path::to_path_buf));
     }
 
     /// How many tensors have been added.
@@ -205,18 +200,25 @@ impl Writer {
     ///
     /// The system's reason why data of another file cannot be read.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut out = self.header();
+        let mut out = Vec::new();
+        self.for_each_chunk(&mut |bytes| {
+            out.extend(bytes);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// Hands the file's bytes to `sink`, in order and in pieces.
+    pub(super) fn for_each_chunk(&self, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        sink(&self.header())?;
         for part in &self.parts {
             match &part.content {
-                Content::Bytes(bytes) => out.extend(bytes),
-                Content::Range(source, range) => source.for_each_chunk(range.clone(), &mut |bytes| {
-                    out.extend(bytes);
-                    Ok(())
-                })?,
+                Content::Bytes(bytes) => sink(bytes)?,
+                Content::Range(source, range) => source.for_each_chunk(range.clone(), sink)?,
             }
-            out.resize(out.len() + part.padding as usize, 0);
+            sink(&vec![0; part.padding as usize])?;
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Writes the file: a temporary sibling, synced, reopened and compared with what it should hold, then
@@ -228,12 +230,12 @@ impl Writer {
     /// Whatever the system refuses, [`Error::OutputExists`], [`Error::OutputIsInput`], or
     /// [`Error::Interrupted`]; the old file is then whole, and no other is left.
     pub fn write(&self, path: impl AsRef<Path>, options: WriteOptions, progress: &mut Progress<'_>) -> Result<()> {
-        let path = path.as_ref();
-        for part in &self.parts {
-            if let Content::Range(source, _) = &part.content {
-                refuse_same_file(source.path(), path)?;
-            }
-        }
+        self.stage(path.as_ref(), options, progress)?.commit()
+    }
+
+    /// Writes the file and checks it, but leaves it to the caller to give it its name.
+    pub(super) fn stage(&self, path: &Path, options: WriteOptions, progress: &mut Progress<'_>) -> Result<AtomicFile> {
+        self.inputs.iter().try_for_each(|input| refuse_same_file(input, path))?;
         let header = self.header();
         let total = header.len() as u64 + self.data_bytes;
         let mut file = AtomicFile::create(path, options.replace)?;
@@ -249,7 +251,7 @@ impl Writer {
             }
         }
         self.check(&mut file, path, &header, total)?;
-        file.commit()
+        Ok(file)
     }
 
     /// Reads the written file back, and compares its header and size with what was meant.

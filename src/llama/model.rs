@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_void};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
@@ -22,6 +22,8 @@ pub(crate) struct LoadParams {
     /// Where in the file the model's own GGUF begins, in bytes; 0 but for files that carry heads before it.
     pub(crate) offset: u64,
     pub(crate) kernels: Kernels,
+    /// All files of a split model in order, the first one among them; those that were checked are those that are loaded.
+    pub(crate) parts: Vec<PathBuf>,
 }
 
 /// Owns a `llama_model`.
@@ -68,7 +70,10 @@ impl RawModel {
         raw.progress_callback_user_data = (&raw mut watch).cast();
 
         let load = || {
-            if params.offset == 0 {
+            if params.parts.len() > 1 {
+                drop(file);
+                load_parts(&params.parts, raw)
+            } else if params.offset == 0 {
                 drop(file);
                 let path = backend::c_path(path)?;
                 // SAFETY: a NUL-terminated path; `raw` and the progress state behind it outlive the call.
@@ -149,6 +154,14 @@ impl RawModel {
         // SAFETY: NUL-terminated if not NULL.
         (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     }
+}
+
+/// Loads the GGUF that these files are together.
+fn load_parts(parts: &[PathBuf], params: sys::llama_model_params) -> Option<NonNull<sys::llama_model>> {
+    let paths = parts.iter().map(|path| backend::c_path(path)).collect::<Option<Vec<_>>>()?;
+    let mut pointers: Vec<_> = paths.iter().map(|path| path.as_ptr()).collect();
+    // SAFETY: as many NUL-terminated paths as said, which llama.cpp copies.
+    NonNull::new(unsafe { sys::llama_model_load_from_splits(pointers.as_mut_ptr(), pointers.len(), params) })
 }
 
 /// Loads the GGUF that begins `offset` bytes into `file`. llama.cpp reads from the stream's position and maps the file.

@@ -62,12 +62,12 @@ impl fmt::Display for MemoryEstimate {
     }
 }
 
-/// Estimates what a model at `path` takes with one session.
+/// Estimates what a model at `path` takes with one session; of a split model with all of its parts.
 ///
 /// # Errors
 /// [`Error::Gguf`] for a file that is no sound GGUF.
 pub fn memory_estimate(path: impl AsRef<Path>, params: &SessionParams) -> Result<MemoryEstimate> {
-    let file = gguf::File::open(path.as_ref())?;
+    let file = gguf::File::open_model(path.as_ref())?;
     let shape = MemoryShape::of(&file)?;
     Ok(shape.estimate(params, available()))
 }

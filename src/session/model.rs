@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::gate::{Gate, Sequences};
 use crate::gguf;
 use crate::heads::Heads;
+use crate::heads_cache::HeadsCache;
 use crate::llama::context::{Context, ContextParams};
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::threads::ThreadPool;
@@ -72,6 +73,9 @@ pub struct ModelParams {
     pub kernels: Kernels,
     /// A sidecar with exit heads for the model; `None` takes those around it, where the file is a merged one.
     pub heads: Option<PathBuf>,
+    /// Looks for heads where none are given and none are around the model: in the user's cache, then beside the file
+    /// ([`HeadsCache::find`]).
+    pub find_heads: bool,
     /// Refuses a model whose weights, and a session whose cache, do not fit into the memory that is free.
     pub check_memory: bool,
     /// Loads architectures too whose loader in llama.cpp was not read for defects that a crafted file could reach
@@ -88,6 +92,7 @@ impl Default for ModelParams {
             use_mlock: false,
             kernels: Kernels::Auto,
             heads: None,
+            find_heads: false,
             check_memory: true,
             allow_unread: true,
         }
@@ -98,8 +103,10 @@ impl Default for ModelParams {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ModelInfo {
-    /// The file it came from.
+    /// The file it came from; of a split model, the first one.
     pub path: PathBuf,
+    /// How many files it came from.
+    pub n_parts: usize,
     /// `general.name`.
     pub name: Option<String>,
     /// `general.architecture`.
@@ -146,7 +153,8 @@ struct Inner {
 }
 
 impl Model {
-    /// Loads the model at `path`.
+    /// Loads the model at `path`; of a split model (`NAME-00001-of-0000N.gguf`) that is the first file, beside which the
+    /// others lie.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Load`], [`Error::OutOfMemory`], and [`Error::Unsupported`] for models that do not
@@ -166,7 +174,10 @@ impl Model {
     ) -> Result<Self> {
         let path = path.as_ref();
         let CheckedFile { file, memory, n_positions, offset, fingerprint } = check_file(path, params)?;
-        let heads = Heads::open(file, params.heads.as_deref())?.map(Arc::new);
+        let parts: Vec<PathBuf> = file.paths().map(Path::to_path_buf).collect();
+        let n_parts = parts.len();
+        let found = if params.find_heads && params.heads.is_none() { find_heads(&file, progress)? } else { None };
+        let heads = Heads::open(file, params.heads.as_deref().or(found.as_deref()))?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
             GpuLayers::Count(n) => Some(n),
@@ -177,11 +188,12 @@ impl Model {
             use_mmap: params.use_mmap,
             use_mlock: params.use_mlock,
             offset,
+            parts,
             kernels: params.kernels,
         };
         let raw = Arc::new(RawModel::load(path, &load, progress)?);
         let vocab = Vocab::new(Arc::clone(&raw));
-        let info = describe(path, &raw, &vocab);
+        let info = describe(path, n_parts, &raw, &vocab);
         check_generates(&raw, &info)?;
         let chat_template = raw.chat_template();
         let check_memory = params.check_memory;
@@ -307,7 +319,7 @@ struct CheckedFile {
 
 /// Checks what must hold before llama.cpp sees the file.
 fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
-    let file = gguf::File::open(path)?;
+    let file = gguf::File::open_model(path)?;
     let preflight = match gguf::preflight(&file) {
         Err(gguf::Error::UnreadLoader { what, found, .. }) if params.allow_unread => {
             tracing::info!("{what} {found} was not read for defects; checking what holds for every model");
@@ -326,9 +338,23 @@ fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
     Ok(CheckedFile { file, memory: shape, n_positions, offset: preflight.base_offset, fingerprint })
 }
 
-fn describe(path: &Path, raw: &RawModel, vocab: &Vocab) -> ModelInfo {
+/// The heads that are there for a model without any around it.
+fn find_heads(file: &gguf::File, progress: &mut dyn FnMut(f32) -> bool) -> Result<Option<PathBuf>> {
+    if file.tensor(gguf::exits::BASE_HEADER).is_some() {
+        return Ok(None);
+    }
+    let Some(cache) = HeadsCache::of_user() else { return Ok(None) };
+    let found = cache.find(file, &mut |_, _| progress(0.0))?;
+    if let Some(path) = &found {
+        tracing::info!("exit heads from {}", path.display());
+    }
+    Ok(found)
+}
+
+fn describe(path: &Path, n_parts: usize, raw: &RawModel, vocab: &Vocab) -> ModelInfo {
     ModelInfo {
         path: path.to_owned(),
+        n_parts,
         name: raw.metadata(c"general.name").filter(|name| !name.is_empty()),
         architecture: raw.metadata(c"general.architecture").unwrap_or_default(),
         description: raw.description(),

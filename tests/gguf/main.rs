@@ -11,6 +11,7 @@ mod package;
 mod quants;
 mod random;
 mod round_trip;
+mod split;
 #[cfg(unix)]
 mod tail;
 mod write;

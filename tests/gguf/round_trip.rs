@@ -23,7 +23,7 @@ fn scalar(ty: ValueType) -> BoxedStrategy<OwnedValue> {
     }
 }
 
-fn value() -> impl Strategy<Value = OwnedValue> {
+pub fn value() -> impl Strategy<Value = OwnedValue> {
     let element = prop::sample::select(ValueType::ALL).prop_filter("no array", |ty| *ty != ValueType::Array);
     element.prop_flat_map(|ty| {
         let array = vec(scalar(ty), 0..6).prop_map(move |values| OwnedValue::Array(ty, values));
@@ -32,11 +32,11 @@ fn value() -> impl Strategy<Value = OwnedValue> {
 }
 
 /// A tensor's type, its dimensions (the first in blocks) and a seed for its bytes.
-fn tensor() -> impl Strategy<Value = (TensorType, Vec<u64>, u8)> {
+pub fn tensor() -> impl Strategy<Value = (TensorType, Vec<u64>, u8)> {
     (prop::sample::select(TensorType::ALL), vec(0..4u64, 0..=4), any::<u8>())
 }
 
-const NAME: &str = "[a-z][a-z0-9_.]{0,40}";
+pub const NAME: &str = "[a-z][a-z0-9_.]{0,40}";
 
 proptest! {
     #![proptest_config(ProptestConfig {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use gguf_tools::add_heads::vocab::Wanted as Vocab;
 
 use super::measure::Certify;
-use super::{Write, count, duration};
+use super::{WriteHeads, count, duration};
 
 /// Which prompts a model answers, and how many tokens of that are wanted.
 #[derive(clap::Args)]
@@ -89,7 +89,7 @@ pub struct AddHeads {
     pub model: PathBuf,
 
     #[command(flatten)]
-    pub write: Write,
+    pub write: WriteHeads,
 
     #[command(flatten)]
     pub tokens: Tokens,
@@ -119,7 +119,7 @@ pub struct Train {
     pub tokens: PathBuf,
 
     #[command(flatten)]
-    pub write: Write,
+    pub write: WriteHeads,
 
     #[command(flatten)]
     pub heads: Heads,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use offramp::gguf::DEFAULT_SPLIT_TENSORS;
 
 pub use convert::{AddHeads, Collect, HeadShape, Heads, KvMaps, Layers, MetricChoice, Tokens, Train};
 pub use measure::{Calibrate, Certify, Eval};
@@ -130,6 +131,60 @@ pub enum Verb {
         #[command(flatten)]
         write: Write,
     },
+
+    /// Split a model into parts, as llama-gguf-split does
+    Split {
+        #[command(flatten)]
+        args: Split,
+    },
+
+    /// Join the parts of a split model into one file
+    Merge {
+        /// The first part, whose name ends in -00001-of-0000N.gguf; the others lie beside it
+        first: PathBuf,
+        /// The file to write
+        output: PathBuf,
+        #[command(flatten)]
+        how: Replace,
+    },
+}
+
+/// How to split.
+#[derive(clap::Args)]
+pub struct Split {
+    /// The model, left as it is
+    pub model: PathBuf,
+
+    /// What the names of the parts begin with: PREFIX-00001-of-0000N.gguf and so on
+    #[arg(value_name = "PREFIX")]
+    pub output: PathBuf,
+
+    /// The most tensors of a part
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SPLIT_TENSORS, value_parser = clap::value_parser!(u64).range(1..))]
+    pub split_max_tensors: u64,
+
+    /// The most bytes of a part's tensors, such as 300M or 2G (of 1000 each); a larger tensor is a part by itself
+    #[arg(long, value_name = "N(M|G)", conflicts_with = "split_max_tensors", value_parser = size)]
+    pub split_max_size: Option<u64>,
+
+    /// Put no tensors into the first part, the keys alone
+    #[arg(long)]
+    pub no_tensor_first_split: bool,
+
+    #[command(flatten)]
+    pub how: Replace,
+}
+
+/// How to write files that are named by their place.
+#[derive(clap::Args)]
+pub struct Replace {
+    /// Replace existing outputs
+    #[arg(long)]
+    pub force: bool,
+
+    /// Tell what would be written, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// How to write.
@@ -146,6 +201,31 @@ pub struct Write {
     /// Make every check, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// How to write heads, or a model with them.
+#[derive(clap::Args)]
+pub struct WriteHeads {
+    /// The file to write; with --sidecar and without this flag the heads go into the user's cache, where offramp finds them
+    /// for this model without a flag
+    #[arg(long = "output", short = 'o', value_name = "FILE", required_unless_present = "sidecar")]
+    pub output: Option<PathBuf>,
+
+    /// Replace an existing output
+    #[arg(long)]
+    pub force: bool,
+
+    /// Make every check, but write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// A size in bytes: a whole number of millions or thousands of millions.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("M", 1_000_000), ("G", 1_000_000_000u64)];
+    let found = units.into_iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
+    let size = found.and_then(|(digits, bytes)| digits.parse::<u64>().ok()?.checked_mul(bytes));
+    size.filter(|size| *size > 0).ok_or_else(|| "expected a size such as 300M or 2G".to_string())
 }
 
 /// A number of tokens, in thousands with a `k`.
@@ -182,6 +262,10 @@ mod tests {
         assert_eq!((duration("30m"), duration("off")), (Ok(Duration::from_secs(1800)), Ok(Duration::MAX)));
         for bad in ["", "k", "0", "-3", "1.5k", "99999999999999999999k"] {
             assert!(count(bad).is_err(), "{bad}");
+        }
+        assert_eq!((size("300M"), size("2G")), (Ok(300_000_000), Ok(2_000_000_000)));
+        for bad in ["", "300", "0M", "G", "-1G", "1.5G", "2g", "99999999999999999999G"] {
+            assert!(size(bad).is_err(), "{bad}");
         }
         for bad in ["", "30", "0s", "m", "-1h"] {
             assert!(duration(bad).is_err(), "{bad}");

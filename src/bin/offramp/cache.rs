@@ -10,7 +10,7 @@ use hf_hub::Cache;
 use offramp::gguf;
 
 use crate::failure::Failure;
-use crate::hub::{self, Name};
+use crate::hub::{self, Group, Name};
 use crate::machine;
 use crate::output::tamed;
 
@@ -41,25 +41,29 @@ pub struct ShowArgs {
     pub name: Option<String>,
 }
 
-/// A GGUF file of the cache.
+/// A model of the cache, or exit heads: one GGUF file, or all parts of a split model.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Cached {
     /// `user/model`, or `(default)`.
     pub repo: String,
-    /// Name within the repository.
+    /// Name within the repository; of a split model, that of the first part.
     pub file: String,
     /// Where it is: a link to its blob, most often.
     pub path: PathBuf,
     pub size: u64,
+    /// All of its files.
+    #[serde(skip)]
+    pub files: Vec<PathBuf>,
 }
 
 /// The models of the cache, by name; of several snapshots the last one counts.
 pub fn models() -> Vec<Cached> {
-    models_in(Cache::from_env().path())
+    found_in(Cache::from_env().path(), hub::is_model)
 }
 
-fn models_in(folder: &Path) -> Vec<Cached> {
-    let mut found = BTreeMap::new();
+/// What `wants` takes of a cache.
+fn found_in(folder: &Path, wants: fn(&str) -> bool) -> Vec<Cached> {
+    let mut files = BTreeMap::new();
     for entry in entries(folder) {
         let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some(repo) = name.strip_prefix("models--").map(|name| name.replacen("--", "/", 1)) else { continue };
@@ -68,14 +72,24 @@ fn models_in(folder: &Path) -> Vec<Cached> {
                 let file = path.strip_prefix(&snapshot).unwrap_or(&path).to_string_lossy().into_owned();
                 // A link whose blob is gone has no size.
                 let Ok(data) = std::fs::metadata(&path) else { continue };
-                if hub::is_model(&file) {
-                    let cached = Cached { repo: repo.clone(), file: file.clone(), path, size: data.len() };
-                    found.insert((repo.clone(), file), cached);
+                if wants(&file) {
+                    files.insert((repo.clone(), file), (path, data.len()));
                 }
             }
         }
     }
-    found.into_values().collect()
+    let mut found: Vec<Cached> = Vec::new();
+    for ((repo, file), (path, size)) in files {
+        match found.last_mut() {
+            // The parts of a model come one after another.
+            Some(last) if last.repo == repo && Group::of(&last.file) == Group::of(&file) => {
+                last.size += size;
+                last.files.push(path);
+            }
+            _ => found.push(Cached { repo, file, path: path.clone(), size, files: vec![path] }),
+        }
+    }
+    found
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -101,10 +115,10 @@ fn matching(models: Vec<Cached>, name: &Name<'_>) -> Vec<Cached> {
 
 /// The model that is taken where none is named, if it is there. It is in no repository, and `rm` does not know it.
 fn default_model() -> Option<Cached> {
-    let path = crate::resolve::model_file(None, None).ok()?;
+    let path = crate::resolve::model_file(None, None, false).ok()?;
     let size = std::fs::metadata(&path).ok()?.len();
     let file = path.file_name()?.to_string_lossy().into_owned();
-    Some(Cached { repo: "(default)".to_owned(), file, path, size })
+    Some(Cached { repo: "(default)".to_owned(), file, path: path.clone(), size, files: vec![path] })
 }
 
 /// # Errors
@@ -129,7 +143,8 @@ pub fn list(arguments: &ListArgs) -> Result<(), Failure> {
 /// When there is no such model, when the user does not say yes, and when a file cannot be removed.
 pub fn remove(arguments: &RemoveArgs) -> Result<(), Failure> {
     let name = Name::read(&arguments.name)?;
-    let doomed = matching(models(), &name);
+    let mut doomed = matching(models(), &name);
+    doomed.extend(matching(found_in(Cache::from_env().path(), hub::is_heads), &name));
     if doomed.is_empty() {
         return Err(Failure::failed(format!("the cache has no {}; offramp list tells what it has", arguments.name)));
     }
@@ -139,8 +154,8 @@ pub fn remove(arguments: &RemoveArgs) -> Result<(), Failure> {
     if !arguments.yes && !is_confirmed()? {
         return Err(Failure::failed("nothing was removed; say yes, or give --yes"));
     }
-    for model in &doomed {
-        remove_file(model)?;
+    for path in doomed.iter().flat_map(|model| &model.files) {
+        remove_file(path)?;
     }
     eprintln!("offramp: {} removed", machine::size(doomed.iter().map(|model| model.size).sum()));
     Ok(())
@@ -157,11 +172,11 @@ fn is_confirmed() -> Result<bool, Failure> {
 }
 
 /// Removes a file of a snapshot, and its blob if no other link leads there.
-fn remove_file(model: &Cached) -> Result<(), Failure> {
+fn remove_file(path: &Path) -> Result<(), Failure> {
     let cannot = |path: &Path, error: io::Error| Failure::failed(format!("cannot remove {}: {error}", path.display()));
-    let blob = model.path.canonicalize().map_err(|error| cannot(&model.path, error))?;
-    std::fs::remove_file(&model.path).map_err(|error| cannot(&model.path, error))?;
-    let snapshots = model.path.ancestors().find(|folder| folder.file_name().is_some_and(|name| name == "snapshots"));
+    let blob = path.canonicalize().map_err(|error| cannot(path, error))?;
+    std::fs::remove_file(path).map_err(|error| cannot(path, error))?;
+    let snapshots = path.ancestors().find(|folder| folder.file_name().is_some_and(|name| name == "snapshots"));
     let others = snapshots.into_iter().flat_map(|folder| files_under(folder, 4));
     let is_needed = others.into_iter().any(|other| other.canonicalize().is_ok_and(|other| other == blob));
     let is_blob = blob.parent().is_some_and(|folder| folder.file_name().is_some_and(|name| name == "blobs"));
@@ -188,9 +203,9 @@ fn file_named(name: &str) -> Result<PathBuf, Failure> {
 pub fn show(arguments: &ShowArgs) -> Result<(), Failure> {
     let path = match &arguments.name {
         Some(name) => file_named(name)?,
-        None => crate::resolve::model_file(None, None)?,
+        None => crate::resolve::model_file(None, None, false)?,
     };
-    let file = gguf::File::open(&path).map_err(offramp::Error::from)?;
+    let file = gguf::File::open_model(&path).map_err(offramp::Error::from)?;
     let inner = gguf::exits::base(&file).map_err(offramp::Error::from)?;
     let model = inner.as_ref().unwrap_or(&file);
     let text = |key: &str| tamed(model.str(key).ok().flatten().unwrap_or("-"));
@@ -242,7 +257,7 @@ mod tests {
     #[test]
     fn models_are_found_once_and_with_their_size() {
         let folder = cache();
-        let found = models_in(folder.path());
+        let found = found_in(folder.path(), hub::is_model);
         let names: Vec<_> = found.iter().map(|model| (model.repo.as_str(), model.file.as_str(), model.size)).collect();
         assert_eq!(names, [("user/tiny--one", "m-Q4_0.gguf", 5), ("user/tiny--one", "m-Q8_0.gguf", 7)]);
         let name = Name::read("user/tiny--one:q8_0").unwrap();
@@ -254,8 +269,8 @@ mod tests {
     fn a_blob_goes_with_its_last_link() {
         let folder = cache();
         let repo = folder.path().join("models--user--tiny--one");
-        for model in models_in(folder.path()) {
-            remove_file(&model).unwrap();
+        for model in found_in(folder.path(), hub::is_model) {
+            remove_file(&model.path).unwrap();
         }
         assert!(repo.join("blobs/1").exists(), "another snapshot has it");
         assert!(!repo.join("blobs/2").exists());

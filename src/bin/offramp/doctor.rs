@@ -96,7 +96,7 @@ fn examine() -> Report {
 
 fn models(params: &SessionParams, available: u64, bandwidth: Option<f64>) -> Vec<Fit> {
     let mut paths: Vec<(String, std::path::PathBuf)> = Vec::new();
-    if let Ok(path) = crate::resolve::model_file(None, None) {
+    if let Ok(path) = crate::resolve::model_file(None, None, false) {
         paths.push(("the default model".to_owned(), path));
     }
     #[cfg(feature = "hf")]

@@ -45,6 +45,9 @@ pub fn inspect(arguments: &InspectArgs) -> Result<(), Failure> {
 fn write_info(out: &mut impl Write, model: &Model) -> io::Result<()> {
     let info = model.info();
     writeln!(out, "file: {}", info.path.display())?;
+    if info.n_parts > 1 {
+        writeln!(out, "parts: {} files", info.n_parts)?;
+    }
     if let Some(name) = &info.name {
         writeln!(out, "name: {}", output::tamed(name))?;
     }

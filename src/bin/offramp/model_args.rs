@@ -6,8 +6,8 @@ use std::str::FromStr;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use offramp::{
-    CacheType, Drafts, Error, Exits, FlashAttn, GpuLayers, Kernels, Kv, Lookup, Model, ModelParams, Policy, Rescorer,
-    Session, SessionParams,
+    CacheType, Drafts, Error, Exits, FlashAttn, GpuLayers, HeadsCache, Kernels, Kv, Lookup, Model, ModelParams, Policy,
+    Rescorer, Session, SessionParams, gguf,
 };
 
 use crate::failure::Failure;
@@ -17,6 +17,9 @@ use crate::{interrupt, progress, resolve};
 /// Tokens of context when none are asked for, unless the model was trained with fewer. The whole context of a model of
 /// today takes gigabytes of K/V cache.
 const DEFAULT_CTX: u32 = 8192;
+
+/// What `--heads` says where no heads are to be looked for.
+const NO_HEADS: &str = "none";
 
 /// Where the help puts what is about early exits.
 const EXITS: &str = "Early exits";
@@ -43,9 +46,18 @@ pub struct ModelArgs {
     #[cfg(not(feature = "hf"))]
     #[arg(long, hide = true)]
     pub hf_repo: Option<String>,
-    /// A file with exit heads for the model; a merged model has them inside, the default model beside it
+    /// A file with exit heads for the model, or none to look for none; without this flag those inside the model are taken, then
+    /// the user's own that `gguf-tools add-heads --sidecar` made for it, then exits-*.gguf beside it
     #[arg(help_heading = EXITS, long, value_name = "FILE", env = "OFFRAMP_HEADS")]
     pub heads: Option<PathBuf>,
+    /// Take the exit heads for the model, exits-*.gguf, from this repository of the Hugging Face hub
+    #[cfg(feature = "hf")]
+    #[arg(help_heading = EXITS, long, value_name = "USER/MODEL", env = "OFFRAMP_HEADS_REPO", conflicts_with = "heads")]
+    pub heads_repo: Option<String>,
+    /// Without this feature the hub is not asked
+    #[cfg(not(feature = "hf"))]
+    #[arg(long, hide = true)]
+    pub heads_repo: Option<String>,
     /// Whether tokens may leave the model early: off, calibrated (off without heads) or exact, where drafts are verified
     /// and the text is that of off [default: calibrated]; bench takes several, with commas [default: calibrated,exact]
     #[arg(
@@ -181,10 +193,46 @@ impl ModelArgs {
         params.use_mmap = !self.no_mmap;
         params.use_mlock = self.mlock;
         params.kernels = self.kernels;
-        // The default model's heads lie beside it; those of any other model are the user's to name.
-        let is_default = self.model.is_none() && self.hf_repo.is_none();
-        params.heads = self.heads.clone().or_else(|| resolve::default_heads().filter(|_| is_default));
         params
+    }
+
+    /// The exit heads for the model at `path`: those that are named, or those that are found; `None` for those inside the model,
+    /// if any.
+    ///
+    /// # Errors
+    /// When `--heads-repo` has none, and when the user interrupts while the model is hashed.
+    fn heads_for(&self, path: &Path) -> Result<Option<PathBuf>, Failure> {
+        if let Some(heads) = &self.heads {
+            return Ok(Some(heads.clone()).filter(|heads| heads != Path::new(NO_HEADS)));
+        }
+        // What is wrong with the model its loading says.
+        let Ok(file) = gguf::File::open_model(path) else { return Ok(None) };
+        let Ok(inner) = gguf::exits::base(&file) else { return Ok(None) };
+        let cache = HeadsCache::of_user();
+        if let Some(repo) = &self.heads_repo {
+            let cache =
+                cache.ok_or_else(|| Failure::failed("there is no home folder to keep what is known of models in"))?;
+            return resolve::heads_from_hub(repo, inner.as_ref().unwrap_or(&file), &cache).map(Some);
+        }
+        if inner.is_some() {
+            return Ok(None);
+        }
+        let bar = progress::hashing();
+        let found = cache.map(|cache| {
+            cache.find(&file, &mut |done, total| {
+                bar.set_length(total);
+                bar.set_position(done);
+                !interrupt::is_requested()
+            })
+        });
+        bar.finish_and_clear();
+        if let Some(heads) = found.transpose()?.flatten() {
+            eprintln!("offramp: exit heads from {}", heads.display());
+            return Ok(Some(heads));
+        }
+        // The default model's heads come with it.
+        let is_default = self.model.is_none() && self.hf_repo.is_none();
+        Ok(resolve::default_heads().filter(|_| is_default))
     }
 
     /// For a model that was trained with `n_ctx_train` tokens of context.
@@ -228,10 +276,12 @@ impl ModelArgs {
     /// # Errors
     /// As [`ModelArgs::load`].
     pub fn load_with(&self, kernels: Kernels) -> Result<Model, Failure> {
-        let path = resolve::model_file(self.model.as_deref(), self.hf_repo.as_deref())?;
-        let bar = progress::loading();
+        let with_heads = self.heads.is_none() && self.heads_repo.is_none();
+        let path = resolve::model_file(self.model.as_deref(), self.hf_repo.as_deref(), with_heads)?;
         let mut params = self.model_params();
+        params.heads = self.heads_for(&path)?;
         params.kernels = kernels;
+        let bar = progress::loading();
         let model = Model::load_with_progress(&path, &params, &mut |share| {
             bar.set_position((share * 100.0) as u64);
             !interrupt::is_requested()

@@ -20,6 +20,13 @@ pub fn loading() -> ProgressBar {
     bar
 }
 
+/// Hashing a model, in bytes.
+pub fn hashing() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(style("hashing {wide_bar} {bytes}/{total_bytes}, once for this file"));
+    bar
+}
+
 /// The reading of a prompt; the bar goes when this does.
 pub struct Reading {
     bar: ProgressBar,

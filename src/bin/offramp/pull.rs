@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use hf_hub::Cache;
 use hf_hub::api::sync::ApiBuilder;
+use offramp::{HeadsCache, gguf};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -30,6 +31,12 @@ pub struct PullArgs {
     /// Fetch it even if it does not fit
     #[arg(long)]
     pub force: bool,
+    /// Take the exit heads for it, exits-*.gguf, from this repository instead of the model's own
+    #[arg(long, value_name = "USER/MODEL", conflicts_with = "no_heads")]
+    pub heads_repo: Option<String>,
+    /// Fetch no exit heads
+    #[arg(long)]
+    pub no_heads: bool,
 }
 
 /// What the hub says of a repository.
@@ -69,12 +76,19 @@ pub fn pull(arguments: &PullArgs) -> Result<(), Failure> {
     let files: Vec<String> = listing.siblings.iter().map(|file| file.rfilename.clone()).collect();
     let wanted =
         hub::choose(&files, name.quant).map_err(|reason| Failure::failed(format!("{}: {reason}", name.repo)))?;
-    let wanted: Vec<&Remote> =
-        wanted.iter().filter_map(|file| listing.siblings.iter().find(|known| known.rfilename == **file)).collect();
+    let heads = match (&arguments.heads_repo, wanted.first()) {
+        (None, Some(model)) if !arguments.no_heads => hub::heads_for(&files, model),
+        _ => Vec::new(),
+    };
+    let listed = |names: &[&str]| -> Vec<&Remote> {
+        names.iter().filter_map(|file| listing.siblings.iter().find(|known| known.rfilename == **file)).collect()
+    };
+    let (wanted, heads) = (listed(&wanted), listed(&heads));
+    let with_heads: Vec<&Remote> = wanted.iter().chain(&heads).copied().collect();
     let cache = Cache::from_env();
     let repo = cache.repo(hf_hub::Repo::model(name.repo.to_owned()));
-    let missing: Vec<&Remote> = wanted.iter().copied().filter(|file| repo.get(&file.rfilename).is_none()).collect();
-    check_room(&name, &wanted, &missing, cache.path(), arguments.force)?;
+    let missing: Vec<&Remote> = with_heads.iter().copied().filter(|file| repo.get(&file.rfilename).is_none()).collect();
+    check_room(&name, &with_heads, &missing, cache.path(), arguments.force)?;
     if arguments.dry_run {
         return Ok(());
     }
@@ -84,7 +98,31 @@ pub fn pull(arguments: &PullArgs) -> Result<(), Failure> {
     }
     // The first part of a model in several is what -m takes.
     let first = wanted.first().and_then(|file| repo.get(&file.rfilename));
-    println!("{}", first.ok_or_else(|| Failure::failed("the cache lost the file"))?.display());
+    let first = first.ok_or_else(|| Failure::failed("the cache lost the file"))?;
+    let heads: Vec<PathBuf> = heads.iter().filter_map(|file| repo.get(&file.rfilename)).collect();
+    tell_heads(&first, &heads, arguments.heads_repo.as_deref())?;
+    println!("{}", first.display());
+    Ok(())
+}
+
+/// Says which of the exit heads that came are for the model; those of another repository are fetched for that.
+fn tell_heads(model: &Path, heads: &[PathBuf], heads_repo: Option<&str>) -> Result<(), Failure> {
+    if heads.is_empty() && heads_repo.is_none() {
+        return Ok(());
+    }
+    let file = gguf::File::open_model(model).map_err(offramp::Error::from)?;
+    let cache = HeadsCache::of_user()
+        .ok_or_else(|| Failure::failed("there is no home folder to keep what is known of models in"))?;
+    if let Some(repo) = heads_repo {
+        let path = hub::fetch_heads(repo, &file, &cache)?;
+        eprintln!("offramp: exit heads for it in {}; run it with --heads-repo {repo}", path.display());
+        return Ok(());
+    }
+    for path in heads {
+        let fits = cache.fits(path, &file, &mut |_, _| true)?;
+        let told = if fits { "exit heads for it" } else { "exit heads of another model, which are not used" };
+        eprintln!("offramp: {told} in {}", path.display());
+    }
     Ok(())
 }
 

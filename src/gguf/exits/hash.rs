@@ -7,7 +7,8 @@ use sha2::{Digest, Sha256};
 use super::super::atomic::Progress;
 use super::super::error::{Error, Result};
 use super::super::reader::{File, TensorInfo};
-use super::super::writer::encode_tensor;
+use super::super::source::Source;
+use super::super::writer::{Writer, encode_tensor};
 
 /// The hash of a model's tensor entries: name, shape, type and offset of each, in order, encoded as in the
 /// file. It costs nothing to compute and tells apart models that differ in more than their weights.
@@ -26,7 +27,7 @@ pub fn base_sha256(file: &File, progress: &mut Progress<'_>) -> Result<String> {
     let total = file.tensors().iter().map(TensorInfo::bytes).sum();
     let mut done = 0;
     for tensor in file.tensors() {
-        update(&mut hasher, file, file.data_range(tensor), &mut done, total, progress)?;
+        update(&mut hasher, file.source_of(tensor), file.data_range(tensor), &mut done, total, progress)?;
     }
     Ok(hex(hasher))
 }
@@ -46,7 +47,7 @@ pub fn sample_sha256(file: &File) -> Result<String> {
         let range = file.data_range(tensor);
         let n = (range.end - range.start).min(SAMPLE);
         let start = range.start + (range.end - range.start - n) / 2;
-        file.source().for_each_chunk(start..start + n, &mut |bytes| {
+        file.source_of(tensor).for_each_chunk(start..start + n, &mut |bytes| {
             hasher.update(bytes);
             Ok(())
         })?;
@@ -61,20 +62,36 @@ pub fn sample_sha256(file: &File) -> Result<String> {
 /// The system's reason why the file cannot be read, or [`Error::Interrupted`].
 pub fn tensor_sha256(file: &File, tensor: &TensorInfo, progress: &mut Progress<'_>) -> Result<String> {
     let mut hasher = Sha256::new();
-    update(&mut hasher, file, file.data_range(tensor), &mut 0, tensor.bytes(), progress)?;
+    update(&mut hasher, file.source_of(tensor), file.data_range(tensor), &mut 0, tensor.bytes(), progress)?;
     Ok(hex(hasher))
 }
 
-/// The hash of the whole file, or of the whole inner file where `file` is the model inside a merged one.
+/// The hash of the whole file, or of the whole inner file where `file` is the model inside a merged one; of a split model, of
+/// the bytes of all parts, one after another.
 ///
 /// # Errors
 ///
 /// The system's reason why the file cannot be read, or [`Error::Interrupted`].
 pub fn file_sha256(file: &File, progress: &mut Progress<'_>) -> Result<String> {
     let mut hasher = Sha256::new();
-    let range = file.start()..file.file_size();
-    let total = range.end - range.start;
-    update(&mut hasher, file, range, &mut 0, total, progress)?;
+    let total = file.file_size() - file.start();
+    let (mut start, mut done) = (file.start(), 0);
+    for source in file.sources() {
+        update(&mut hasher, source, start..source.len() as u64, &mut done, total, progress)?;
+        start = 0;
+    }
+    Ok(hex(hasher))
+}
+
+/// The hash of a file that is not written yet.
+pub(super) fn unwritten_sha256(file: &Writer, progress: &mut Progress<'_>) -> Result<String> {
+    let mut hasher = Sha256::new();
+    let (mut done, total) = (0, file.size());
+    file.for_each_chunk(&mut |bytes| {
+        hasher.update(bytes);
+        done += bytes.len() as u64;
+        if progress(done, total) { Ok(()) } else { Err(Error::Interrupted) }
+    })?;
     Ok(hex(hasher))
 }
 
@@ -91,13 +108,13 @@ fn infos(file: &File) -> Sha256 {
 
 fn update(
     hasher: &mut Sha256,
-    file: &File,
+    source: &Source,
     range: std::ops::Range<u64>,
     done: &mut u64,
     total: u64,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
-    file.source().for_each_chunk(range, &mut |bytes| {
+    source.for_each_chunk(range, &mut |bytes| {
         hasher.update(bytes);
         *done += bytes.len() as u64;
         if progress(*done, total) { Ok(()) } else { Err(Error::Interrupted) }

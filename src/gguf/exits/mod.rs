@@ -9,7 +9,7 @@
 //! llama.cpp reads the model from there ([`base_offset`]), and every other GGUF reader sees one file with all
 //! tensors. Both forms are read through [`ExitHeads`], which checks every shape once.
 //!
-//! Refuses heads for another model, naming both, and merged files whose two headers disagree.
+//! Refuses heads for another model, naming both, merged files whose two headers disagree, and merged files in parts.
 
 mod hash;
 mod heads;
@@ -46,9 +46,12 @@ pub fn base(file: &File) -> Result<Option<File>> {
     let Some(header) = file.tensor(BASE_HEADER) else {
         return Ok(None);
     };
+    let wrong = |defect| Err(Error::WrongForm { path: file.path().to_path_buf(), defect });
+    if file.paths().len() > 1 {
+        return wrong("a model with its heads around it was split into parts; join them with gguf-tools merge");
+    }
     let range = file.data_range(header);
     let inner = File::parse(file.source().clone(), range.start)?;
-    let wrong = |defect| Err(Error::WrongForm { path: file.path().to_path_buf(), defect });
     if inner.tensor(BASE_HEADER).is_some() {
         return wrong("the model inside the merged file is itself a merged file");
     }
@@ -109,6 +112,7 @@ pub fn is_head_name(name: &str) -> bool {
 /// A description that contradicts itself, or the base's keys.
 pub fn sidecar(base: &File, meta: &ExitMeta) -> Result<Writer> {
     let mut writer = Writer::new();
+    writer.read_from(base);
     let architecture = base
         .str("general.architecture")?
         .ok_or(Error::MissingKey { key: "general.architecture".into(), why: "heads name their base by it" })?;
@@ -126,7 +130,8 @@ fn sidecar_keys(writer: &mut Writer, architecture: &str, base_name: &str) -> Res
 }
 
 /// Puts a plain model and the heads of a sidecar (or of a merged file) into one merged file. The base is
-/// hashed on the way; `progress` is told of that, too.
+/// hashed on the way; `progress` is told of that, too. A split model goes in as the one file that its parts make
+/// ([`super::merge`]).
 ///
 /// # Errors
 ///
@@ -152,11 +157,19 @@ pub fn attach(model: &File, heads: &File, progress: &mut Progress<'_>) -> Result
         !(is_array && name.starts_with("tokenizer."))
     })?;
     writer.copy_keys(heads, |name| name.starts_with("exit.") && name != BASE_FILE_SHA256)?;
-    writer.key(BASE_FILE_SHA256, file_sha256(model, progress)?)?;
+    let joined = (model.paths().len() > 1).then(|| super::merge(model)).transpose()?;
+    let sha256 = match &joined {
+        Some(joined) => hash::unwritten_sha256(joined, progress)?,
+        None => file_sha256(model, progress)?,
+    };
+    writer.key(BASE_FILE_SHA256, sha256)?;
     for tensor in view.tensors() {
         writer.copy_tensor(heads, tensor)?;
     }
-    writer.embed(model, BASE_HEADER)?;
+    match joined {
+        Some(joined) => writer.embed_unwritten(joined, BASE_HEADER)?,
+        None => writer.embed(model, BASE_HEADER)?,
+    };
     Ok(writer)
 }
 

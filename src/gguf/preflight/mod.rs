@@ -117,14 +117,14 @@ fn check(file: &File, allow_unread: bool) -> Result<Preflight> {
     })
 }
 
-/// llama.cpp opens the further files of a split model by name, unchecked, and aborts where their
-/// `split.no` has another type.
+/// One part of a split model is none: llama.cpp opens the further files by name, unchecked, and aborts where their `split.no`
+/// has another type. [`File::open_model`] has checked them all and leaves no such key.
 fn refuse_splits(model: &File) -> Result<()> {
     match model.get("split.count") {
         None => Ok(()),
         Some(value) => match value.as_u64() {
             Some(0 | 1) => Ok(()),
-            Some(n) => Err(model.key_value_error("split.count", "a whole model; merge its parts first", n)),
+            Some(n) => Err(model.key_value_error("split.count", "a whole model, opened with all of its parts", n)),
             None => Err(model.key_type_error("split.count", "u16")),
         },
     }

@@ -104,7 +104,18 @@ impl File {
             }
         }
 
-        Ok(File { source, start, version, alignment, keys, key_index, tensors, tensor_index, data_start })
+        Ok(File {
+            source,
+            start,
+            version,
+            alignment,
+            keys,
+            key_index,
+            tensors,
+            tensor_index,
+            data_start,
+            others: Vec::new(),
+        })
     }
 }
 
@@ -289,6 +300,6 @@ impl<'a> Cursor<'a> {
             return Err(Error::TensorTooLarge { offset: entry, name: printable(name), dims: dims[..n_dims].to_vec() });
         };
         let offset = self.u64("the offset of a tensor")?;
-        Ok(TensorInfo { name: name.into(), ty, dims, n_dims, offset, bytes })
+        Ok(TensorInfo { name: name.into(), ty, dims, n_dims, offset, bytes, part: 0, place: offset })
     }
 }
