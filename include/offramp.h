@@ -206,9 +206,10 @@ typedef struct {
     int32_t check_memory;
     // Not 0: also load architectures whose loader was not read for defects. Say 0 for files from strangers.
     int32_t allow_unread;
-    // 0.
-    int32_t reserved;
-    // A sidecar with exit heads, or NULL for those inside the model file, if any.
+    // Not 0: where `heads_path` is NULL and the model file has no exit heads, look for a sidecar made for this model in
+    // the user's cache and, as `exits-*.gguf`, beside the file. A first look that finds some reads the whole model.
+    int32_t find_heads;
+    // A sidecar with exit heads, or NULL for those inside the model file, if any, and those that `find_heads` finds.
     const char *heads_path;
     // How far the loading is, or NULL. 0 from it stops the loading with OFFRAMP_ERROR_CANCELLED.
     offramp_progress_callback progress;
@@ -437,8 +438,8 @@ int32_t offramp_generate_default_params(offramp_generate_params *params, size_t 
 // was set before no longer runs, on no thread: its user_data may be freed then. Any thread; not from the callback.
 int32_t offramp_log_set(offramp_log_callback callback, void *user_data, int32_t level);
 
-// Loads the model at `path_to_model`. `params` may be NULL for the defaults. This can take seconds; its progress
-// callback runs on the calling thread and can stop it.
+// Loads the model at `path_to_model`; of a split model that is the first file, beside which the others lie. `params` may
+// be NULL for the defaults. This can take seconds; its progress callback runs on the calling thread and can stop it.
 //
 // The caller owns `*model` and frees it with offramp_model_free. Any thread; loads may run at the same time.
 int32_t offramp_model_load(const char *path_to_model, const offramp_model_params *params, offramp_model **model);

@@ -97,8 +97,8 @@ impl offramp_model {
     }
 }
 
-/// Loads the model at `path_to_model`; of a split model that is the first file, beside which the others lie. `params` may be NULL for the defaults. This can take seconds; its progress
-/// callback runs on the calling thread and can stop it.
+/// Loads the model at `path_to_model`; of a split model that is the first file, beside which the others lie. `params` may
+/// be NULL for the defaults. This can take seconds; its progress callback runs on the calling thread and can stop it.
 ///
 /// The caller owns `*model` and frees it with offramp_model_free. Any thread; loads may run at the same time.
 #[cfg_attr(not(test), unsafe(no_mangle))]

@@ -5,7 +5,10 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use crate::random;
 use crate::support::{Finished, TempFolder, offramp};
+use offramp::gguf::exits::HeadType;
+use offramp::gguf::{File, Split, SplitLimit, SplitOptions};
 use offramp_fixtures::{Arch, TinyModel};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -14,7 +17,22 @@ const CUT: usize = 100_000;
 const LISTING: &str = r#"{"sha": "0123456789abcdef0123456789abcdef01234567",
     "siblings": [{"rfilename": "README.md"}, {"rfilename": "tiny-Q4_K_M.gguf"}, {"rfilename": "tiny-q8_0.gguf"}]}"#;
 
-/// A hub with one repository, `user/tiny`.
+/// A repository of a hub: its name, what the hub says of it, and its files.
+struct Repo {
+    name: &'static str,
+    listing: String,
+    files: Vec<(String, Vec<u8>)>,
+}
+
+impl Repo {
+    /// One that is listed without sizes and digests.
+    fn new(name: &'static str, files: Vec<(String, Vec<u8>)>) -> Self {
+        let names: Vec<String> = files.iter().map(|(name, _)| format!(r#"{{"rfilename": "{name}"}}"#)).collect();
+        Self { name, listing: format!(r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#, names.join(", ")), files }
+    }
+}
+
+/// A hub, most often with the one repository `user/tiny`.
 struct Hub {
     endpoint: String,
     /// The `Range` of each request for a file, in order.
@@ -30,6 +48,11 @@ impl Hub {
     /// One that says this of its repository.
     fn start_with(cut_after: Option<usize>, listing: String) -> Self {
         let model = TinyModel::new(Arch::Llama).bytes();
+        let files = ["tiny-Q4_K_M.gguf", "tiny-q8_0.gguf"].map(|name| (name.to_owned(), model.clone())).to_vec();
+        Self::of(vec![Repo { name: "user/tiny", listing, files }], cut_after)
+    }
+
+    fn of(repos: Vec<Repo>, cut_after: Option<usize>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let ranges = Arc::new(Mutex::new(Vec::new()));
@@ -38,7 +61,7 @@ impl Hub {
             let mut cut_after = cut_after;
             for stream in listener.incoming().flatten() {
                 // A client that hangs up is its own business.
-                let _ = answer(stream, &model, &listing, &seen, &mut cut_after);
+                let _ = answer(stream, &repos, &seen, &mut cut_after);
             }
         });
         Self { endpoint, ranges }
@@ -63,8 +86,7 @@ impl Hub {
 
 fn answer(
     mut stream: TcpStream,
-    model: &[u8],
-    listing: &str,
+    repos: &[Repo],
     ranges: &Mutex<Vec<String>>,
     cut_after: &mut Option<usize>,
 ) -> std::io::Result<()> {
@@ -83,12 +105,16 @@ fn answer(
             range = value.to_owned();
         }
     }
-    if target.starts_with("/api/models/user/tiny/") {
-        return respond(&mut stream, "200 OK", &[], listing.as_bytes());
+    if let Some(repo) = repos.iter().find(|repo| target.starts_with(&format!("/api/models/{}/", repo.name))) {
+        return respond(&mut stream, "200 OK", &[], repo.listing.as_bytes());
     }
-    if !target.starts_with("/user/tiny/resolve/main/tiny-") {
+    let found = repos.iter().find_map(|repo| {
+        let name = target.strip_prefix(&format!("/{}/resolve/main/", repo.name))?;
+        repo.files.iter().find(|(other, _)| other == name)
+    });
+    let Some((name, model)) = found else {
         return respond(&mut stream, "404 Not Found", &[], b"");
-    }
+    };
     ranges.lock().unwrap().push(range.clone());
     let size = model.len();
     let (start, end) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap();
@@ -96,7 +122,7 @@ fn answer(
     let end = end.parse().map_or(size, |end: usize| end + 1);
     let headers = [
         format!("Content-Range: bytes {start}-{}/{size}", end - 1),
-        "ETag: \"etag-of-tiny\"".to_owned(),
+        format!("ETag: \"etag-of-{name}\""),
         format!("X-Repo-Commit: {COMMIT}"),
     ];
     head(&mut stream, "206 Partial Content", &headers, end - start)?;
@@ -226,4 +252,122 @@ fn a_model_that_does_not_fit_is_not_fetched() {
     let home = TempFolder::new("hub-huge");
     assert!(hub.run(&["pull", "user/tiny"], home.path()).failure(1).contains("--force"));
     assert!(hub.ranges.lock().unwrap().is_empty());
+}
+
+/// The files of a split model of random weights.
+fn parts(seed: u64) -> Vec<(String, Vec<u8>)> {
+    let model = random::open(&random::model(seed));
+    let mut options = SplitOptions::default();
+    options.limit = SplitLimit::Tensors(12);
+    let split = Split::of(&model, &options).unwrap();
+    let names = split.paths(Path::new("tiny-Q4_K_M"));
+    let names = names.iter().map(|name| name.to_str().unwrap().to_owned());
+    names.zip(split.parts().iter().map(|part| part.to_bytes().unwrap())).collect()
+}
+
+/// Heads for the model of that seed.
+fn heads(seed: u64) -> Vec<u8> {
+    let base: File = random::open(&random::model(seed));
+    random::heads(&base, &[0, 1], &[HeadType::Affine, HeadType::Affine], 2).to_bytes().unwrap()
+}
+
+#[test]
+fn a_split_model_is_fetched_whole_listed_as_one_and_removed_whole() {
+    let hub = Hub::of(vec![Repo::new("user/tiny", parts(1))], None);
+    let home = TempFolder::new("hub-split");
+    let told = hub.inspect("user/tiny", home.path()).success();
+    assert!(told.contains("tiny-Q4_K_M-00001-of-00003.gguf") && told.contains("parts: 3 files"), "{told}");
+    let pulled = hub.run(&["pull", "user/tiny"], home.path()).success();
+    assert!(pulled.trim_end().ends_with("tiny-Q4_K_M-00001-of-00003.gguf"), "{pulled}");
+    let listed = hub.run(&["list", "--json"], home.path()).success();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let size: usize = parts(1).iter().map(|(_, bytes)| bytes.len()).sum();
+    assert_eq!(
+        (listed["size"].as_u64(), &listed["file"]),
+        (Some(size as u64), &"tiny-Q4_K_M-00001-of-00003.gguf".into())
+    );
+    let shown = hub.run(&["show", "user/tiny"], home.path()).success();
+    assert!(shown.contains("layers: 3") && shown.contains("needs: about"), "{shown}");
+    let offline = Hub { endpoint: "http://127.0.0.1:9".to_owned(), ranges: Arc::default() };
+    assert!(offline.inspect("user/tiny", home.path()).success().contains("parts: 3 files"));
+    hub.run(&["rm", "user/tiny", "--yes"], home.path()).success();
+    assert_eq!(hub.run(&["list"], home.path()).success(), "");
+    assert!(std::fs::read_dir(home.path().join("hub/models--user--tiny/blobs")).unwrap().next().is_none());
+
+    let mut some = parts(1);
+    some.remove(1);
+    let hub = Hub::of(vec![Repo::new("user/tiny", some)], None);
+    let line = hub.inspect("user/tiny", TempFolder::new("hub-some").path());
+    assert!(line.failure(1).contains("2 of the 3 parts of tiny-Q4_K_M"), "{line:?}");
+}
+
+#[test]
+fn the_exit_heads_of_a_repository_come_with_its_model() {
+    let model = ("tiny-Q4_K_M.gguf".to_owned(), random::model(1).to_bytes().unwrap());
+    let files = |seed: u64| vec![model.clone(), ("exits-tiny-Q4_K_M.gguf".to_owned(), heads(seed))];
+    let hub = Hub::of(vec![Repo::new("user/tiny", files(1))], None);
+    let home = TempFolder::new("hub-heads");
+    let told = hub.inspect("user/tiny", home.path());
+    assert!(told.stderr.contains("exit heads from ") && told.stderr.contains("exits-tiny-Q4_K_M.gguf"), "{told:?}");
+    assert!(told.success().contains("exit heads: after"));
+    // They are found without the network, and by the path alone.
+    let offline = Hub { endpoint: "http://127.0.0.1:9".to_owned(), ranges: Arc::default() };
+    assert!(offline.inspect("user/tiny", home.path()).success().contains("exit heads: after"));
+    let pulled = hub.run(&["pull", "user/tiny"], home.path());
+    assert!(pulled.stderr.contains("exit heads for it in "), "{pulled:?}");
+    let path = pulled.success();
+    assert!(hub.run(&["inspect", "-m", path.trim_end()], home.path()).success().contains("exit heads: after"));
+    // None are looked for where none are wanted; they are no model, and go with it.
+    assert!(
+        hub.run(&["inspect", "-m", path.trim_end(), "--heads", "none"], home.path()).success().contains("heads: none")
+    );
+    assert_eq!(hub.run(&["list"], home.path()).success().lines().count(), 1);
+    hub.run(&["rm", "user/tiny", "--yes"], home.path()).success();
+    assert!(std::fs::read_dir(home.path().join("hub/models--user--tiny/blobs")).unwrap().next().is_none());
+
+    // Without them the model is fetched alone.
+    let home = TempFolder::new("hub-no-heads");
+    assert!(
+        hub.run(&["inspect", "-hf", "user/tiny", "--heads", "none"], home.path()).success().contains("heads: none")
+    );
+    hub.run(&["pull", "user/tiny", "--no-heads"], home.path()).success();
+    assert_eq!(std::fs::read_dir(home.path().join("hub/models--user--tiny/blobs")).unwrap().count(), 1);
+
+    // Heads of another model are told, and not used.
+    let hub = Hub::of(vec![Repo::new("user/tiny", files(2))], None);
+    let home = TempFolder::new("hub-wrong-heads");
+    let pulled = hub.run(&["pull", "user/tiny"], home.path());
+    assert!(pulled.stderr.contains("exit heads of another model, which are not used"), "{pulled:?}");
+    assert!(hub.inspect("user/tiny", home.path()).success().contains("exit heads: none"));
+}
+
+#[test]
+fn exit_heads_come_from_another_repository_where_one_is_named() {
+    let model = vec![("tiny-Q4_K_M.gguf".to_owned(), random::model(1).to_bytes().unwrap())];
+    let others = |seed: u64| {
+        vec![("exits-a-Q4_K_M.gguf".to_owned(), heads(2)), ("exits-tiny-Q4_K_M.gguf".to_owned(), heads(seed))]
+    };
+    let repos = vec![
+        Repo::new("user/tiny", model.clone()),
+        Repo::new("other/heads", others(1)),
+        Repo::new("other/wrong", others(3)),
+    ];
+    let hub = Hub::of(repos, None);
+    let home = TempFolder::new("hub-heads-repo");
+    let arguments = ["inspect", "-hf", "user/tiny", "--heads-repo", "other/heads"];
+    assert!(hub.run(&arguments, home.path()).success().contains("exit heads: after"));
+    let file = home.file("own-Q4_K_M.gguf", &model[0].1);
+    let arguments = ["inspect", "-m", &file, "--heads-repo", "other/heads"];
+    assert!(hub.run(&arguments, home.path()).success().contains("exit heads: after"));
+    let offline = Hub { endpoint: "http://127.0.0.1:9".to_owned(), ranges: Arc::default() };
+    assert!(offline.run(&arguments, home.path()).success().contains("exit heads: after"));
+    let pulled = hub.run(&["pull", "user/tiny", "--heads-repo", "other/heads"], home.path());
+    assert!(pulled.stderr.contains("run it with --heads-repo other/heads"), "{pulled:?}");
+
+    let wrong = hub.run(&["inspect", "-m", &file, "--heads-repo", "other/wrong"], home.path());
+    assert!(wrong.failure(1).contains("no exits-*.gguf that was made for own-Q4_K_M.gguf"), "{wrong:?}");
+    assert!(
+        hub.run(&["inspect", "-m", &file, "--heads-repo", "other/none"], home.path()).failure(1).contains("other/none")
+    );
+    assert!(hub.run(&["inspect", "-m", &file, "--heads-repo", "x"], home.path()).failure(2).contains("USER/MODEL"));
 }

@@ -4,6 +4,7 @@ mod architectures;
 mod bench;
 mod chat;
 mod doctor;
+mod heads;
 #[cfg(feature = "hf")]
 mod hub;
 #[cfg(target_os = "linux")]
@@ -13,6 +14,9 @@ mod run;
 mod terminal;
 mod usage;
 
+#[path = "../gguf/random.rs"]
+#[allow(dead_code)]
+mod random;
 #[path = "../screen/mod.rs"]
 mod screen;
 #[path = "../support/mod.rs"]

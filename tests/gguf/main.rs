@@ -4,6 +4,7 @@ mod cases;
 #[cfg(unix)]
 mod crash;
 mod exits;
+mod found;
 mod hostile;
 mod load;
 mod models;

@@ -29,7 +29,10 @@ impl Folder {
 
     pub fn run(&self, arguments: &str) -> Output {
         let program = env!("CARGO_BIN_EXE_gguf-tools");
-        Command::new(program).args(arguments.split_whitespace()).current_dir(self.0.path()).output().unwrap()
+        let mut command = Command::new(program);
+        command.args(arguments.split_whitespace()).current_dir(self.0.path());
+        // Away from the user's own.
+        command.env("OFFRAMP_CACHE", self.path("cache")).output().unwrap()
     }
 
     /// What a verb prints that must succeed.
