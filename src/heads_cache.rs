@@ -165,6 +165,17 @@ impl HeadsCache {
     }
 }
 
+/// What the user's cache has for a model that is about to load; nothing for one with heads around it. `progress` is that of the
+/// loading, which has not begun.
+pub(crate) fn find_for(model: &File, progress: &mut dyn FnMut(f32) -> bool) -> Result<Option<PathBuf>> {
+    let cache = HeadsCache::of_user().filter(|_| model.tensor(exits::BASE_HEADER).is_none());
+    let found = cache.map(|cache| cache.find(model, &mut |_, _| progress(0.0))).transpose()?.flatten();
+    if let Some(path) = &found {
+        tracing::info!("exit heads from {}", path.display());
+    }
+    Ok(found)
+}
+
 impl Known {
     /// What tells a model's files without reading them whole; `None` for what is in no file.
     fn of(model: &File) -> crate::gguf::Result<Option<Known>> {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::gate::{Gate, Sequences};
 use crate::gguf;
 use crate::heads::Heads;
-use crate::heads_cache::HeadsCache;
+use crate::heads_cache;
 use crate::llama::context::{Context, ContextParams};
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::threads::ThreadPool;
@@ -74,7 +74,7 @@ pub struct ModelParams {
     /// A sidecar with exit heads for the model; `None` takes those around it, where the file is a merged one.
     pub heads: Option<PathBuf>,
     /// Looks for heads where none are given and none are around the model: in the user's cache, then beside the file
-    /// ([`HeadsCache::find`]).
+    /// ([`HeadsCache::find`](crate::HeadsCache::find)).
     pub find_heads: bool,
     /// Refuses a model whose weights, and a session whose cache, do not fit into the memory that is free.
     pub check_memory: bool,
@@ -176,7 +176,8 @@ impl Model {
         let CheckedFile { file, memory, n_positions, offset, fingerprint } = check_file(path, params)?;
         let parts: Vec<PathBuf> = file.paths().map(Path::to_path_buf).collect();
         let n_parts = parts.len();
-        let found = if params.find_heads && params.heads.is_none() { find_heads(&file, progress)? } else { None };
+        let wants = params.find_heads && params.heads.is_none();
+        let found = if wants { heads_cache::find_for(&file, progress)? } else { None };
         let heads = Heads::open(file, params.heads.as_deref().or(found.as_deref()))?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
@@ -336,19 +337,6 @@ fn check_file(path: &Path, params: &ModelParams) -> Result<CheckedFile> {
     let n_positions = n_positions.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     let fingerprint = gguf::exits::sample_sha256(gguf::exits::base(&file)?.as_ref().unwrap_or(&file))?;
     Ok(CheckedFile { file, memory: shape, n_positions, offset: preflight.base_offset, fingerprint })
-}
-
-/// The heads that are there for a model without any around it.
-fn find_heads(file: &gguf::File, progress: &mut dyn FnMut(f32) -> bool) -> Result<Option<PathBuf>> {
-    if file.tensor(gguf::exits::BASE_HEADER).is_some() {
-        return Ok(None);
-    }
-    let Some(cache) = HeadsCache::of_user() else { return Ok(None) };
-    let found = cache.find(file, &mut |_, _| progress(0.0))?;
-    if let Some(path) = &found {
-        tracing::info!("exit heads from {}", path.display());
-    }
-    Ok(found)
 }
 
 fn describe(path: &Path, n_parts: usize, raw: &RawModel, vocab: &Vocab) -> ModelInfo {

@@ -9,6 +9,7 @@ mod hostile;
 mod load;
 mod models;
 mod package;
+mod parts;
 mod quants;
 mod random;
 mod round_trip;
