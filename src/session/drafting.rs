@@ -126,7 +126,7 @@ impl Drafting {
         if exits.is_none() && head.is_none() && !lookup {
             return Ok(None);
         }
-        let splits = params.flash_attn != FlashAttn::Off && gate.threads().0 > 1;
+        let splits = params.flash_attn != FlashAttn::Off && gate.threads().0 > 1 && !model.is_batch_invariant(params);
         // Who counts on batches that round as single tokens do, and would lose that there.
         let is_limited = splits && width <= alike && (is_exact || keeps_certificate && width > certified as usize);
         let drafters = Drafters { exits: exits.is_some(), head: head.is_some(), tokens_leave: !is_exact };

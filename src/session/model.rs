@@ -19,7 +19,7 @@ use crate::heads_cache;
 use crate::llama::context::{Context, ContextParams};
 use crate::llama::model::{LoadParams, RawModel};
 use crate::llama::threads::ThreadPool;
-use crate::llama::{Device, Kernels, Vocab, devices};
+use crate::llama::{Device, Kernels, Vocab, devices, kernels_here};
 use support::Known;
 
 /// How many layers a GPU computes.
@@ -150,6 +150,8 @@ struct Inner {
     check_memory: bool,
     known: Mutex<Known>,
     fingerprint: String,
+    /// No layer was given to another device.
+    is_on_cpu: bool,
 }
 
 impl Model {
@@ -184,6 +186,7 @@ impl Model {
             GpuLayers::Count(n) => Some(n),
             GpuLayers::Auto => layers_that_fit(memory.weights(), &devices()),
         };
+        let is_on_cpu = n_gpu_layers == Some(0) || !devices().iter().any(Device::is_gpu);
         let load = LoadParams {
             n_gpu_layers,
             use_mmap: params.use_mmap,
@@ -209,7 +212,16 @@ impl Model {
             check_memory,
             known: Mutex::default(),
             fingerprint,
+            is_on_cpu,
         })))
+    }
+
+    /// True where a token's logits depend on its context alone in a session of `params`, bit for bit and at any length:
+    /// not on the width of its batch, nor on the number of threads. Our kernels see to that on the processor.
+    pub fn is_batch_invariant(&self, params: &SessionParams) -> bool {
+        use super::params::CacheType::{Bf16, F16, F32, Q8_0};
+        let has_attention = [params.type_k, params.type_v].iter().all(|ty| matches!(ty, F32 | F16 | Bf16 | Q8_0));
+        has_attention && self.0.is_on_cpu && self.0.raw.kernels() == Kernels::Auto && kernels_here().is_ok()
     }
 
     /// What the model says of itself.

@@ -3,8 +3,8 @@
 //! The prompt is decoded as a session decodes it, then the emitted tokens are fed in, and each is compared with what the
 //! full model would have emitted in the same context. Kernels round by batch width, and that noise must not be counted
 //! against exits: several tokens are scored at once only where the model's self-test found single tokens and batches to
-//! be bit-identical, and only in the cells where attention has not split single tokens between the threads yet. It
-//! judges greedy choices only.
+//! be bit-identical, with llama.cpp's kernels only in the cells where attention has not split single tokens between the
+//! threads yet. It judges greedy choices only.
 
 use std::ops::ControlFlow;
 
@@ -80,6 +80,8 @@ pub struct Rescorer {
     model: Model,
     gate: Gate,
     width: usize,
+    /// The position from which on single tokens round otherwise than batches.
+    until: usize,
     width_difference: f32,
     n_swa: usize,
     /// What many prompts begin with; empty for nothing.
@@ -103,6 +105,7 @@ impl Rescorer {
             model: model.clone(),
             gate,
             width,
+            until: if model.is_batch_invariant(params) { usize::MAX } else { SPLIT_FROM },
             width_difference,
             n_swa,
             shared: Vec::new(),
@@ -206,7 +209,7 @@ impl Rescorer {
         let mut next = emitted.get(scores.len()..).unwrap_or_default();
         let mut left = emitted.get(scores.len().saturating_sub(1)..).unwrap_or_default();
         while !next.is_empty() {
-            let room = SPLIT_FROM.saturating_sub(self.gate.position());
+            let room = self.until.saturating_sub(self.gate.position());
             let n = self.width.min(room).min(next.len()).max(1);
             self.gate.decode(&left[..n], Logits::All)?;
             for (i, &token) in next[..n].iter().enumerate() {

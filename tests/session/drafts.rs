@@ -197,3 +197,24 @@ fn batches_that_round_otherwise_want_a_certificate_of_their_own() {
     }
     assert!(widths.contains(&usize::MAX) && widths.iter().any(|width| *width < 8), "{widths:?}");
 }
+
+/// Beyond the cells from which llama.cpp splits a token's K/V between threads, and beyond those of a whole batch.
+#[test]
+fn exact_mode_drafts_at_any_length_and_equals_off() {
+    for weights in [WeightType::Q4_K, WeightType::F16] {
+        let files = Files::with_idle_blocks(&TinyModel::new(Arch::Llama).weights(weights), 0);
+        let spec = Spec { screen: SURE_OF_MOST, shortlist: 256, ..Spec::new(&[], Kind::Perfect) };
+        let model = files.load(Some(&files.write_exits(&spec)));
+        let replies = [(Exits::Off, 1), (Exits::Off, 2), (Exits::Exact, 2)].map(|(exits, n_threads)| {
+            let mut params = params(exits);
+            (params.n_ctx, params.n_threads) = (512, Some(n_threads));
+            assert!(model.is_batch_invariant(&params));
+            let mut session = Session::new(&model, &params).unwrap();
+            let mut sampler = sampler(&model, 0.0, 5, 1.0, None);
+            exact::reply(&mut session, &mut sampler, &prompt(400), 60)
+        });
+        let [one, two, exact] = &replies;
+        assert!(exact.n_drafted > 0, "{weights:?}");
+        assert!(one.tokens == two.tokens && exact.tokens == two.tokens, "{weights:?}");
+    }
+}
