@@ -103,12 +103,9 @@ pub enum Error {
         /// What is accepted.
         expected: &'static str,
     },
-    /// A grammar that llama.cpp cannot parse.
-    #[error("the grammar cannot be used: {log}; check it with llama.cpp's GBNF guide")]
-    Grammar {
-        /// llama.cpp's own words.
-        log: LlamaLog,
-    },
+    /// A grammar or a JSON schema that replies cannot be held to.
+    #[error(transparent)]
+    Grammar(#[from] crate::GrammarError),
     /// A text that cannot be tokenized.
     #[error("the text of {bytes} bytes cannot be tokenized; it must be under 2 GiB")]
     Tokenize {

@@ -34,6 +34,7 @@ pub mod capi;
 mod error;
 pub mod gate;
 pub mod gguf;
+mod grammar;
 #[allow(unsafe_code)]
 mod heads;
 mod heads_cache;
@@ -48,9 +49,18 @@ pub const ENGINE: &str =
     concat!("offramp ", env!("CARGO_PKG_VERSION"), ", llama-cpp-sys-2 ", env!("OFFRAMP_BUILD_LLAMA"));
 
 pub use error::{Error, LlamaLog, Result};
+pub use grammar::{Grammar, GrammarError};
 pub use heads_cache::{HeadsCache, cache_folder};
 pub use llama::batch::Logits;
-pub use llama::{Device, Kernels, Token, Vocab, cpu_features, devices, json_schema_grammar, kernels_here, max_devices};
+pub use llama::{Device, Kernels, Token, Vocab, cpu_features, devices, kernels_here, max_devices};
+/// The grammar of the JSON texts that `schema` accepts.
+///
+/// # Errors
+/// [`Error::Grammar`] that names the keyword that cannot be kept, or what is too large.
+pub fn json_schema_grammar(schema: &serde_json::Value) -> Result<Grammar> {
+    Ok(Grammar::json_schema(schema)?)
+}
+
 pub use session::{
     CacheType, CancelHandle, ChatTemplate, Drafts, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
     Kv, Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,

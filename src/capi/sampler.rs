@@ -4,7 +4,7 @@ use super::offramp_model;
 use super::params::offramp_sampler_params;
 use super::pointers::{Output, free_handle, handle, input_struct, into_handle, optional_text};
 use super::status::*;
-use crate::{Model, Sampler, SamplerParams};
+use crate::{Grammar, Model, Sampler, SamplerParams};
 use std::sync::Arc;
 
 /// How tokens are picked. Immutable; any number of sessions on any threads may use one at the same time.
@@ -38,7 +38,10 @@ pub unsafe extern "C" fn offramp_sampler_new(
             )
         };
         // SAFETY: as above.
-        let grammar = unsafe { optional_text(params.grammar, "grammar") }?.map(str::to_owned);
+        let grammar = unsafe { optional_text(params.grammar, "grammar") }?
+            .map(Grammar::gbnf)
+            .transpose()
+            .map_err(crate::Error::from)?;
         let sampler = offramp_sampler {
             params: SamplerParams {
                 temperature: params.temperature,

@@ -101,7 +101,7 @@ impl From<Error> for Failure {
             Error::Context { .. } => OFFRAMP_ERROR_CONTEXT,
             Error::Decode { .. } => OFFRAMP_ERROR_DECODE,
             Error::Template(_) => OFFRAMP_ERROR_TEMPLATE,
-            Error::Grammar { .. } => OFFRAMP_ERROR_GRAMMAR,
+            Error::Grammar(_) => OFFRAMP_ERROR_GRAMMAR,
             Error::Cancelled => OFFRAMP_ERROR_CANCELLED,
             Error::InvalidValue { .. } | Error::TokenOutOfRange { .. } | Error::Tokenize { .. } => OFFRAMP_ERROR_VALUE,
             #[allow(unreachable_patterns)] // Variants come; they get codes of their own in a later ABI version.

@@ -15,11 +15,9 @@ pub(crate) mod model;
 pub(crate) mod plug;
 pub(crate) mod recipe;
 pub(crate) mod sampler;
-mod schema;
 pub(crate) mod threads;
 pub(crate) mod vocab;
 
 pub use backend::{Device, cpu_features, devices, max_devices};
 pub use plug::{Kernels, kernels_here};
-pub use schema::json_schema_grammar;
 pub use vocab::{Token, Vocab};

@@ -1,32 +1,21 @@
 //! llama.cpp's sampler chain, applied to the candidates that a decode or an exit offers.
 
-use std::ffi::CString;
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use super::log;
 use super::vocab::{Token, Vocab};
-use crate::error::{Error, LlamaLog, Result};
+use crate::error::Result;
+use crate::grammar::{Grammar, Matcher};
 
 /// Owns a chain of llama.cpp samplers.
 pub(crate) struct Chain {
     raw: NonNull<sys::llama_sampler>,
-    /// The grammar is no part of the chain: llama.cpp's own tools filter by it first too, and accepting a token needs
-    /// the call that catches its exceptions.
-    grammar: Option<Grammar>,
+    /// The grammar is no part of the chain: what it does not allow is no candidate.
+    grammar: Option<Matcher>,
     candidates: Vec<sys::llama_token_data>,
     /// Keeps the model, and so the vocabulary that a grammar points to, alive.
     _vocab: Vocab,
-}
-
-struct Grammar(NonNull<sys::llama_sampler>);
-
-impl Drop for Grammar {
-    fn drop(&mut self) {
-        // SAFETY: made by `llama_rs_sampler_init_grammar`, freed once.
-        unsafe { sys::llama_sampler_free(self.0.as_ptr()) };
-    }
 }
 
 // SAFETY: a sampler is plain data that one thread uses at a time (`&mut self`).
@@ -55,9 +44,9 @@ pub(crate) enum Stage {
 
 impl Chain {
     /// # Errors
-    /// [`Error::Grammar`] if `grammar` (GBNF, root rule `root`) cannot be parsed.
-    pub(crate) fn new(vocab: &Vocab, stages: &[Stage], grammar: Option<&str>) -> Result<Self> {
-        let grammar = grammar.map(|text| parse_grammar(vocab, text)).transpose()?;
+    /// [`crate::Error::Grammar`] if `grammar` cannot be followed with this vocabulary.
+    pub(crate) fn new(vocab: &Vocab, stages: &[Stage], grammar: Option<&Grammar>) -> Result<Self> {
+        let grammar = grammar.map(|grammar| vocab.matcher(grammar)).transpose()?;
         // SAFETY: plain parameters.
         let raw = unsafe { sys::llama_sampler_chain_init(sys::llama_sampler_chain_default_params()) };
         let raw = NonNull::new(raw).expect("llama.cpp allocates a sampler chain or throws");
@@ -83,7 +72,14 @@ impl Chain {
     }
 
     /// Picks a token from `candidates` (id and logit). `None` if there are none, or if the grammar allows none of them.
-    pub(crate) fn pick(&mut self, candidates: impl Iterator<Item = (Token, f32)>) -> Option<Token> {
+    ///
+    /// # Errors
+    /// [`crate::Error::Grammar`] if the grammar has become too intricate to follow.
+    pub(crate) fn pick(&mut self, candidates: impl Iterator<Item = (Token, f32)>) -> Result<Option<Token>> {
+        self.grammar.as_mut().map(Matcher::prepare).transpose()?;
+        let grammar = self.grammar.as_ref();
+        let allows = |id: Token| grammar.is_none_or(|grammar| usize::try_from(id.0).is_ok_and(|id| grammar.allows(id)));
+        let candidates = candidates.filter(|&(id, _)| allows(id));
         self.candidates.clear();
         self.candidates.extend(candidates.map(|(id, logit)| sys::llama_token_data { id: id.0, logit, p: 0.0 }));
         let mut array = sys::llama_token_data_array {
@@ -93,35 +89,23 @@ impl Chain {
             sorted: false,
         };
         if array.size == 0 {
-            return None;
+            return Ok(None);
         }
-        if let Some(grammar) = &self.grammar {
-            // SAFETY: a live sampler, and an array that is valid for its size.
-            unsafe { sys::llama_sampler_apply(grammar.0.as_ptr(), &mut array) };
-            // SAFETY: a sampler leaves `size` valid elements behind `data`.
-            let left = unsafe { std::slice::from_raw_parts(array.data, array.size) };
-            if left.iter().all(|candidate| candidate.logit == f32::NEG_INFINITY) {
-                return None;
-            }
-        }
-        // SAFETY: as above.
+        // SAFETY: a live sampler, and an array that is valid for its size.
         unsafe { sys::llama_sampler_apply(self.raw.as_ptr(), &mut array) };
         // SAFETY: samplers shrink and reorder the array, and may move `data` to memory of their own (`llama.h`).
         let left = unsafe { std::slice::from_raw_parts(array.data, array.size) };
-        left.get(usize::try_from(array.selected).ok()?).map(|candidate| Token(candidate.id))
+        let selected = usize::try_from(array.selected).ok();
+        Ok(selected.and_then(|selected| left.get(selected)).map(|candidate| Token(candidate.id)))
     }
 
     /// Tells the samplers which token was emitted.
     ///
     /// # Errors
-    /// [`Error::Grammar`] if the grammar does not allow the token.
+    /// [`crate::Error::Grammar`] if the grammar does not allow the token.
     pub(crate) fn accept(&mut self, token: Token) -> Result<()> {
-        if let Some(grammar) = &self.grammar {
-            // SAFETY: a live sampler; this call catches llama.cpp's exceptions.
-            let (status, log) = log::recorded(|| unsafe { sys::llama_rs_sampler_accept(grammar.0.as_ptr(), token.0) });
-            if status != sys::LLAMA_RS_STATUS_OK {
-                return Err(Error::Grammar { log });
-            }
+        if let (Some(grammar), Ok(id)) = (&mut self.grammar, usize::try_from(token.0)) {
+            grammar.accept(id)?;
         }
         // SAFETY: a live chain. None of its stages throws.
         unsafe { sys::llama_sampler_accept(self.raw.as_ptr(), token.0) };
@@ -130,13 +114,9 @@ impl Chain {
 
     /// Forgets what was emitted, and starts the random numbers again.
     pub(crate) fn reset(&mut self) {
-        // SAFETY: live samplers.
-        unsafe {
-            sys::llama_sampler_reset(self.raw.as_ptr());
-            if let Some(grammar) = &self.grammar {
-                sys::llama_sampler_reset(grammar.0.as_ptr());
-            }
-        }
+        // SAFETY: a live sampler.
+        unsafe { sys::llama_sampler_reset(self.raw.as_ptr()) };
+        self.grammar.as_mut().map(Matcher::reset);
     }
 }
 
@@ -151,15 +131,4 @@ impl std::fmt::Debug for Chain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Chain").field("grammar", &self.grammar.is_some()).finish_non_exhaustive()
     }
-}
-
-fn parse_grammar(vocab: &Vocab, text: &str) -> Result<Grammar> {
-    let Ok(text) = CString::new(text) else {
-        return Err(Error::Grammar { log: LlamaLog(vec!["it contains a NUL byte".to_owned()]) });
-    };
-    // SAFETY: a live vocabulary and NUL-terminated texts; this call catches llama.cpp's exceptions.
-    let (raw, log) = log::recorded(|| unsafe {
-        sys::llama_rs_sampler_init_grammar(vocab.as_ptr(), text.as_ptr(), c"root".as_ptr())
-    });
-    NonNull::new(raw).map(Grammar).ok_or(Error::Grammar { log })
 }

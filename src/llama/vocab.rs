@@ -1,12 +1,13 @@
 //! Text to tokens and back, through the model's own tokenizer.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llama_cpp_sys_2 as sys;
 
 use super::model::RawModel;
 use crate::error::{Error, Result};
+use crate::grammar::{Grammar, Matcher, Tokens};
 
 /// A token id of one model's vocabulary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -19,6 +20,8 @@ pub struct Token(pub i32);
 pub struct Vocab {
     raw: NonNull<sys::llama_vocab>,
     n_tokens: usize,
+    /// What grammars need of it; made when the first one asks.
+    grammar_tokens: Arc<Mutex<Option<Arc<Tokens>>>>,
     _model: Arc<RawModel>,
 }
 
@@ -34,7 +37,7 @@ impl Vocab {
         let raw = NonNull::new(raw.cast_mut()).expect("a loaded model has a vocabulary");
         // SAFETY: `raw` belongs to the live model.
         let n_tokens = unsafe { sys::llama_vocab_n_tokens(raw.as_ptr()) };
-        Self { raw, n_tokens: usize::try_from(n_tokens).unwrap_or(0), _model: model }
+        Self { raw, n_tokens: usize::try_from(n_tokens).unwrap_or(0), grammar_tokens: Arc::default(), _model: model }
     }
 
     pub(crate) fn as_ptr(&self) -> *const sys::llama_vocab {
@@ -145,6 +148,31 @@ impl Vocab {
     pub fn adds_bos(&self) -> bool {
         // SAFETY: a live vocabulary.
         unsafe { sys::llama_vocab_get_add_bos(self.as_ptr()) }
+    }
+
+    /// Follows a text of `grammar` in this vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::Grammar`] for a grammar that names tokens which are none here.
+    pub(crate) fn matcher(&self, grammar: &Grammar) -> Result<Matcher> {
+        let token_id = |text: &str| match self.tokenize(text, false, true).ok()?.as_slice() {
+            [token] => u32::try_from(token.0).ok(),
+            _ => None,
+        };
+        Ok(Matcher::new(grammar, &self.grammar_tokens()?, &token_id)?)
+    }
+
+    fn grammar_tokens(&self) -> Result<Arc<Tokens>> {
+        let mut known = self.grammar_tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tokens) = known.as_ref() {
+            return Ok(Arc::clone(tokens));
+        }
+        let ids = (0i32..).map(Token).take(self.n_tokens);
+        // The bytes that a token adds to a reply.
+        let (words, ends) = ids.map(|token| (self.piece(token, false), self.is_eog(token))).unzip();
+        let tokens = Arc::new(Tokens::new(words, ends)?);
+        *known = Some(Arc::clone(&tokens));
+        Ok(tokens)
     }
 
     fn known(&self, id: sys::llama_token) -> Option<Token> {

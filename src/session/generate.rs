@@ -102,7 +102,7 @@ impl Session {
     /// Picks the next token, and tells where it left the model.
     fn pick(&mut self, sampler: &mut Sampler) -> Result<(Token, Option<ExitPoint>)> {
         if let (Next::Candidates(exit), Some(cascade)) = (self.next, &self.cascade) {
-            if let Some(token) = sampler.pick_among(cascade.candidates()) {
+            if let Some(token) = sampler.pick_among(cascade.candidates())? {
                 sampler.accept(token)?;
                 return Ok((token, Some(exit)));
             }
@@ -114,7 +114,7 @@ impl Session {
         let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };
         let Next::Logits(row) = self.next else { return Err(no_logits()) };
         let logits = self.gate.logits(row).ok_or_else(no_logits)?;
-        let token = sampler.pick(logits).ok_or_else(|| Error::InvalidValue {
+        let token = sampler.pick(logits)?.ok_or_else(|| Error::InvalidValue {
             name: "logits",
             found: "no token that the model and the grammar allow".to_owned(),
             expected: "at least one; a damaged model or a grammar that the text has left gives none",

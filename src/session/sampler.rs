@@ -1,6 +1,7 @@
 //! How the next token is picked from a distribution.
 
 use crate::error::{Error, Result};
+use crate::grammar::Grammar;
 use crate::heads::best;
 use crate::llama::sampler::{Chain, Stage};
 use crate::llama::{Token, Vocab};
@@ -29,8 +30,8 @@ pub struct SamplerParams {
     pub presence_penalty: f32,
     /// Seed of the random numbers; `None` takes one from the system.
     pub seed: Option<u32>,
-    /// A GBNF grammar with the root rule `root`.
-    pub grammar: Option<String>,
+    /// The grammar that the text follows.
+    pub grammar: Option<Grammar>,
 }
 
 impl Default for SamplerParams {
@@ -96,17 +97,17 @@ impl Sampler {
     }
 
     /// Picks from `logits`, `[n_vocab]`. `None` if a grammar allows no token, or if there are no finite logits.
-    pub(crate) fn pick(&mut self, logits: &[f32]) -> Option<Token> {
+    pub(crate) fn pick(&mut self, logits: &[f32]) -> Result<Option<Token>> {
         match &mut self.chain {
-            None => argmax(logits),
+            None => Ok(argmax(logits)),
             Some(chain) => chain.pick((0i32..).map(Token).zip(logits.iter().copied())),
         }
     }
 
     /// Picks among `candidates`, by ascending id, as [`Sampler::pick`] does among all.
-    pub(crate) fn pick_among(&mut self, candidates: &[(Token, f32)]) -> Option<Token> {
+    pub(crate) fn pick_among(&mut self, candidates: &[(Token, f32)]) -> Result<Option<Token>> {
         match &mut self.chain {
-            None => best(candidates).map(|(id, _)| id),
+            None => Ok(best(candidates).map(|(id, _)| id)),
             Some(chain) => chain.pick(candidates.iter().copied()),
         }
     }
@@ -134,7 +135,7 @@ pub(crate) fn argmax(logits: &[f32]) -> Option<Token> {
 }
 
 fn chain(vocab: &Vocab, stages: &[Stage], params: &SamplerParams) -> Result<Chain> {
-    Chain::new(vocab, stages, params.grammar.as_deref())
+    Chain::new(vocab, stages, params.grammar.as_ref())
 }
 
 fn stages(params: &SamplerParams, seed: u32) -> Vec<Stage> {

@@ -27,7 +27,7 @@ pub(crate) fn sampler(model: &Model, temperature: f32, seed: u32, penalty: f32, 
     params.temperature = temperature;
     params.seed = Some(seed);
     params.repeat_penalty = penalty;
-    params.grammar = grammar.map(str::to_owned);
+    params.grammar = grammar.map(|text| offramp::Grammar::gbnf(text).unwrap());
     Sampler::new(model, &params).unwrap()
 }
 

@@ -31,7 +31,7 @@ fn sampler(model: &Model, temperature: f32, grammar: Option<&str>) -> Sampler {
     let mut params = SamplerParams::default();
     params.temperature = temperature;
     params.seed = Some(7);
-    params.grammar = grammar.map(str::to_owned);
+    params.grammar = grammar.map(|text| offramp::Grammar::gbnf(text).unwrap());
     Sampler::new(model, &params).unwrap()
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use offramp::SamplerParams;
+use offramp::{Grammar, SamplerParams};
 
 use crate::conversation::Settings;
 use crate::failure::Failure;
@@ -123,15 +123,19 @@ impl GenerationArgs {
         Ok(params)
     }
 
-    fn grammar(&self) -> Result<Option<String>, Failure> {
-        if let Some(path) = &self.grammar_file {
-            return prompts::read_text(path).map(Some);
+    fn grammar(&self) -> Result<Option<Grammar>, Failure> {
+        let text = match &self.grammar_file {
+            Some(path) => Some(prompts::read_text(path)?),
+            None => self.grammar.clone(),
+        };
+        if let Some(text) = text {
+            return Ok(Some(Grammar::gbnf(&text).map_err(offramp::Error::from)?));
         }
         let schema = match &self.json_schema_file {
             Some(path) => Some(prompts::read_text(path)?),
             None => self.json_schema.clone(),
         };
-        let Some(schema) = schema else { return Ok(self.grammar.clone()) };
+        let Some(schema) = schema else { return Ok(None) };
         let schema = serde_json::from_str(&schema)
             .map_err(|error| Failure::usage(format!("the JSON schema is no JSON ({error})")))?;
         Ok(Some(offramp::json_schema_grammar(&schema)?))

@@ -131,7 +131,7 @@ async fn stop_when_terminated(stop: Arc<watch::Sender<bool>>) -> bool {
 fn api_error(error: &offramp::Error) -> ApiError {
     match error {
         offramp::Error::InvalidValue { name, .. } => ApiError::invalid(name, error.to_string()),
-        offramp::Error::Grammar { .. } => ApiError::invalid("response_format", error.to_string()),
+        offramp::Error::Grammar(_) => ApiError::invalid("response_format", error.to_string()),
         offramp::Error::ContextLengthExceeded { prompt, n_ctx } => ApiError::context_length_exceeded(*prompt, *n_ctx),
         offramp::Error::Cancelled => ApiError::stopping(),
         _ => ApiError::internal(),

@@ -2,7 +2,7 @@
 //! change the reply but is not offered here is refused; what changes nothing (`user`, `metadata`, …) is ignored.
 //! No unknown field is ever passed on.
 
-use offramp::{Exits, GenerateParams, SamplerParams};
+use offramp::{Exits, GenerateParams, Grammar, SamplerParams};
 use serde_json::Value;
 
 use super::failure::ApiError;
@@ -190,11 +190,15 @@ fn sampler(fields: Fields<'_>) -> Result<SamplerParams, ApiError> {
     Ok(params)
 }
 
-fn grammar(fields: Fields<'_>) -> Result<Option<String>, ApiError> {
+fn grammar(fields: Fields<'_>) -> Result<Option<Grammar>, ApiError> {
     let Some(format) = fields.object("response_format", "response_format.")? else { return Ok(None) };
     let schema = match format.text("type")? {
         Some("text") => return Ok(None),
-        Some("json_object") => serde_json::json!({"type": "object"}),
+        Some("json_object") => match format.get("schema") {
+            // As llama.cpp's server and llama-cpp-python take it.
+            Some(schema) => schema.clone(),
+            None => serde_json::json!({"type": "object"}),
+        },
         Some("json_schema") => {
             let named = format.object("json_schema", "response_format.json_schema.")?;
             let schema = named.and_then(|named| named.get("schema"));
