@@ -53,6 +53,13 @@ pub use grammar::{Grammar, GrammarError};
 pub use heads_cache::{HeadsCache, cache_folder};
 pub use llama::batch::Logits;
 pub use llama::{Device, Kernels, Token, Vocab, cpu_features, devices, kernels_here, max_devices};
+pub use session::{
+    CacheType, CancelHandle, ChatTemplate, Drafts, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
+    Kv, Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,
+    Sampler, SamplerParams, Scored, Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent,
+    TokenLogprob, memory_estimate, system_memory,
+};
+
 /// The grammar of the JSON texts that `schema` accepts.
 ///
 /// # Errors
@@ -60,10 +67,3 @@ pub use llama::{Device, Kernels, Token, Vocab, cpu_features, devices, kernels_he
 pub fn json_schema_grammar(schema: &serde_json::Value) -> Result<Grammar> {
     Ok(Grammar::json_schema(schema)?)
 }
-
-pub use session::{
-    CacheType, CancelHandle, ChatTemplate, Drafts, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
-    Kv, Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,
-    Sampler, SamplerParams, Scored, Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent,
-    TokenLogprob, memory_estimate, system_memory,
-};

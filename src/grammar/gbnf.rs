@@ -14,7 +14,7 @@ const MAX_TEXT: usize = 128 << 10;
 /// How deep groups may nest.
 const MAX_DEPTH: usize = 64;
 /// Rules, and everything in them.
-const MAX_NODES: usize = 50_000;
+const MAX_NODES: usize = 10_000;
 /// What `{m,n}` may count up to, as in llama.cpp.
 const MAX_REPEAT: u32 = 2_000;
 /// Characters of a grammar without recursion that is made one regular expression.

@@ -154,7 +154,7 @@ pub(super) fn format(fields: &Map<String, Value>, value: &Value, place: &Place<'
         "date-time" => Ok(Format::Pattern(format!("(?:{})T{TIME}", date()))),
         "hostname" => Ok(Format::Pattern(HOST.to_owned())),
         "email" => Ok(Format::Pattern(format!("{MAILBOX}@{HOST}"))),
-        _ => Err(place.unsupported("format", format!("{name} is none of {}", FORMATS.join(", ")))),
+        _ => Err(place.unsupported("format", format!("it is none of {}", FORMATS.join(", ")))),
     }
 }
 

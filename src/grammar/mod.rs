@@ -66,7 +66,7 @@ impl Grammar {
         let accepted = with_options(schema::accepted(schema)?);
         let grammar = TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(accepted));
         let compiled = compiled(grammar).map_err(|error| match error {
-            GrammarError::Unusable(text) => GrammarError::Schema(text),
+            GrammarError::Unusable(text) => GrammarError::Schema(in_words(&text).to_owned()),
             other => other,
         })?;
         Ok(Self(Arc::new(Source { text: schema.to_string(), kind: Kind::Schema(Box::new(compiled)) })))
@@ -124,6 +124,20 @@ impl std::fmt::Debug for Grammar {
     }
 }
 
+/// What `llguidance` says of a schema, without what is quoted of it: errors are logged, schemas may be private.
+fn in_words(text: &str) -> &'static str {
+    const WORDS: &[(&str, &str)] = &[
+        ("oneOf", "the alternatives of a oneOf may hold at once; use anyOf, or a property with another const in each"),
+        ("Unsatisfiable", "no text satisfies it; its keywords contradict each other"),
+        ("min/maxProperties", "minProperties and maxProperties are kept where each of the properties is required"),
+        ("patternProperty", "several patternProperties may match one name"),
+        ("Unable to determine", "its pattern, format and lengths are too intricate together"),
+        ("circular", "a $ref that leads to itself stands beside other keywords"),
+    ];
+    let known = WORDS.iter().find(|(begin, _)| text.starts_with(begin));
+    known.map_or("it is too large or too intricate", |(_, words)| words)
+}
+
 /// A schema, with how its JSON is written.
 fn with_options(mut schema: Value) -> Value {
     if let Some(fields) = schema.as_object_mut() {
@@ -143,7 +157,7 @@ fn lark(text: String) -> TopLevelGrammar {
 /// What compiling and each step of matching may cost.
 fn limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 2_000,
+        max_items_in_row: 10_000,
         initial_lexer_fuel: 500_000,
         step_lexer_fuel: 200_000,
         step_max_items: 1_000_000,

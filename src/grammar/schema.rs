@@ -22,7 +22,7 @@ const MAX_TEXT: usize = 2048;
 /// Bytes of a name: of a property, or of a definition.
 const MAX_NAME: usize = 128;
 /// The least common multiple of several `multipleOf` has to be a small number.
-const MAX_MULTIPLE: u64 = 1_000_000;
+const MAX_MULTIPLE: u64 = 10_000;
 
 /// Where the pattern of a format waits to be added to `allOf`; no keyword that is written has this name.
 const FORMAT: &str = "pattern of the format";
@@ -59,11 +59,15 @@ impl<'a> Place<'a> {
     }
 
     pub(super) fn wrong(&self, keyword: &str, found: &Value, expected: &'static str) -> GrammarError {
-        let mut found = found.to_string();
-        if let Some((end, _)) = found.char_indices().nth(60) {
-            found.truncate(end);
-            found.push('…');
-        }
+        // What a client wrote stays out of errors, which somebody may log.
+        let found = match found {
+            Value::Number(number) => number.to_string(),
+            Value::Null => "null".to_owned(),
+            Value::Bool(value) => value.to_string(),
+            Value::String(_) => "another text".to_owned(),
+            Value::Array(_) => "another list".to_owned(),
+            Value::Object(_) => "another object".to_owned(),
+        };
         GrammarError::Value { keyword: keyword.to_owned(), place: self.text(), found, expected }
     }
 }
@@ -333,15 +337,15 @@ impl Writer<'_> {
 
     /// Where `target` points to in this document, and what is there.
     fn resolve(&self, target: &str, place: &Place<'_>) -> Result<(String, Value), GrammarError> {
-        let outside = || place.unsupported("$ref", format!("{target} is outside of this schema"));
+        let outside = || place.unsupported("$ref", "it leads out of this schema");
         let pointer = target.strip_prefix('#').ok_or_else(outside)?;
         if !pointer.is_empty() && !pointer.starts_with('/') {
-            return Err(place.unsupported("$ref", format!("{target} is no JSON pointer")));
+            return Err(place.unsupported("$ref", "it is no JSON pointer"));
         }
         let pointer = percent_decoded(pointer).ok_or_else(outside)?;
         let found = self.root.pointer(&pointer);
         let found = found.filter(|found| found.is_object() || found.is_boolean());
-        let found = found.ok_or_else(|| place.unsupported("$ref", format!("there is no schema at {target}")))?;
+        let found = found.ok_or_else(|| place.unsupported("$ref", "there is no schema where it points to"))?;
         Ok((format!("#{pointer}"), found.clone()))
     }
 }
