@@ -1,6 +1,9 @@
-//! The page at `/`, used in headless Chromium as a person would use it.
+//! Pages in headless Chromium: the one at `/`, used as a person would use it, and one from elsewhere that uses the server
+//! through OpenAI's package for JavaScript.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::screen::Files;
 use crate::screen::heads::{Kind, Spec};
@@ -57,4 +60,37 @@ fn the_page_can_be_used() {
     assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
     assert!(!printed.contains("coloured tokens: 0"), "{printed}");
     assert_eq!(printed.lines().last(), Some("all is well"));
+}
+
+#[test]
+fn openai_s_package_works_in_a_page_from_elsewhere() {
+    const PACKAGE: &str = "openai@7.59.0";
+    let Some(chromium) = found(&["chromium", "chromium-browser", "google-chrome"]) else {
+        eprintln!("skipped: there is no Chromium on this machine");
+        return;
+    };
+    let (Some(node), Some(_)) = (found(&["node"]), found(&["npm"])) else {
+        eprintln!("skipped: there is no Node with npm on this machine");
+        return;
+    };
+    let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join(PACKAGE);
+    let tests = crate::support::manifest_folder().join("tests");
+    let output = Command::new(tests.join("node/package.sh")).arg(&package).arg(PACKAGE).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let folder = TempFolder::new("openai-page");
+    let mut command = Command::new(node);
+    command.arg("--experimental-websocket").arg(tests.join("serve/openai_page.mjs")).arg(chromium);
+    command.arg(package.join("node_modules/openai")).arg(folder.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut script = command.spawn().unwrap();
+    let mut stdout = BufReader::new(script.stdout.take().unwrap());
+    let mut origin = String::new();
+    stdout.read_line(&mut origin).unwrap();
+    let server = Server::start("openai-page", &["--api-key", "sesame", "--allow-origin", origin.trim()]);
+    writeln!(script.stdin.take().unwrap(), "http://{}", server.address).unwrap();
+    let mut printed = String::new();
+    stdout.read_to_string(&mut printed).unwrap();
+    let output = script.wait_with_output().unwrap();
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(printed.lines().last(), Some("all is well"), "{printed}");
 }

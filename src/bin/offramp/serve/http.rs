@@ -56,10 +56,13 @@ pub fn router(app: Arc<App>) -> Router {
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let route = ROUTES.iter().find(|route| **route == path).copied().unwrap_or("other");
-    let (mut response, allowed) = match admit(&app, &request) {
-        Ok(Admitted { preflight: true, origin }) => (StatusCode::NO_CONTENT.into_response(), origin),
-        Ok(Admitted { preflight: false, origin }) => (next.run(request).await, origin),
-        Err(error) => (error.into_response(), None),
+    // A page that may read answers may read refusals, too: its script then tells a wrong key from a broken line.
+    let allowed = allowed_origin(&app, request.headers());
+    let asked = allowed.is_some().then(|| asked_headers(request.headers())).flatten();
+    let mut response = match admit(&app, &request) {
+        Ok(Admitted::Preflight) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Admitted::Request) => next.run(request).await,
+        Err(error) => error.into_response(),
     };
     app.metrics.answered(route, response.status().as_u16());
     let headers = response.headers_mut();
@@ -69,19 +72,36 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
         headers
             .insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("cross-origin"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+        headers.insert(header::VARY, HeaderValue::from_static("Origin, Access-Control-Request-Headers"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
+        let asked = asked.unwrap_or(HeaderValue::from_static("Authorization, Content-Type"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Retry-After"));
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     }
     response
 }
 
-struct Admitted {
+enum Admitted {
     /// It only asks whether the real request would be let in.
-    preflight: bool,
-    /// The page from elsewhere that may read the answer.
-    origin: Option<HeaderValue>,
+    Preflight,
+    Request,
+}
+
+/// The page from elsewhere that may read the answer.
+fn allowed_origin(app: &App, headers: &HeaderMap) -> Option<HeaderValue> {
+    let host = only(headers, &header::HOST).ok()??.to_str().ok()?;
+    let origin = only(headers, &header::ORIGIN).ok()??;
+    let is_allowed = app.access.is_host(host) && app.access.origin(origin.to_str().ok()?, host) == Origin::Allowed;
+    is_allowed.then(|| origin.clone())
+}
+
+/// The headers that a preflight asks for, as they are allowed to a page that may use the server: clients of OpenAI's send
+/// a dozen of their own, and none means anything here. `None` for what is no list of names.
+fn asked_headers(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = only(headers, &header::ACCESS_CONTROL_REQUEST_HEADERS).ok()??;
+    let is_name = |name: &str| HeaderName::from_bytes(name.trim().as_bytes()).is_ok();
+    asked.to_str().ok().filter(|names| names.split(',').all(is_name)).map(|_| asked.clone())
 }
 
 fn admit(app: &App, request: &Request) -> Result<Admitted, ApiError> {
@@ -101,9 +121,8 @@ fn admit(app: &App, request: &Request) -> Result<Admitted, ApiError> {
             "pages of that Origin may not use this server; --allow-origin adds one",
         ));
     }
-    let origin = origin.filter(|_| known == Some(Origin::Allowed)).cloned();
-    if request.method() == Method::OPTIONS && origin.is_some() {
-        return Ok(Admitted { preflight: true, origin });
+    if request.method() == Method::OPTIONS && known == Some(Origin::Allowed) {
+        return Ok(Admitted::Preflight);
     }
     let path = request.uri().path();
     let is_open = matches!(path, "/" | "/health" | "/v1/health");
@@ -112,7 +131,7 @@ fn admit(app: &App, request: &Request) -> Result<Admitted, ApiError> {
         let message = "a valid API key is expected in the header Authorization: Bearer KEY";
         return Err(ApiError::with_status(StatusCode::UNAUTHORIZED, "invalid_api_key", message));
     }
-    Ok(Admitted { preflight: false, origin })
+    Ok(Admitted::Request)
 }
 
 /// The value of a header that may be there once at most: of two, others could have looked at the other one.
