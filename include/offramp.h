@@ -171,7 +171,7 @@
 // The most tokens were generated, or the context is full.
 #define OFFRAMP_STOP_LENGTH 2
 
-// A stop text, or the callback.
+// A stop text, a stop token, or the callback.
 #define OFFRAMP_STOP_STOP 3
 
 // offramp_session_cancel.
@@ -260,28 +260,49 @@ typedef struct {
     uint32_t struct_size;
     // OFFRAMP_ABI_VERSION.
     uint32_t abi_version;
-    // 0 is greedy: the best token, of equals the one with the lowest id.
+    // 0, and what is below 0.00001, is greedy: the best token, of equals the one with the lowest id.
     float temperature;
-    // Keep the best tokens, this many; 0 keeps all.
+    // Keep the best tokens, this many; 0 or less keeps all.
     int32_t top_k;
+    // Keep the tokens whose surprise is nearest to the expected one, up to this probability; 1 keeps all.
+    float typical_p;
     // Keep the best tokens whose probabilities reach this; 1 keeps all.
     float top_p;
     // Keep tokens of at least this times the best one's probability; 0 keeps all.
     float min_p;
     // Divides the logits of repeated tokens; 1 changes nothing.
     float repeat_penalty;
-    // How many of the last tokens count as repeated.
+    // How many of the reply's last tokens count as repeated; 0 is none, -1 as many as the model was trained with.
     int32_t repeat_last_n;
     // Lowers a token's logit by this for each of its repetitions.
     float frequency_penalty;
     // Lowers the logit of every token that was there before by this.
     float presence_penalty;
+    // Lowers the logit of a token that would go on repeating a sequence, by this times a power of `dry_base`; 0 is off.
+    float dry_multiplier;
+    // What that power is of: the exponent is by how much the repeated sequence is longer than `dry_allowed_length`.
+    float dry_base;
+    // Sequences up to this length may be repeated.
+    int32_t dry_allowed_length;
+    // How many of the reply's last tokens are searched for the sequence; as `repeat_last_n`.
+    int32_t dry_penalty_last_n;
+    // How often the likeliest tokens are left out, all but the least likely of those above `xtc_threshold`; 0 is never.
+    float xtc_probability;
+    // See `xtc_probability`; above 0.5 nothing is left out.
+    float xtc_threshold;
     // Not 0: `seed` is used; otherwise each reply has a seed of its own.
     int32_t use_seed;
     // Seed of the random numbers.
     uint32_t seed;
+    // 0.
+    int32_t reserved;
     // A GBNF grammar with the root rule `root`, or NULL.
     const char *grammar;
+    // Texts that no repeated sequence reaches across, at most 16 of 1 to 40 bytes; NULL takes llama.cpp's four if
+    // `n_dry_sequence_breakers` is 0.
+    const char *const *dry_sequence_breakers;
+    // Number of `dry_sequence_breakers`. 0 with a pointer that is not NULL is none.
+    size_t n_dry_sequence_breakers;
 } offramp_sampler_params;
 
 // When a reply ends. Fill it with offramp_generate_default_params.
@@ -298,6 +319,14 @@ typedef struct {
     const char *const *stop;
     // Number of `stop`.
     size_t n_stop;
+    // Tokens that end a reply, beside the model's own, and are no part of it, or NULL.
+    const int32_t *stop_token_ids;
+    // Number of `stop_token_ids`.
+    size_t n_stop_token_ids;
+    // Nothing of the above, and no end token, ends a reply before this many tokens, unless a grammar allows nothing else.
+    uint32_t min_tokens;
+    // 0.
+    int32_t reserved;
 } offramp_generate_params;
 
 // Called with one line: `length` bytes of UTF-8, not ended by NUL, valid during the call only. It runs on whichever

@@ -15,7 +15,7 @@
 //! # fn main() -> offramp::Result<()> {
 //! let model = Model::load("model.gguf", &ModelParams::default())?;
 //! let mut session = Session::new(&model, &SessionParams::default())?;
-//! let prompt = model.vocab().tokenize("The capital of France is", true, true)?;
+//! let prompt = model.vocab().tokenize_prompt("The capital of France is", true)?;
 //! session.set_prompt(&prompt, &mut |_| {})?;
 //! let mut sampler = Sampler::new(&model, &SamplerParams::default())?;
 //! session.generate(&mut sampler, &GenerateParams::default(), &mut |event| {

@@ -37,7 +37,7 @@ impl offramp_model {
         // Templates write out the token that the tokenizer adds by itself; a model must not see it twice.
         let bos = vocab.bos().filter(|_| vocab.adds_bos()).map(|token| vocab.text(&[token], true));
         let text = bos.as_deref().and_then(|bos| text.strip_prefix(bos)).unwrap_or(&text);
-        Ok(vocab.tokenize(text, true, true)?)
+        Ok(vocab.tokenize_prompt(text, true)?)
     }
 }
 

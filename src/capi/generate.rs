@@ -11,7 +11,7 @@ use super::sampler::offramp_sampler;
 use super::session::{State, offramp_session};
 use super::status::*;
 use crate::measure::Depths;
-use crate::{GenerateParams, Generation, StopReason};
+use crate::{GenerateParams, Generation, StopReason, Token};
 
 /// There was no reply yet.
 pub const OFFRAMP_STOP_NONE: i32 = 0;
@@ -19,7 +19,7 @@ pub const OFFRAMP_STOP_NONE: i32 = 0;
 pub const OFFRAMP_STOP_EOS: i32 = 1;
 /// The most tokens were generated, or the context is full.
 pub const OFFRAMP_STOP_LENGTH: i32 = 2;
-/// A stop text, or the callback.
+/// A stop text, a stop token, or the callback.
 pub const OFFRAMP_STOP_STOP: i32 = 3;
 /// offramp_session_cancel.
 pub const OFFRAMP_STOP_CANCELLED: i32 = 4;
@@ -165,7 +165,11 @@ unsafe fn limits(params: &offramp_generate_params) -> Result<GenerateParams, Fai
     let stops = unsafe { slice(params.stop, params.n_stop, "stop") }?;
     // SAFETY: as above.
     let stop = stops.iter().map(|&stop| unsafe { text(stop, "stop") }.map(str::to_owned));
+    // SAFETY: as above.
+    let ids = unsafe { slice(params.stop_token_ids, params.n_stop_token_ids, "stop_token_ids") }?;
     Ok(GenerateParams {
+        min_tokens: params.min_tokens as usize,
+        stop_token_ids: ids.iter().copied().map(Token).collect(),
         max_tokens: if params.max_tokens == 0 { usize::MAX } else { params.max_tokens as usize },
         stop: stop.collect::<Result<_, _>>()?,
         ignore_eos: params.ignore_eos != 0,

@@ -133,28 +133,49 @@ pub struct offramp_sampler_params {
     pub struct_size: u32,
     /// OFFRAMP_ABI_VERSION.
     pub abi_version: u32,
-    /// 0 is greedy: the best token, of equals the one with the lowest id.
+    /// 0, and what is below 0.00001, is greedy: the best token, of equals the one with the lowest id.
     pub temperature: f32,
-    /// Keep the best tokens, this many; 0 keeps all.
+    /// Keep the best tokens, this many; 0 or less keeps all.
     pub top_k: i32,
+    /// Keep the tokens whose surprise is nearest to the expected one, up to this probability; 1 keeps all.
+    pub typical_p: f32,
     /// Keep the best tokens whose probabilities reach this; 1 keeps all.
     pub top_p: f32,
     /// Keep tokens of at least this times the best one's probability; 0 keeps all.
     pub min_p: f32,
     /// Divides the logits of repeated tokens; 1 changes nothing.
     pub repeat_penalty: f32,
-    /// How many of the last tokens count as repeated.
+    /// How many of the reply's last tokens count as repeated; 0 is none, -1 as many as the model was trained with.
     pub repeat_last_n: i32,
     /// Lowers a token's logit by this for each of its repetitions.
     pub frequency_penalty: f32,
     /// Lowers the logit of every token that was there before by this.
     pub presence_penalty: f32,
+    /// Lowers the logit of a token that would go on repeating a sequence, by this times a power of `dry_base`; 0 is off.
+    pub dry_multiplier: f32,
+    /// What that power is of: the exponent is by how much the repeated sequence is longer than `dry_allowed_length`.
+    pub dry_base: f32,
+    /// Sequences up to this length may be repeated.
+    pub dry_allowed_length: i32,
+    /// How many of the reply's last tokens are searched for the sequence; as `repeat_last_n`.
+    pub dry_penalty_last_n: i32,
+    /// How often the likeliest tokens are left out, all but the least likely of those above `xtc_threshold`; 0 is never.
+    pub xtc_probability: f32,
+    /// See `xtc_probability`; above 0.5 nothing is left out.
+    pub xtc_threshold: f32,
     /// Not 0: `seed` is used; otherwise each reply has a seed of its own.
     pub use_seed: i32,
     /// Seed of the random numbers.
     pub seed: u32,
+    /// 0.
+    pub reserved: i32,
     /// A GBNF grammar with the root rule `root`, or NULL.
     pub grammar: *const c_char,
+    /// Texts that no repeated sequence reaches across, at most 16 of 1 to 40 bytes; NULL takes llama.cpp's four if
+    /// `n_dry_sequence_breakers` is 0.
+    pub dry_sequence_breakers: *const *const c_char,
+    /// Number of `dry_sequence_breakers`. 0 with a pointer that is not NULL is none.
+    pub n_dry_sequence_breakers: usize,
 }
 
 /// When a reply ends. Fill it with offramp_generate_default_params.
@@ -173,6 +194,14 @@ pub struct offramp_generate_params {
     pub stop: *const *const c_char,
     /// Number of `stop`.
     pub n_stop: usize,
+    /// Tokens that end a reply, beside the model's own, and are no part of it, or NULL.
+    pub stop_token_ids: *const i32,
+    /// Number of `stop_token_ids`.
+    pub n_stop_token_ids: usize,
+    /// Nothing of the above, and no end token, ends a reply before this many tokens, unless a grammar allows nothing else.
+    pub min_tokens: u32,
+    /// 0.
+    pub reserved: i32,
 }
 
 // SAFETY: `repr(C)`, beginning with `struct_size` and `abi_version`, as all of the following.
@@ -296,15 +325,25 @@ impl Default for offramp_sampler_params {
             abi_version: OFFRAMP_ABI_VERSION,
             temperature: params.temperature,
             top_k: params.top_k,
+            typical_p: params.typical_p,
             top_p: params.top_p,
             min_p: params.min_p,
             repeat_penalty: params.repeat_penalty,
             repeat_last_n: params.repeat_last_n,
             frequency_penalty: params.frequency_penalty,
             presence_penalty: params.presence_penalty,
+            dry_multiplier: params.dry_multiplier,
+            dry_base: params.dry_base,
+            dry_allowed_length: params.dry_allowed_length,
+            dry_penalty_last_n: params.dry_penalty_last_n,
+            xtc_probability: params.xtc_probability,
+            xtc_threshold: params.xtc_threshold,
             use_seed: 0,
             seed: 0,
+            reserved: 0,
             grammar: std::ptr::null(),
+            dry_sequence_breakers: std::ptr::null(),
+            n_dry_sequence_breakers: 0,
         }
     }
 }
@@ -318,6 +357,10 @@ impl Default for offramp_generate_params {
             ignore_eos: 0,
             stop: std::ptr::null(),
             n_stop: 0,
+            stop_token_ids: std::ptr::null(),
+            n_stop_token_ids: 0,
+            min_tokens: 0,
+            reserved: 0,
         }
     }
 }

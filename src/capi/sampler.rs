@@ -2,7 +2,7 @@
 
 use super::offramp_model;
 use super::params::offramp_sampler_params;
-use super::pointers::{Output, free_handle, handle, input_struct, into_handle, optional_text};
+use super::pointers::{Output, free_handle, handle, input_struct, into_handle, optional_text, slice, text};
 use super::status::*;
 use crate::{Grammar, Model, Sampler, SamplerParams};
 use std::sync::Arc;
@@ -42,16 +42,26 @@ pub unsafe extern "C" fn offramp_sampler_new(
             .map(Grammar::gbnf)
             .transpose()
             .map_err(crate::Error::from)?;
+        // SAFETY: as above.
+        let dry_sequence_breakers = unsafe { breakers(&params) }?;
         let sampler = offramp_sampler {
             params: SamplerParams {
                 temperature: params.temperature,
                 top_k: params.top_k,
+                typical_p: params.typical_p,
                 top_p: params.top_p,
                 min_p: params.min_p,
                 repeat_penalty: params.repeat_penalty,
                 repeat_last_n: params.repeat_last_n,
                 frequency_penalty: params.frequency_penalty,
                 presence_penalty: params.presence_penalty,
+                dry_multiplier: params.dry_multiplier,
+                dry_base: params.dry_base,
+                dry_allowed_length: params.dry_allowed_length,
+                dry_penalty_last_n: params.dry_penalty_last_n,
+                dry_sequence_breakers,
+                xtc_probability: params.xtc_probability,
+                xtc_threshold: params.xtc_threshold,
                 seed: (params.use_seed != 0).then_some(params.seed),
                 grammar,
             },
@@ -60,6 +70,17 @@ pub unsafe extern "C" fn offramp_sampler_new(
         output.write(into_handle(Arc::new(sampler)));
         Ok(())
     })
+}
+
+unsafe fn breakers(params: &offramp_sampler_params) -> Result<Vec<String>, Failure> {
+    if params.dry_sequence_breakers.is_null() && params.n_dry_sequence_breakers == 0 {
+        return Ok(SamplerParams::default().dry_sequence_breakers);
+    }
+    let name = "dry_sequence_breakers";
+    // SAFETY: the caller's promise (module `capi`).
+    let texts = unsafe { slice(params.dry_sequence_breakers, params.n_dry_sequence_breakers, name) }?;
+    // SAFETY: as above.
+    texts.iter().map(|&breaker| unsafe { text(breaker, name) }.map(str::to_owned)).collect()
 }
 
 /// Frees a sampler; NULL is nothing. A reply that has begun keeps what it needs of it, so that its callback may do this;

@@ -253,7 +253,7 @@ pub unsafe extern "C" fn offramp_session_set_text(
     boundary("offramp_session_set_text", || {
         // SAFETY: the caller's promise (module `capi`).
         let (session, text) = unsafe { (handle(session, "session")?, text_of(text, length, "text")?) };
-        let tokens = session.model.model.vocab().tokenize(text, true, true)?;
+        let tokens = session.model.model.vocab().tokenize_prompt(text, true)?;
         session.set_prompt(&tokens, progress, user_data)
     })
 }

@@ -87,6 +87,19 @@ impl Vocab {
         Err(too_long())
     }
 
+    /// Tokenizes a text that is to be continued: with the model's BOS, but without the end token that some models want
+    /// behind a text. A reply to that would be empty.
+    ///
+    /// # Errors
+    /// As [`Vocab::tokenize`].
+    pub fn tokenize_prompt(&self, text: &str, parse_special: bool) -> Result<Vec<Token>> {
+        let mut tokens = self.tokenize(text, true, parse_special)?;
+        if self.adds_eos() && tokens.last().copied() == self.eos() {
+            tokens.pop();
+        }
+        Ok(tokens)
+    }
+
     /// The bytes of a token; not necessarily whole UTF-8. Special tokens have none unless `special` is set, and neither
     /// has an id outside of the vocabulary.
     pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
@@ -173,6 +186,17 @@ impl Vocab {
         let tokens = Arc::new(Tokens::new(words, ends)?);
         *known = Some(Arc::clone(&tokens));
         Ok(tokens)
+    }
+
+    /// True if the model wants an end token behind a text.
+    pub fn adds_eos(&self) -> bool {
+        // SAFETY: a live vocabulary.
+        unsafe { sys::llama_vocab_get_add_eos(self.as_ptr()) }
+    }
+
+    /// All tokens that end a generation, by ascending id.
+    pub fn eog_tokens(&self) -> Vec<Token> {
+        (0..).take(self.n_tokens).map(Token).filter(|&token| self.is_eog(token)).collect()
     }
 
     fn known(&self, id: sys::llama_token) -> Option<Token> {

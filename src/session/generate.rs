@@ -52,6 +52,7 @@ impl Session {
         // Log-probabilities are shares of a whole distribution.
         let settled_by_best = sampler.is_greedy() && params.n_logprobs.is_none();
         let candidates = if settled_by_best { Candidates::Enough } else { Candidates::All };
+        let ends = if params.min_tokens == 0 { Vec::new() } else { self.ends(params) };
         let mut start = None;
         while made.tokens.len() < params.max_tokens {
             if self.tokens.len() > self.n_ctx() && !(self.params.context_shift && self.shift()?) {
@@ -67,7 +68,8 @@ impl Session {
                 Err(error) => return Err(error),
             }
             start.get_or_insert_with(Instant::now);
-            let (token, exit) = self.pick(sampler)?;
+            let is_early = made.tokens.len() < params.min_tokens;
+            let (token, exit) = self.pick(sampler, if is_early { &ends } else { &[] })?;
             let logprobs = params.n_logprobs.map(|n| self.logprobs(token, exit, n)).unwrap_or_default();
             self.follow(token);
             if self.model.vocab().is_eog(token) && !params.ignore_eos {
@@ -75,7 +77,13 @@ impl Session {
                 made.end_exit = exit;
                 break;
             }
-            let text = stream.push(&self.model.vocab().piece(token, false));
+            if params.stop_token_ids.contains(&token) {
+                made.stop_reason = StopReason::Stop;
+                made.end_exit = exit;
+                break;
+            }
+            let piece = self.model.vocab().piece(token, false);
+            let text = if is_early { stream.push_through(&piece) } else { stream.push(&piece) };
             made.tokens.push(token);
             made.exits.push(exit);
             made.text.push_str(&text);
@@ -99,14 +107,20 @@ impl Session {
         Ok(made)
     }
 
-    /// Picks the next token, and tells where it left the model.
-    fn pick(&mut self, sampler: &mut Sampler) -> Result<(Token, Option<ExitPoint>)> {
+    /// The tokens that end a generation.
+    fn ends(&self, params: &GenerateParams) -> Vec<Token> {
+        let own = if params.ignore_eos { Vec::new() } else { self.model.vocab().eog_tokens() };
+        [own, params.stop_token_ids.clone()].concat()
+    }
+
+    /// Picks the next token, none of `barred` if there is another, and tells where it left the model.
+    fn pick(&mut self, sampler: &mut Sampler, barred: &[Token]) -> Result<(Token, Option<ExitPoint>)> {
         if let (Next::Candidates(exit), Some(cascade)) = (self.next, &self.cascade) {
-            if let Some(token) = sampler.pick_among(cascade.candidates())? {
+            if let Some(token) = sampler.pick_among(cascade.candidates(), barred)? {
                 sampler.accept(token)?;
                 return Ok((token, Some(exit)));
             }
-            // A grammar allows none of the candidates: the full matrix has what it allows.
+            // None of the candidates is allowed, by a grammar or so early: the full matrix has what is.
             self.drafting.as_mut().map(Drafting::forget);
             self.roll_back(self.tokens.len().saturating_sub(1));
             self.decode_missing(&mut |_| {})?;
@@ -114,7 +128,7 @@ impl Session {
         let no_logits = || Error::Gate { found: "a decode without logits".to_owned() };
         let Next::Logits(row) = self.next else { return Err(no_logits()) };
         let logits = self.gate.logits(row).ok_or_else(no_logits)?;
-        let token = sampler.pick(logits)?.ok_or_else(|| Error::InvalidValue {
+        let token = sampler.pick(logits, barred)?.ok_or_else(|| Error::InvalidValue {
             name: "logits",
             found: "no token that the model and the grammar allow".to_owned(),
             expected: "at least one; a damaged model or a grammar that the text has left gives none",

@@ -57,8 +57,12 @@ pub struct PromptReport {
 pub struct GenerateParams {
     /// The most tokens to generate.
     pub max_tokens: usize,
+    /// No end token, stop token or stop text ends it before this many tokens, unless a grammar allows nothing else.
+    pub min_tokens: usize,
     /// Texts that end it; they are not part of the result.
     pub stop: Vec<String>,
+    /// Tokens that end it, beside the model's own; they are not part of the result.
+    pub stop_token_ids: Vec<Token>,
     /// Goes on after the model's own end token.
     pub ignore_eos: bool,
     /// Reports each token's log-probability, and those of this many of the best beside it.
@@ -67,7 +71,14 @@ pub struct GenerateParams {
 
 impl Default for GenerateParams {
     fn default() -> Self {
-        Self { max_tokens: usize::MAX, stop: Vec::new(), ignore_eos: false, n_logprobs: None }
+        Self {
+            max_tokens: usize::MAX,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            n_logprobs: None,
+        }
     }
 }
 
@@ -115,7 +126,7 @@ pub enum StopReason {
     Eos,
     /// The most tokens were generated, or the context is full ([`Generation::context_full`]).
     Length,
-    /// A stop text, or the callback.
+    /// A stop text, a stop token, or the callback.
     Stop,
     /// [`CancelHandle::cancel`].
     Cancelled,

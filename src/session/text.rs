@@ -37,6 +37,14 @@ impl TextStream {
         std::mem::replace(&mut self.held, rest)
     }
 
+    /// As [`TextStream::push`], but no stop string is looked for up to here.
+    pub(crate) fn push_through(&mut self, bytes: &[u8]) -> String {
+        self.partial.extend_from_slice(bytes);
+        let mut text = std::mem::take(&mut self.held);
+        text.push_str(&take_whole(&mut self.partial));
+        text
+    }
+
     /// True once a stop string has been met.
     pub(crate) fn stopped(&self) -> bool {
         self.stopped
@@ -119,6 +127,13 @@ mod tests {
         let (shown, stopped) = streamed(&["<END>"], &[b"a <E", b"X"]);
         assert_eq!(shown, ["a ", "<EX", ""]);
         assert!(!stopped);
+    }
+
+    #[test]
+    fn a_stop_string_that_begins_too_early_is_text() {
+        let mut stream = TextStream::new(&["ab".to_owned()]);
+        assert_eq!(stream.push_through(b"ab a"), "ab a");
+        assert_eq!((stream.push(b"bcab"), stream.stopped()), ("bc".to_owned(), true));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! A prompt and a reply are nobody's but the client's: whatever goes wrong, neither is ever logged, at no level, and no error
-//! quotes them.
+//! quotes them. The name of a field that is not known is told to the client alone.
 
 use std::io::{Read, Write};
 
@@ -36,7 +36,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>, u16)> {
         ("prompts in a list", post(TEXT, &json!({"prompt": [CANARY, CANARY]})), 400),
         ("a temperature that is a text", with(json!({"temperature": CANARY})), 400),
         ("a stop text", with(json!({"stop": [CANARY]})), 200),
-        ("a field that is not known", with(json!({(CANARY): CANARY})), 200),
+        ("a field that is not known", with(json!({"unknown": CANARY})), 400),
         ("a schema that points nowhere", schema(json!({"$ref": format!("#/$defs/{CANARY}")})), 400),
         ("a schema of a type that is none", schema(json!({"type": CANARY})), 400),
         ("a tool", with(json!({"tools": [{"type": "function", "function": {"name": CANARY}}]})), 200),
@@ -62,6 +62,11 @@ fn log_of(more: &[&str], name: &str) -> (String, Vec<String>) {
             assert!(!answer.body.contains(CANARY), "{what}: {answer:?}");
         }
     }
+    let mut named = greedy("hello", 2);
+    named[CANARY] = json!(CANARY);
+    let answer = server.post(CHAT, &named);
+    assert_eq!((answer.status, answer.error().as_str()), (400, "unknown_parameter"));
+    assert_eq!(answer.json()["error"]["param"], CANARY);
     for end in [40, 200, usize::MAX] {
         let bytes = post(CHAT, &greedy(&CANARY.repeat(10), 300));
         server.connect().write_all(&bytes[..end.min(bytes.len())]).unwrap();

@@ -228,7 +228,7 @@ fn fields() -> Vec<Case> {
         case("a share above one", with(json!({"top_p": 1.5})), 400, "invalid_value"),
         case("a negative count", with(json!({"top_k": -5})), 400, "invalid_value"),
         case("no tokens", with(json!({"max_tokens": 0})), 400, "invalid_value"),
-        case("less than no tokens", with(json!({"max_tokens": -1})), 400, "invalid_value"),
+        case("less than no tokens", with(json!({"max_tokens": -2})), 400, "invalid_value"),
         case("more tokens than a number holds", with(json!({"max_tokens": 1e30})), 400, "invalid_value"),
         case("half a token", with(json!({"max_tokens": 1.5})), 400, "invalid_value"),
         case("a penalty without bounds", with(json!({"frequency_penalty": 1e9})), 400, "invalid_value"),
@@ -241,7 +241,21 @@ fn fields() -> Vec<Case> {
         case("a seed that is no number", with(json!({"seed": "7"})), 400, "invalid_value"),
         case("several replies", with(json!({"n": 2})), 400, "unsupported_parameter"),
         case("replies without end", with(json!({"n": 1_000_000})), 400, "invalid_value"),
-        case("an empty stop", with(json!({"stop": ""})), 400, "invalid_value"),
+        case("a stop that is no text", with(json!({"stop": [7]})), 400, "invalid_value"),
+        case("tokens to stop at that are none", with(json!({"stop_token_ids": [1_000_000]})), 400, "invalid_value"),
+        case("too many tokens to stop at", with(json!({"stop_token_ids": vec![1; 65]})), 400, "invalid_value"),
+        case(
+            "a breaker that is too long",
+            with(json!({"dry_sequence_breakers": ["x".repeat(41)]})),
+            400,
+            "invalid_value",
+        ),
+        case("a breaker with NUL", with(json!({"dry_sequence_breakers": ["a\0b"]})), 400, "invalid_value"),
+        case("too many breakers", with(json!({"dry_sequence_breakers": vec!["x"; 17]})), 400, "invalid_value"),
+        case("a field that is misspelt", with(json!({"temprature": 1})), 400, "unknown_parameter"),
+        case("a field with a name as long as a book", with(json!({"x".repeat(1 << 20): 1})), 400, "unknown_parameter"),
+        case("a field of another server", with(json!({"guided_json": {}})), 400, "unknown_parameter"),
+        case("a sampler that is not offered", with(json!({"mirostat": 2})), 400, "unsupported_parameter"),
         case("too many stops", with(json!({"stop": vec!["x"; 100]})), 400, "invalid_value"),
         case("a stop that is too long", with(json!({"stop": "x".repeat(5000)})), 400, "invalid_value"),
         case("a bias that is not offered", with(json!({"logit_bias": {"5": -100}})), 400, "unsupported_parameter"),
@@ -328,6 +342,9 @@ fn keys_are_asked_for_where_they_are_set() {
     }
     let twice = get("/v1/models", "Authorization: Bearer first\r\nAuthorization: Bearer x\r\n");
     assert_eq!(twice.status, 400);
+    let page = "Origin: https://chat.example\r\n";
+    let foreign = get("/v1/models", page);
+    assert_eq!((foreign.status, foreign.header("access-control-allow-origin")), (403, None));
     for key in ["first", "second"] {
         assert_eq!(get("/v1/models", &format!("Authorization: Bearer {key}\r\n")).status, 200);
     }
@@ -348,6 +365,28 @@ fn a_page_that_was_allowed_may_read_answers() {
     let answer = ask("GET", "https://chat.example");
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some("https://chat.example")));
     assert_eq!(ask("OPTIONS", "https://chat.example").status, 204);
+    let preflight = |origin: &str, asked: &str| {
+        server.send(
+            format!(
+                "OPTIONS /v1/models HTTP/1.1\r\nHost: pi.local\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
+                 Access-Control-Request-Headers: {asked}\r\nConnection: close\r\n\r\n"
+            )
+            .as_bytes(),
+        )
+    };
+    let asked = "authorization,content-type,openai-beta,x-stainless-lang,x-stainless-retry-count";
+    let answer = preflight("https://chat.example", asked);
+    assert_eq!((answer.status, answer.header("access-control-allow-headers")), (204, Some(asked)));
+    assert_eq!(answer.header("vary"), Some("Origin, Access-Control-Request-Headers"));
+    let answer = preflight("https://other.example", asked);
+    assert_eq!((answer.status, answer.header("access-control-allow-headers")), (403, None));
+    for no_names in ["a b", "x-y, (z)", ",", "*:*"] {
+        let answer = preflight("https://chat.example", no_names);
+        assert_eq!(answer.header("access-control-allow-headers"), Some("Authorization, Content-Type"), "{no_names}");
+    }
+    let missing = server
+        .send(b"GET /nothing HTTP/1.1\r\nHost: pi.local\r\nOrigin: https://chat.example\r\nConnection: close\r\n\r\n");
+    assert_eq!((missing.status, missing.header("access-control-allow-origin")), (404, Some("https://chat.example")));
     let own = ask("GET", "http://pi.local");
     assert_eq!((own.status, own.header("access-control-allow-origin")), (200, None));
     assert_eq!(ask("GET", "https://other.example").status, 403);

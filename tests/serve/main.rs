@@ -2,6 +2,7 @@
 #![cfg(feature = "serve")]
 
 mod canary;
+mod fields;
 mod hostile;
 mod limits;
 mod openai;

@@ -64,6 +64,9 @@ same = client.chat.completions.create(**{**ASK, "messages": parts}, extra_body=F
 check("parts are one text", same.choices[0].message.content == whole)
 
 refused("a wrong number", openai.BadRequestError, lambda: client.chat.completions.create(**{**ASK, "temperature": -1}))
+error = refused("a misspelt field", openai.BadRequestError,
+                lambda: client.chat.completions.create(**ASK, extra_body={"temprature": 1}))
+check("it is named with what it may have meant", error.param == "temprature" and "temperature" in error.message)
 refused("several replies", openai.BadRequestError, lambda: client.chat.completions.create(**ASK, n=3))
 refused("no such model", openai.NotFoundError, lambda: client.models.retrieve("gpt"))
 long = [{"role": "user", "content": "word " * 1000}]

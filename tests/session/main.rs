@@ -9,6 +9,7 @@ mod greedy_identity;
 mod operations;
 mod promises;
 mod rescore;
+mod samplers;
 mod screened;
 mod state;
 

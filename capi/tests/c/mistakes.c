@@ -21,9 +21,9 @@ void nulls(void) {
     char text[4];
     offramp_message turn = { "user", "x" }, no_role = { NULL, "x" }, no_content = { "user", NULL };
     const char * no_stop[1] = { NULL };
-    offramp_generate_params generate = limit(1), no_stops = limit(1);
+    offramp_generate_params generate = limit(1), no_stops = limit(1), no_ids = limit(1);
     generate.stop = no_stop;
-    generate.n_stop = no_stops.n_stop = 1;
+    generate.n_stop = no_stops.n_stop = no_ids.n_stop_token_ids = 1;
     offramp_statistics found;
     set_text(session, "text");
 #define NULLED(call) FAILS(OFFRAMP_ERROR_NULL, call)
@@ -80,6 +80,7 @@ void nulls(void) {
     NULLED(offramp_session_generate(NULL, NULL, NULL, NULL, NULL));
     NULLED(offramp_session_generate(session, NULL, &generate, NULL, NULL));
     NULLED(offramp_session_generate(session, NULL, &no_stops, NULL, NULL));
+    NULLED(offramp_session_generate(session, NULL, &no_ids, NULL, NULL));
     NULLED(offramp_session_statistics(NULL, &found, sizeof found));
     NULLED(offramp_session_statistics(session, NULL, sizeof(offramp_statistics)));
 #undef NULLED
@@ -173,6 +174,16 @@ void values(void) {
     OK(offramp_sampler_default_params(&sampler_params, sizeof sampler_params));
     sampler_params.temperature = -1;
     FAILS(OFFRAMP_ERROR_VALUE, offramp_sampler_new(model, &sampler_params, &sampler));
+    sampler_params.temperature = 1;
+    sampler_params.dry_base = 0;
+    FAILS(OFFRAMP_ERROR_VALUE, offramp_sampler_new(model, &sampler_params, &sampler));
+    sampler_params.dry_base = 1.75f;
+    sampler_params.n_dry_sequence_breakers = 1;
+    FAILS(OFFRAMP_ERROR_NULL, offramp_sampler_new(model, &sampler_params, &sampler));
+    sampler_params.n_dry_sequence_breakers = 0;
+    sampler_params.repeat_last_n = -2;
+    FAILS(OFFRAMP_ERROR_VALUE, offramp_sampler_new(model, &sampler_params, &sampler));
+    sampler_params.repeat_last_n = -1;
     sampler_params.temperature = 0;
     sampler_params.grammar = "root ::= (";
     FAILS(OFFRAMP_ERROR_GRAMMAR, offramp_sampler_new(model, &sampler_params, &sampler));

@@ -99,6 +99,47 @@ void samplers(void) {
     OK(offramp_session_generate(session, sampler, &limits, collect, &replies_[0]));
     CHECK(strspn(replies_[0].text, "ab") == replies_[0].length && replies_[0].length > 0);
     offramp_sampler_free(sampler);
+    /* Every parameter counts: with llama.cpp's other samplers the text is another one. */
+    const char * breakers[] = { ".", "\n" };
+    memset(replies_, 0, sizeof replies_);
+    for (int i = 0; i < 2; i++) {
+        OK(offramp_sampler_default_params(&params, sizeof params));
+        params.use_seed = 1;
+        params.seed = UINT32_MAX; /* a seed like any other, not llama.cpp's word for a random one */
+        params.temperature = 1.5f;
+        if (i == 1) {
+            params.typical_p = 0.5f;
+            params.xtc_probability = 0.5f;
+            params.dry_multiplier = 5;
+            params.dry_penalty_last_n = params.repeat_last_n = -1;
+            params.repeat_penalty = 1.5f;
+            params.dry_sequence_breakers = breakers;
+            params.n_dry_sequence_breakers = 2;
+        }
+        OK(offramp_sampler_new(model, &params, &sampler));
+        OK(offramp_session_clear(session));
+        set_text(session, "Once");
+        OK(offramp_session_generate(session, sampler, &limits, collect, &replies_[i]));
+        offramp_sampler_free(sampler);
+    }
+    CHECK(replies_[0].length != replies_[1].length ||
+          memcmp(replies_[0].text, replies_[1].text, replies_[0].length) != 0);
+    /* A token that ends a reply, and one that may not yet. */
+    int32_t ids[256];
+    size_t n;
+    OK(offramp_session_clear(session));
+    set_text(session, "Once");
+    OK(offramp_session_generate(session, NULL, &limits, NULL, NULL));
+    OK(offramp_session_tokens(session, ids, 256, &n));
+    limits.stop_token_ids = &ids[n - 20];
+    limits.n_stop_token_ids = 1;
+    set_text(session, "Once");
+    OK(offramp_session_generate(session, NULL, &limits, NULL, NULL));
+    CHECK(statistics(session).stop_reason == OFFRAMP_STOP_STOP && statistics(session).n_tokens <= 20);
+    limits.min_tokens = 40;
+    set_text(session, "Once");
+    OK(offramp_session_generate(session, NULL, &limits, NULL, NULL));
+    CHECK(statistics(session).stop_reason == OFFRAMP_STOP_LENGTH && statistics(session).n_tokens == 40);
     offramp_session_free(session);
     offramp_model_free(model);
 }

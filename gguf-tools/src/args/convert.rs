@@ -67,7 +67,7 @@ pub struct Collect {
     pub output: PathBuf,
 
     /// Keep the hidden states after these layers too, counted from 0
-    #[arg(long, value_name = "K,K", value_delimiter = ',')]
+    #[arg(long, value_name = "K,K", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub layers: Vec<u32>,
 
     /// Whether to keep what K/V maps learn from (unless off): K and V of every layer above the lowest of --layers
@@ -162,7 +162,7 @@ pub struct Heads {
 
     /// Milliseconds of a layer, of the output matrix, and of a layer for one of several tokens that are caught up
     /// together, by which layers are chosen; measured where they are not given
-    #[arg(long, value_name = "MS,MS,MS", value_delimiter = ',')]
+    #[arg(long, value_name = "MS,MS,MS", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub costs: Vec<f64>,
 
     /// How often each token is trained on
@@ -195,7 +195,7 @@ pub struct Heads {
     pub metric: MetricChoice,
 
     /// Shares of tokens that must equal the full model's, to choose thresholds for
-    #[arg(long, value_name = "A,A", value_delimiter = ',', default_value = "0.9,0.95,0.98,0.99,0.995,0.999")]
+    #[arg(long, value_name = "A,A", value_delimiter = ',', action = clap::ArgAction::Set, default_value = "0.9,0.95,0.98,0.99,0.995,0.999")]
     pub agreement_levels: Vec<f32>,
 }
 

@@ -63,7 +63,7 @@ pub struct Calibrate {
     pub answer: usize,
 
     /// Shares of tokens that must equal the full model's; those of the file where they are not given
-    #[arg(long, value_name = "A,A", value_delimiter = ',')]
+    #[arg(long, value_name = "A,A", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub agreement_levels: Vec<f32>,
 
     /// Seed of the prompts that the model writes
@@ -115,11 +115,11 @@ pub struct Eval {
     pub max_prompts: Option<usize>,
 
     /// Levels to measure; all that are certified where they are not given
-    #[arg(long, value_name = "A,A", value_delimiter = ',')]
+    #[arg(long, value_name = "A,A", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub agreement_levels: Vec<f32>,
 
     /// Where the K/V of skipped layers come from: auto (as certified), predict, catch-up, propagate; several are compared
-    #[arg(long, value_name = "POLICY", value_delimiter = ',', default_value = "auto")]
+    #[arg(long, value_name = "POLICY", value_delimiter = ',', action = clap::ArgAction::Set, default_value = "auto")]
     pub kv: Vec<Kv>,
 
     /// Which checks and drafts are made: those that pay here (auto), always all, or all checks and drafts by fixed costs, as certificates

@@ -16,7 +16,7 @@ pub use measure::{Calibrate, Certify, Eval};
 ///
 /// No input is ever changed. Exit status: 0, 1 where something failed or differs, 2 for wrong usage.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, args_override_self = true)]
 pub struct Args {
     /// Write JSON to stdout
     #[arg(long, global = true)]

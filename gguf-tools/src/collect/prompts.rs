@@ -40,7 +40,7 @@ struct Template {
 impl Template {
     fn tokens(&self, model: &Model, text: &str) -> anyhow::Result<Vec<Token>> {
         let text = text.strip_prefix(&self.bos).unwrap_or(text);
-        Ok(model.vocab().tokenize(text, true, true)?)
+        Ok(model.vocab().tokenize_prompt(text, true)?)
     }
 }
 
@@ -198,7 +198,7 @@ impl Source {
                 let text = template.template.render(&[Message::new("user", turn)], true)?;
                 template.tokens(model, &text)
             }
-            None => Ok(model.vocab().tokenize(turn, true, false)?),
+            None => Ok(model.vocab().tokenize_prompt(turn, false)?),
         }
     }
 }

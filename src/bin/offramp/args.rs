@@ -12,7 +12,7 @@ use crate::short_flags;
 
 /// Runs GGUF models on llama.cpp and lets easy tokens leave the model early.
 #[derive(Debug, Parser)]
-#[command(name = "offramp", disable_version_flag = true, after_help = AFTER_HELP)]
+#[command(name = "offramp", disable_version_flag = true, args_override_self = true, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -214,6 +214,59 @@ mod tests {
         let arguments = run_args("run -p hi -n -1 --seed -1");
         assert_eq!(arguments.generation.limits().max_tokens, usize::MAX);
         assert_eq!(arguments.generation.sampler().unwrap().seed, None);
+    }
+
+    #[test]
+    fn a_flag_that_is_given_twice_counts_as_it_was_given_last() {
+        let arguments = run_args(
+            "run -p a -p b -n 1 -n 2 --temp 0 --temp 1 -t 1 -t 2 -fa -fa off --ignore-eos --ignore-eos -m x -m y \
+             --exits off --exits exact --kv predict --kv auto --stop a --stop b --no-mmap --mmap -v -v \
+             --stop-token-ids 1,2 --stop-token-ids 3",
+        );
+        assert_eq!(arguments.prompt.prompt.as_deref(), Some("b"));
+        let (sampler, limits) = (arguments.generation.sampler().unwrap(), arguments.generation.limits());
+        assert_eq!((limits.max_tokens, sampler.temperature), (2, 1.0));
+        assert_eq!(
+            (limits.stop, limits.stop_token_ids),
+            (vec!["a".to_owned(), "b".to_owned()], vec![offramp::Token(3)])
+        );
+        let params = arguments.model.session_params(4096);
+        assert_eq!((params.n_threads, params.flash_attn), (Some(2), offramp::FlashAttn::Off));
+        assert_eq!((params.exits, params.kv), (offramp::Exits::Exact, offramp::Kv::Auto));
+        assert!(arguments.model.check_modes().is_ok() && arguments.model.model_params().use_mmap);
+        assert_eq!(arguments.model.model.as_deref(), Some(std::path::Path::new("y")));
+        let verbose = parsed("-v -v run -v -p a -v").unwrap();
+        assert!(verbose.log.verbose);
+    }
+
+    #[test]
+    fn what_llama_cpp_calls_all_or_its_own_choice_is_understood() {
+        let arguments = run_args("run -p a -t -1 -tb -1 --repeat-last-n -1 --dry-penalty-last-n -1 --top-k -1");
+        let params = arguments.model.session_params(4096);
+        assert_eq!((params.n_threads, params.n_threads_batch), (None, None));
+        let sampler = arguments.generation.sampler().unwrap();
+        assert_eq!((sampler.repeat_last_n, sampler.dry_penalty_last_n, sampler.top_k), (-1, -1, -1));
+        assert!(sampler.check().is_ok());
+        assert_eq!(run_args("run -p a -t 0").model.session_params(4096).n_threads, None);
+        assert!(parsed("run -p a -t -2").is_err());
+    }
+
+    #[test]
+    fn llama_cpp_s_other_samplers_have_its_flags() {
+        let arguments = run_args(
+            "run -p a --typical 0.5 --dry-multiplier 0.8 --dry-base 2 --dry-allowed-length 3 --dry-penalty-last-n 9 \
+             --dry-sequence-breaker \\n --dry-sequence-breaker - --xtc-probability 0.25 --xtc-threshold 0.2 \
+             --presence-penalty 0.1 --frequency-penalty -0.1 --min-tokens 4",
+        );
+        let params = arguments.generation.sampler().unwrap();
+        assert_eq!((params.typical_p, params.dry_multiplier, params.dry_base), (0.5, 0.8, 2.0));
+        assert_eq!((params.dry_allowed_length, params.dry_penalty_last_n), (3, 9));
+        assert_eq!(params.dry_sequence_breakers, ["\n", "-"]);
+        assert_eq!((params.xtc_probability, params.xtc_threshold), (0.25, 0.2));
+        assert_eq!((params.presence_penalty, params.frequency_penalty), (0.1, -0.1));
+        assert_eq!(arguments.generation.limits().min_tokens, 4);
+        let none = run_args("run -p a --dry-sequence-breaker none").generation.sampler().unwrap();
+        assert!(none.dry_sequence_breakers.is_empty());
     }
 
     #[test]

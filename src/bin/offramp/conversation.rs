@@ -204,14 +204,14 @@ impl Conversation {
         let vocab = self.session.model().vocab();
         let Some(template) = &self.template else {
             let text = format!("{plain}{turn}");
-            let tokens = vocab.tokenize(&text, true, true)?;
+            let tokens = vocab.tokenize_prompt(&text, true)?;
             return Ok((text, tokens));
         };
         messages.push(Message::new("user", turn));
         let text = template.render(&messages, true).map_err(Failure::failed)?;
         // Templates write out the token that the tokenizer adds by itself; a model must not see it twice.
         let bos = special_text(self.session.model(), vocab.bos().filter(|_| vocab.adds_bos()));
-        let tokens = vocab.tokenize(text.strip_prefix(&bos).unwrap_or(&text), true, true)?;
+        let tokens = vocab.tokenize_prompt(text.strip_prefix(&bos).unwrap_or(&text), true)?;
         Ok((text, tokens))
     }
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args};
 use offramp::{
     CacheType, Drafts, Error, Exits, FlashAttn, GpuLayers, HeadsCache, Kernels, Kv, Lookup, Model, ModelParams, Policy,
     Rescorer, Session, SessionParams, gguf,
@@ -65,6 +65,7 @@ pub struct ModelArgs {
         long,
         value_name = "MODE",
         value_delimiter = ',',
+        action = ArgAction::Set,
         env = "OFFRAMP_EXITS",
         value_parser = one_of::<Exits>(&["off", "calibrated", "exact"])
     )]
@@ -84,6 +85,7 @@ pub struct ModelArgs {
         long,
         value_name = "HOW",
         value_delimiter = ',',
+        action = ArgAction::Set,
         default_value = "auto",
         env = "OFFRAMP_KV",
         value_parser = one_of::<Kv>(&["auto", "predict", "catch-up", "propagate"])
@@ -134,12 +136,19 @@ pub struct ModelArgs {
     /// Tokens of context; 0 takes what the model was trained with [default: that, at most 8192]
     #[arg(short, long, value_name = "N", env = "LLAMA_ARG_CTX_SIZE")]
     pub ctx_size: Option<u32>,
-    /// Threads for single tokens [default: the physical cores]
-    #[arg(short, long, value_name = "N", env = "LLAMA_ARG_THREADS")]
-    pub threads: Option<u32>,
-    /// Threads for prompts [default: as --threads] [llama.cpp's -tb]
-    #[arg(long, value_name = "N")]
-    pub threads_batch: Option<u32>,
+    /// Threads for single tokens; -1 is the physical cores [default: those]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        env = "LLAMA_ARG_THREADS",
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i32).range(-1..)
+    )]
+    pub threads: Option<i32>,
+    /// Threads for prompts; -1 is as --threads [default: that] [llama.cpp's -tb]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1..))]
+    pub threads_batch: Option<i32>,
     /// Most tokens of one decode
     #[arg(short, long, value_name = "N", default_value_t = 2048, env = "LLAMA_ARG_BATCH")]
     pub batch_size: u32,
@@ -241,8 +250,8 @@ impl ModelArgs {
         params.n_ctx = self.ctx_size.unwrap_or(DEFAULT_CTX.min(n_ctx_train));
         params.n_batch = self.batch_size;
         params.n_ubatch = self.ubatch_size;
-        params.n_threads = self.threads;
-        params.n_threads_batch = self.threads_batch;
+        params.n_threads = self.n_threads();
+        params.n_threads_batch = count(self.threads_batch);
         params.flash_attn = self.flash_attn;
         params.type_k = self.cache_type_k;
         params.type_v = self.cache_type_v;
@@ -256,6 +265,11 @@ impl ModelArgs {
         params.lookup = self.lookup;
         params.context_shift = self.context_shift;
         params
+    }
+
+    /// Threads for single tokens, if a number was given.
+    pub fn n_threads(&self) -> Option<u32> {
+        count(self.threads)
     }
 
     /// How tokens may leave early; of several modes the first.
@@ -339,6 +353,11 @@ impl ModelArgs {
     pub fn open_rescorer(&self, model: &Model) -> Result<Rescorer, Failure> {
         Ok(Rescorer::new(model, &self.session_params(model.info().n_ctx_train))?)
     }
+}
+
+/// A number of threads; `None` for 0 and -1, which leave it to the program, as in llama.cpp.
+fn count(n: Option<i32>) -> Option<u32> {
+    n.and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0)
 }
 
 /// What a session is made with where nothing is said.

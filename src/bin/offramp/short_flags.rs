@@ -21,7 +21,8 @@ const SPELLED_OUT: &[(&str, &str)] = &[
 ];
 
 /// Flags whose value is free text, which may look like a flag.
-const TAKES_TEXT: &[&str] = &["-p", "--prompt", "-sys", "--system-prompt", "--grammar", "--stop"];
+const TAKES_TEXT: &[&str] =
+    &["-p", "--prompt", "-sys", "--system-prompt", "--grammar", "--stop", "--dry-sequence-breaker"];
 
 /// Spells llama.cpp's short flags out, in `arguments` after the program's name, up to `--`.
 pub fn spell_out(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {

@@ -192,7 +192,7 @@ impl Report {
         Self {
             model: info.name.clone().unwrap_or_else(file),
             description: info.description.clone(),
-            threads: arguments.threads,
+            threads: arguments.n_threads(),
             n_prompts,
             n_predict,
             wanted_agreement: arguments.agreement,

@@ -66,8 +66,25 @@ const ALIASES: &[(&str, &str)] =
     &[("/?", "/help"), ("/bye", "/exit"), ("/quit", "/exit"), ("/new", "/clear"), ("/regenerate", "/regen")];
 
 /// Names that `/set` knows; the flags' own.
-pub const SETTINGS: &[&str] =
-    &["temp", "top-k", "top-p", "min-p", "repeat-penalty", "repeat-last-n", "seed", "predict"];
+pub const SETTINGS: &[&str] = &[
+    "temp",
+    "top-k",
+    "typical",
+    "top-p",
+    "min-p",
+    "repeat-penalty",
+    "repeat-last-n",
+    "frequency-penalty",
+    "presence-penalty",
+    "dry-multiplier",
+    "dry-base",
+    "dry-allowed-length",
+    "dry-penalty-last-n",
+    "xtc-probability",
+    "xtc-threshold",
+    "seed",
+    "predict",
+];
 
 impl Line {
     /// Reads a line. A path such as `/etc/hosts` or a text that begins with a slash and is no single word is a turn.

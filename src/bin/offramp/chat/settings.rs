@@ -4,8 +4,8 @@ use crate::conversation::Settings;
 use crate::failure::Failure;
 use crate::modes::Modes;
 
-/// The largest seed, and more than any other count can be.
-const MOST: i64 = 0xFFFF_FFFE;
+/// llama.cpp's other number for a random seed, and more than any other count can be.
+const MOST: i64 = 0xFFFF_FFFF;
 
 /// Sets one setting.
 ///
@@ -24,12 +24,21 @@ pub fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), Failu
     let mut sampler = settings.sampler.clone();
     match name {
         "temp" | "temperature" => sampler.temperature = number()?,
-        "top-k" => sampler.top_k = small(count(0)?),
+        "top-k" => sampler.top_k = small(count(-1)?),
+        "typical" | "typical-p" => sampler.typical_p = number()?,
         "top-p" => sampler.top_p = number()?,
         "min-p" => sampler.min_p = number()?,
         "repeat-penalty" => sampler.repeat_penalty = number()?,
-        "repeat-last-n" => sampler.repeat_last_n = small(count(0)?),
-        "seed" => sampler.seed = u32::try_from(count(-1)?).ok(),
+        "repeat-last-n" => sampler.repeat_last_n = small(count(-1)?),
+        "frequency-penalty" => sampler.frequency_penalty = number()?,
+        "presence-penalty" => sampler.presence_penalty = number()?,
+        "dry-multiplier" => sampler.dry_multiplier = number()?,
+        "dry-base" => sampler.dry_base = number()?,
+        "dry-allowed-length" => sampler.dry_allowed_length = small(count(0)?),
+        "dry-penalty-last-n" => sampler.dry_penalty_last_n = small(count(-1)?),
+        "xtc-probability" => sampler.xtc_probability = number()?,
+        "xtc-threshold" => sampler.xtc_threshold = number()?,
+        "seed" => sampler.seed = u32::try_from(count(-1)?).ok().filter(|&seed| seed != u32::MAX),
         "predict" | "n-predict" => {
             settings.limits.max_tokens = usize::try_from(count(-1)?).unwrap_or(usize::MAX);
             return Ok(());
@@ -52,18 +61,27 @@ pub fn text(settings: &Settings, modes: Modes) -> String {
         usize::MAX => "-1 (as many as fit)".to_owned(),
         n => n.to_string(),
     };
-    let rows: [(&str, String); 9] = [
+    let rows: [(&str, String); 18] = [
         ("temp", sampler.temperature.to_string()),
         ("top-k", sampler.top_k.to_string()),
+        ("typical", sampler.typical_p.to_string()),
         ("top-p", sampler.top_p.to_string()),
         ("min-p", sampler.min_p.to_string()),
         ("repeat-penalty", sampler.repeat_penalty.to_string()),
         ("repeat-last-n", sampler.repeat_last_n.to_string()),
+        ("frequency-penalty", sampler.frequency_penalty.to_string()),
+        ("presence-penalty", sampler.presence_penalty.to_string()),
+        ("dry-multiplier", sampler.dry_multiplier.to_string()),
+        ("dry-base", sampler.dry_base.to_string()),
+        ("dry-allowed-length", sampler.dry_allowed_length.to_string()),
+        ("dry-penalty-last-n", sampler.dry_penalty_last_n.to_string()),
+        ("xtc-probability", sampler.xtc_probability.to_string()),
+        ("xtc-threshold", sampler.xtc_threshold.to_string()),
         ("seed", seed),
         ("predict", predict),
         ("exits", modes.to_string()),
     ];
-    rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
+    rows.iter().map(|(name, value)| format!("{name:<18} {value}\n")).collect()
 }
 
 #[cfg(test)]
@@ -91,6 +109,13 @@ mod tests {
         assert_eq!((settings.sampler.temperature, settings.limits.max_tokens), (2.0, 2));
         set(&mut settings, "seed", "-1").unwrap();
         assert_eq!(settings.sampler.seed, None);
+        set(&mut settings, "seed", "5").unwrap();
+        set(&mut settings, "seed", "4294967295").unwrap();
+        assert_eq!(settings.sampler.seed, None);
+        for name in ["top-k", "repeat-last-n", "dry-penalty-last-n"] {
+            set(&mut settings, name, "-1").unwrap();
+        }
+        assert_eq!((settings.sampler.top_k, settings.sampler.repeat_last_n), (-1, -1));
     }
 
     #[test]

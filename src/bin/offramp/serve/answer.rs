@@ -28,8 +28,8 @@ pub struct Writer {
     /// Of tokens whose text is not out yet.
     exits: Vec<Option<ExitPoint>>,
     logprobs: Vec<Vec<TokenLogprob>>,
-    /// Bytes of text so far.
-    n_text: usize,
+    /// Bytes of the tokens whose log-probabilities are out.
+    n_bytes: usize,
 }
 
 impl Writer {
@@ -45,7 +45,7 @@ impl Writer {
             vocab,
             exits: Vec::new(),
             logprobs: Vec::new(),
-            n_text: 0,
+            n_bytes: 0,
         }
     }
 
@@ -69,10 +69,13 @@ impl Writer {
             chunks.push(self.piece(Some(part), &rest));
         }
         let reason = finish_reason(finished.generation.stop_reason);
+        // Tokens of a stop text, and those without a text, come with no chunk of their own.
+        let logprobs = if self.logprobs.is_empty() { Value::Null } else { self.take_logprobs() };
         let mut last = match &self.thinking {
             Some(_) => json!({"index": 0, "delta": {}, "finish_reason": reason}),
-            None => json!({"index": 0, "text": "", "logprobs": null, "finish_reason": reason}),
+            None => json!({"index": 0, "text": "", "finish_reason": reason}),
         };
+        last["logprobs"] = logprobs;
         last["exit_layers"] = json!(std::mem::take(&mut self.exits));
         let mut last = self.chunk(last);
         last["timings"] = timings(finished, self.n_layer);
@@ -127,7 +130,6 @@ impl Writer {
     /// A chunk with a text, and with all that is known of the tokens up to it.
     fn piece(&mut self, part: Option<Part>, text: &str) -> Value {
         let logprobs = self.take_logprobs();
-        self.n_text += text.len();
         let mut choice = match part {
             Some(Part::Thought) => json!({"index": 0, "delta": {"reasoning_content": text}}),
             Some(Part::Answer) => json!({"index": 0, "delta": {"content": text}}),
@@ -173,13 +175,11 @@ impl Writer {
             });
             return json!({"content": content.collect::<Vec<_>>()});
         }
-        let mut offset = self.n_text;
-        let offsets = tokens.iter().map(|(own, _)| {
-            let at = offset;
-            offset += self.vocab.piece(own.token, false).len();
-            at
-        });
-        let offsets: Vec<usize> = offsets.collect();
+        let mut offsets = Vec::with_capacity(tokens.len());
+        for (own, _) in &tokens {
+            offsets.push(self.n_bytes);
+            self.n_bytes += self.vocab.piece(own.token, false).len();
+        }
         let best = tokens.iter().map(|(_, best)| {
             best.iter().map(|entry| (text(entry.token), json!(value(entry)))).collect::<serde_json::Map<_, _>>()
         });

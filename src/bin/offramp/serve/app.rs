@@ -137,13 +137,20 @@ impl Ready {
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<Token>, ApiError> {
-        let tokens = self.engine.model.vocab().tokenize(text, true, true);
+        let tokens = self.engine.model.vocab().tokenize_prompt(text, true);
         tokens.map_err(|error| ApiError::bad_request(error.to_string()))
     }
 
     fn prepare(&self, common: Common, prompt: Vec<Token>, kind: &str) -> Result<Prepared, ApiError> {
         if prompt.is_empty() {
             return Err(ApiError::invalid("prompt", "the prompt is empty, at least one token is expected"));
+        }
+        if let Some(token) =
+            common.limits.stop_token_ids.iter().find(|&&token| !self.engine.model.vocab().contains(token))
+        {
+            let most = self.engine.model.vocab().n_tokens() - 1;
+            let message = format!("stop_token_ids has the token id {}, ids are from 0 to {most}", token.0);
+            return Err(ApiError::invalid("stop_token_ids", message));
         }
         if prompt.len() > self.engine.n_ctx {
             return Err(ApiError::context_length_exceeded(prompt.len(), self.engine.n_ctx));

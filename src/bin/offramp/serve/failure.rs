@@ -31,6 +31,14 @@ impl ApiError {
         Self { code: Some("unsupported_parameter"), ..Self::invalid(param, message) }
     }
 
+    /// The request has a field that means nothing here; `meant` is what it may have been meant to be.
+    pub fn unknown(param: &str, meant: Option<&str>) -> Self {
+        let shown: String = param.chars().take(64).collect();
+        let meant = meant.map_or_else(String::new, |meant| format!("; {meant} may be meant"));
+        let message = format!("{shown} is no field that this server knows, and is not ignored{meant}");
+        Self { code: Some("unknown_parameter"), ..Self::invalid(&shown, message) }
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", None, message)
     }

@@ -1,6 +1,9 @@
 //! The fields of a JSON request, each taken with its type and range: an error names the field, what was found and what is
-//! expected. An explicit null counts as absent, as OpenAI's clients send it.
+//! expected. An explicit null counts as absent, as OpenAI's clients send it, and a whole number may be written with a
+//! point (`16.0`), as some languages write all numbers. A field that nobody asked for by name is refused in the end.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
@@ -13,6 +16,55 @@ pub struct Fields<'a> {
     object: &'a Map<String, Value>,
     /// Where it stands, such as `stream_options.`; empty at the top.
     path: &'a str,
+    asked: Option<&'a Asked<'a>>,
+}
+
+/// Which objects of a request were looked into, and for which fields: those are the fields that are known.
+#[derive(Default)]
+pub struct Asked<'a> {
+    names: RefCell<BTreeSet<String>>,
+    objects: RefCell<Vec<(&'a str, &'a Map<String, Value>)>>,
+}
+
+impl Asked<'_> {
+    /// # Errors
+    /// With status 400, for a field that is none of those that were asked for and none of `harmless`.
+    pub fn check(&self, harmless: &[&str]) -> Result<(), ApiError> {
+        let names = self.names.borrow();
+        for (path, object) in self.objects.borrow().iter() {
+            for (name, _) in object.iter().filter(|(_, value)| !value.is_null()) {
+                let full = format!("{path}{name}");
+                if !names.contains(&full) && !harmless.contains(&full.as_str()) {
+                    return Err(ApiError::unknown(&full, nearest(&full, &names)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names that other programs have for what is offered here, which do not look alike.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("guided_grammar", "response_format"),
+    ("guided_json", "response_format"),
+    ("guided_regex", "response_format"),
+    ("format", "response_format"),
+    ("max_length", "max_tokens"),
+    ("max_new_tokens", "max_tokens"),
+    ("num_predict", "max_tokens"),
+    ("min_length", "min_tokens"),
+    ("n_probs", "logprobs"),
+    ("stop_sequences", "stop"),
+    ("structured_outputs", "response_format"),
+];
+
+/// What a field that is not known was probably meant to be.
+fn nearest<'n>(name: &str, names: &'n BTreeSet<String>) -> Option<&'n str> {
+    let meant = OTHER_NAMES.iter().find(|(other, _)| *other == name).and_then(|(_, ours)| names.get(*ours));
+    let likeness = |known: &String| strsim::normalized_damerau_levenshtein(&name.to_ascii_lowercase(), known);
+    let best = || names.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|best| likeness(best) >= 0.6);
+    // A name may be as long as a body; the comparison takes the product of both lengths.
+    meant.or_else(|| if name.len() <= 64 { best() } else { None }).map(String::as_str)
 }
 
 impl<'a> Fields<'a> {
@@ -20,12 +72,25 @@ impl<'a> Fields<'a> {
     /// When the body is no JSON object.
     pub fn of(body: &'a Value) -> Result<Self, ApiError> {
         match body {
-            Value::Object(object) => Ok(Self { object, path: "" }),
+            Value::Object(object) => Ok(Self { object, path: "", asked: None }),
             other => Err(ApiError::bad_request(format!("the body is {}, a JSON object is expected", kind(other)))),
         }
     }
 
+    /// As [`Fields::of`], and `asked` notes which fields are read.
+    ///
+    /// # Errors
+    /// As [`Fields::of`].
+    pub fn noted(body: &'a Value, asked: &'a Asked<'a>) -> Result<Self, ApiError> {
+        let fields = Self { asked: Some(asked), ..Self::of(body)? };
+        asked.objects.borrow_mut().push(("", fields.object));
+        Ok(fields)
+    }
+
     pub fn get(&self, name: &str) -> Option<&'a Value> {
+        if let Some(asked) = self.asked {
+            asked.names.borrow_mut().insert(format!("{}{name}", self.path));
+        }
         self.object.get(name).filter(|value| !value.is_null())
     }
 
@@ -60,10 +125,19 @@ impl<'a> Fields<'a> {
     pub fn integer(&self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let read = |value: &Value| {
             let expected = || format!("an integer from {} to {}", range.start(), range.end());
-            let number = value.as_i64().filter(|number| range.contains(number));
-            number.ok_or_else(|| self.wrong(name, value, &expected()))
+            integer_of(value)
+                .filter(|number| range.contains(number))
+                .ok_or_else(|| self.wrong(name, value, &expected()))
         };
         self.get(name).map(read).transpose()
+    }
+
+    /// As [`Fields::integer`], and -1, which other servers take for "without a limit".
+    pub fn integer_or_all(&self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+        match self.get(name).and_then(integer_of) {
+            Some(-1) => Ok(Some(-1)),
+            _ => self.integer(name, range),
+        }
     }
 
     pub fn array(&self, name: &str, max: usize) -> Result<Option<&'a Vec<Value>>, ApiError> {
@@ -82,11 +156,24 @@ impl<'a> Fields<'a> {
     /// The object in a field; `path` is the field's name with a dot.
     pub fn object(&self, name: &str, path: &'a str) -> Result<Option<Fields<'a>>, ApiError> {
         let read = |value: &'a Value| match value {
-            Value::Object(object) => Ok(Fields { object, path }),
+            Value::Object(object) => {
+                if let Some(asked) = self.asked {
+                    asked.objects.borrow_mut().push((path, object));
+                }
+                Ok(Fields { object, path, asked: self.asked })
+            }
             other => Err(self.wrong(name, other, "an object")),
         };
         self.get(name).map(read).transpose()
     }
+}
+
+/// A whole number, however it is written.
+pub fn integer_of(value: &Value) -> Option<i64> {
+    // Whole numbers of 64 bits with a fraction are exact up to here.
+    const EXACT: f64 = (1u64 << 53) as f64;
+    let whole = |number: &f64| number.fract() == 0.0 && number.abs() <= EXACT;
+    value.as_i64().or_else(|| value.as_f64().filter(whole).map(|number| number as i64))
 }
 
 /// What a JSON value is, without its content: a prompt must not come back in an error that somebody logs.
@@ -119,6 +206,43 @@ mod tests {
         ] {
             assert!(error.body()["error"]["message"].as_str().unwrap().contains("is expected"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn whole_numbers_may_have_a_point() {
+        let body = json!({"a": 16.0, "b": -1.0, "c": 1e3, "d": 0.5, "e": 1e300});
+        let fields = Fields::of(&body).unwrap();
+        let of = |name| fields.integer(name, -5..=1000).ok().flatten();
+        assert_eq!((of("a"), of("b"), of("c"), of("d"), of("e")), (Some(16), Some(-1), Some(1000), None, None));
+        assert_eq!(fields.integer_or_all("b", 1..=5).unwrap(), Some(-1));
+        assert!(fields.integer_or_all("a", 1..=5).is_err());
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_named_with_what_it_may_have_meant() {
+        let refused = |body: Value| {
+            let asked = Asked::default();
+            let fields = Fields::noted(&body, &asked).unwrap();
+            let options = fields.object("stream_options", "stream_options.").unwrap();
+            options.map(|options| options.bool("include_usage")).transpose().unwrap();
+            for name in ["temperature", "max_tokens", "response_format"] {
+                fields.get(name);
+            }
+            let error = asked.check(&["user", "stream_options.include_obfuscation"]).err()?;
+            Some(error.body()["error"]["message"].as_str().unwrap().to_owned())
+        };
+        assert_eq!(refused(json!({"temperature": 1, "user": "x", "temprature": null})), None);
+        assert_eq!(refused(json!({"stream_options": {"include_usage": true, "include_obfuscation": false}})), None);
+        let message = |body| refused(body).unwrap();
+        assert!(message(json!({"temprature": 1})).contains("temperature"));
+        assert!(message(json!({"Temperature": 1})).contains("temperature"));
+        assert!(message(json!({"max_length": 1})).contains("max_tokens"));
+        assert!(message(json!({"guided_json": {}})).contains("response_format"));
+        let nested = message(json!({"stream_options": {"include_usge": true}}));
+        assert!(nested.contains("stream_options.include_usge") && nested.contains("stream_options.include_usage"));
+        let foreign = message(json!({"zzz": 1}));
+        assert!(foreign.contains("zzz") && !foreign.contains("temperature"), "{foreign}");
+        assert!(message(json!({"x".repeat(1 << 20): 1})).len() < 300);
     }
 
     #[test]

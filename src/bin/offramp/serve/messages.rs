@@ -81,6 +81,7 @@ fn message(i: usize, message: &Value) -> Result<Value, ApiError> {
         Some(Value::Array(calls)) if calls.iter().all(Value::is_object) => Some(calls),
         Some(_) => return wrong(".tool_calls", "is no list of objects"),
     };
+    let is_thought = object.get("reasoning_content").is_some_and(Value::is_string);
     let content = match object.get("content") {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) if parts.len() <= MAX_MESSAGES => {
@@ -93,7 +94,8 @@ fn message(i: usize, message: &Value) -> Result<Value, ApiError> {
                 None => return wrong(".content", "has a part that is no text; this model reads text alone"),
             }
         }
-        None | Some(Value::Null) if calls.is_some() => String::new(),
+        // The whole reply was a call, or was still thought when it ended.
+        None | Some(Value::Null) if calls.is_some() || is_thought => String::new(),
         _ => return wrong(".content", "is missing, a string or a list of texts is expected"),
     };
     let mut read = Map::new();
@@ -142,6 +144,13 @@ mod tests {
         assert_eq!(read["messages"][0], json!({"role": "system", "content": "be kind"}));
         assert_eq!(read["messages"][1]["tool_calls"][0]["function"]["arguments"], json!({"a": 1}));
         assert_eq!(read["messages"][2], json!({"role": "tool", "content": "7", "tool_call_id": "1"}));
+    }
+
+    #[test]
+    fn a_reply_that_was_all_thought_has_no_content() {
+        let message = json!({"role": "assistant", "content": null, "reasoning_content": "hm"});
+        let read = read(&json!({"messages": [{"role": "user", "content": "x"}, message]})).unwrap();
+        assert_eq!(read["messages"][1]["reasoning_content"], json!("hm"));
     }
 
     #[test]

@@ -1,32 +1,15 @@
-//! From a request's JSON to what a reply is made from. Every number is checked against its range, and a field that would
-//! change the reply but is not offered here is refused; what changes nothing (`user`, `metadata`, …) is ignored.
-//! No unknown field is ever passed on.
+//! From a request's JSON to what a reply is made from. Every number is checked against its range, and a field that is not
+//! offered here is refused, known or not; only what is known to change nothing (`user`, `metadata`, …) is ignored.
 
 use offramp::{Exits, GenerateParams, Grammar, SamplerParams};
 use serde_json::Value;
 
 use super::failure::ApiError;
-use super::fields::Fields;
+use super::fields::{Asked, Fields, integer_of};
+use super::{offered, sampling};
 
 /// Most log-probabilities beside a token's own.
 const MAX_LOGPROBS: i64 = 20;
-/// Most stop texts, and bytes of one.
-const MAX_STOPS: usize = 16;
-const MAX_STOP_BYTES: usize = 1024;
-
-/// Fields that would change the reply and that are not offered.
-const UNSUPPORTED: &[&str] = &[
-    "audio",
-    "best_of",
-    "function_call",
-    "functions",
-    "grammar",
-    "json_schema",
-    "logit_bias",
-    "prompt_cache",
-    "suffix",
-    "web_search_options",
-];
 
 /// What both routes share.
 #[derive(Debug)]
@@ -52,7 +35,7 @@ impl Common {
     /// # Errors
     /// [`ApiError`] with status 400.
     pub fn read(fields: Fields<'_>, defaults: Defaults) -> Result<Self, ApiError> {
-        refuse_unsupported(fields)?;
+        offered::refuse_not_offered(fields)?;
         fields.text("model")?;
         let stream = fields.bool("stream")?.unwrap_or(false);
         let options = fields.object("stream_options", "stream_options.")?;
@@ -61,9 +44,11 @@ impl Common {
         }
         let include_usage = options.map(|options| options.bool("include_usage")).transpose()?.flatten();
         let (exits, agreement) = exits(fields, defaults)?;
+        let mut sampler = sampling::sampler(fields)?;
+        sampler.grammar = grammar(fields)?;
         Ok(Self {
-            sampler: sampler(fields)?,
-            limits: limits(fields, defaults)?,
+            sampler,
+            limits: sampling::limits(fields, defaults.max_tokens)?,
             exits,
             agreement,
             reuse: fields.bool("cache_prompt")?.unwrap_or(true),
@@ -91,17 +76,20 @@ impl ChatRequest {
     /// # Errors
     /// [`ApiError`] with status 400.
     pub fn read(body: &Value, defaults: Defaults) -> Result<Self, ApiError> {
-        let fields = Fields::of(body)?;
+        let asked = Asked::default();
+        let fields = Fields::noted(body, &asked)?;
         let mut common = Common::read(fields, defaults)?;
         let n = fields.integer("top_logprobs", 0..=MAX_LOGPROBS)?;
         match (fields.bool("logprobs")?.unwrap_or(false), n) {
             (true, n) => common.with_logprobs(n.unwrap_or(0)),
-            (false, Some(_)) => {
+            (false, Some(1..)) => {
                 return Err(ApiError::invalid("top_logprobs", "top_logprobs is given without \"logprobs\": true"));
             }
-            (false, None) => {}
+            (false, _) => {}
         }
-        Ok(Self { common, variables: super::messages::variables(fields)? })
+        let variables = super::messages::variables(fields)?;
+        offered::refuse_unknown(&asked)?;
+        Ok(Self { common, variables })
     }
 }
 
@@ -123,15 +111,17 @@ impl CompletionRequest {
     /// # Errors
     /// [`ApiError`] with status 400.
     pub fn read(body: &Value, defaults: Defaults) -> Result<Self, ApiError> {
-        let fields = Fields::of(body)?;
+        let asked = Asked::default();
+        let fields = Fields::noted(body, &asked)?;
         let mut common = Common::read(fields, defaults)?;
-        if let Some(n) = fields.integer("logprobs", 0..=MAX_LOGPROBS)? {
+        // Some programs send what it is in a chat.
+        let is_none = fields.get("logprobs") == Some(&Value::Bool(false));
+        if let Some(n) = if is_none { None } else { fields.integer("logprobs", 0..=MAX_LOGPROBS)? } {
             common.with_logprobs(n);
         }
-        if fields.bool("echo")?.unwrap_or(false) {
-            return Err(ApiError::unsupported("echo", "echo is not offered; the prompt is known to whoever sent it"));
-        }
-        Ok(Self { common, prompt: prompt(fields)? })
+        let prompt = prompt(fields)?;
+        offered::refuse_unknown(&asked)?;
+        Ok(Self { common, prompt })
     }
 }
 
@@ -144,50 +134,12 @@ fn prompt(fields: Fields<'_>) -> Result<Prompt, ApiError> {
             [] => Err(wrong()),
             [Value::String(text)] => Ok(Prompt::Text(text.clone())),
             ids => {
-                let id = |value: &Value| value.as_i64().and_then(|id| i32::try_from(id).ok());
+                let id = |value: &Value| integer_of(value).and_then(|id| i32::try_from(id).ok());
                 ids.iter().map(id).collect::<Option<_>>().map(Prompt::Tokens).ok_or_else(wrong)
             }
         },
         _ => Err(wrong()),
     }
-}
-
-fn refuse_unsupported(fields: Fields<'_>) -> Result<(), ApiError> {
-    let is_empty = |value: &Value| match value {
-        Value::Array(items) => items.is_empty(),
-        Value::Object(object) => object.is_empty(),
-        Value::String(text) => text.is_empty(),
-        _ => false,
-    };
-    for &name in UNSUPPORTED {
-        // One reply is what is made in any case.
-        let is_one = name == "best_of" && fields.get(name).and_then(Value::as_i64) == Some(1);
-        if fields.get(name).is_some_and(|value| !is_empty(value) && !is_one) {
-            return Err(ApiError::unsupported(name, format!("{name} is not offered here; leave it out")));
-        }
-    }
-    if fields.integer("n", 1..=128)?.unwrap_or(1) != 1 {
-        return Err(ApiError::unsupported("n", "n must be 1; send the request again for another reply"));
-    }
-    Ok(())
-}
-
-fn sampler(fields: Fields<'_>) -> Result<SamplerParams, ApiError> {
-    let mut params = SamplerParams::default();
-    let set = |value: &mut f32, found: Option<f32>| *value = found.unwrap_or(*value);
-    set(&mut params.temperature, fields.float("temperature", 0.0..=100.0)?);
-    set(&mut params.top_p, fields.float("top_p", 0.0..=1.0)?);
-    set(&mut params.min_p, fields.float("min_p", 0.0..=1.0)?);
-    set(&mut params.repeat_penalty, fields.float("repeat_penalty", 0.01..=100.0)?);
-    set(&mut params.frequency_penalty, fields.float("frequency_penalty", -2.0..=2.0)?);
-    set(&mut params.presence_penalty, fields.float("presence_penalty", -2.0..=2.0)?);
-    let small = |n: i64| i32::try_from(n).unwrap_or(i32::MAX);
-    params.top_k = fields.integer("top_k", 0..=1_000_000)?.map_or(params.top_k, small);
-    params.repeat_last_n = fields.integer("repeat_last_n", 0..=1_000_000)?.map_or(params.repeat_last_n, small);
-    // OpenAI's seeds have 64 bits and ours 32: both halves count.
-    params.seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| (seed as u64 ^ (seed as u64 >> 32)) as u32);
-    params.grammar = grammar(fields)?;
-    Ok(params)
 }
 
 fn grammar(fields: Fields<'_>) -> Result<Option<Grammar>, ApiError> {
@@ -215,28 +167,6 @@ fn grammar(fields: Fields<'_>) -> Result<Option<Grammar>, ApiError> {
     offramp::json_schema_grammar(&schema).map(Some).map_err(refused)
 }
 
-fn limits(fields: Fields<'_>, defaults: Defaults) -> Result<GenerateParams, ApiError> {
-    const MOST: i64 = i32::MAX as i64;
-    let mut params = GenerateParams::default();
-    let asked = fields.integer("max_tokens", 1..=MOST)?;
-    let asked = fields.integer("max_completion_tokens", 1..=MOST)?.or(asked);
-    let asked = asked.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
-    params.max_tokens = asked.min(defaults.max_tokens);
-    params.ignore_eos = fields.bool("ignore_eos")?.unwrap_or(false);
-    let texts = match fields.get("stop") {
-        None => Vec::new(),
-        Some(one @ Value::String(_)) => vec![one],
-        Some(_) => fields.array("stop", MAX_STOPS)?.into_iter().flatten().collect(),
-    };
-    for text in texts {
-        match text.as_str() {
-            Some(text) if !text.is_empty() && text.len() <= MAX_STOP_BYTES => params.stop.push(text.to_owned()),
-            _ => return Err(ApiError::invalid("stop", "stop must have texts of 1 to 1024 bytes")),
-        }
-    }
-    Ok(params)
-}
-
 fn exits(fields: Fields<'_>, defaults: Defaults) -> Result<(Exits, f32), ApiError> {
     let exits = match fields.text("exits")? {
         Some(text) => text.parse().map_err(|error: offramp::Error| ApiError::invalid("exits", error.to_string()))?,
@@ -252,6 +182,7 @@ fn exits(fields: Fields<'_>, defaults: Defaults) -> Result<(Exits, f32), ApiErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::sampling::MAX_STOP_BYTES;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -299,10 +230,42 @@ mod tests {
     }
 
     #[test]
-    fn seeds_of_64_bits_are_told_apart() {
-        let seed = |seed: i64| chat(json!({"seed": seed})).unwrap().common.sampler.seed;
-        assert_eq!(seed(42), Some(42));
-        assert_ne!(seed(1 << 40), seed(1 << 41));
+    fn every_field_is_read_harmless_or_refused_by_name() {
+        let refused = |name: &str| {
+            let error = chat(json!({name: 7.5})).unwrap_err().body()["error"].clone();
+            (error["param"].as_str().unwrap().to_owned(), error["code"].as_str().unwrap().to_owned())
+        };
+        for name in
+            ["max_length", "guided_json", "temprature", "num_ctx", "Temperature", "stop_sequences", "extra_body"]
+        {
+            assert_eq!(refused(name), (name.to_owned(), "unknown_parameter".to_owned()));
+        }
+        for name in ["mirostat", "samplers", "logit_bias", "grammar"] {
+            assert_eq!(refused(name), (name.to_owned(), "unsupported_parameter".to_owned()));
+        }
+        for name in ["user", "metadata", "store", "service_tier", "prompt_cache_key", "keep_alive"] {
+            assert!(chat(json!({name: "x"})).is_ok(), "{name}");
+        }
+        let misplaced = CompletionRequest::read(&json!({"prompt": "x", "messages": []}), DEFAULTS).unwrap_err();
+        assert_eq!(misplaced.body()["error"]["param"], "messages");
+        let format =
+            json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": {}, "shema": 1}});
+        assert_eq!(
+            chat(json!({"response_format": format})).unwrap_err().body()["error"]["param"],
+            "response_format.json_schema.shema"
+        );
+    }
+
+    #[test]
+    fn log_probabilities_that_are_not_wanted_are_none() {
+        assert_eq!(chat(json!({"logprobs": false, "top_logprobs": 0})).unwrap().common.limits.n_logprobs, None);
+        assert!(chat(json!({"top_logprobs": 2})).is_err());
+        let text = |logprobs: Value| {
+            let read = CompletionRequest::read(&json!({"prompt": "x", "logprobs": logprobs}), DEFAULTS);
+            read.map(|read| read.common.limits.n_logprobs)
+        };
+        assert_eq!((text(json!(false)).unwrap(), text(json!(2.0)).unwrap()), (None, Some(2)));
+        assert!(text(json!(true)).is_err());
     }
 
     /// Any JSON, with numbers from the ends of their ranges.
@@ -367,6 +330,19 @@ mod tests {
         "chat_template_kwargs",
         "logit_bias",
         "best_of",
+        "n_predict",
+        "min_tokens",
+        "stop_token_ids",
+        "repetition_penalty",
+        "repeat_last_n",
+        "typical_p",
+        "dry_multiplier",
+        "dry_base",
+        "dry_allowed_length",
+        "dry_penalty_last_n",
+        "dry_sequence_breakers",
+        "xtc_probability",
+        "xtc_threshold",
     ];
 
     fn object(fields: Vec<(&str, Value)>) -> Value {
@@ -393,6 +369,7 @@ mod tests {
                 let sampler = &common.sampler;
                 prop_assert!(sampler.temperature.is_finite() && sampler.temperature >= 0.0);
                 prop_assert!((0.0..=1.0).contains(&sampler.top_p) && (0.0..=1.0).contains(&sampler.min_p));
+                prop_assert!(sampler.check().is_ok());
                 prop_assert!((0.0..=1.0).contains(&common.agreement));
                 prop_assert!(common.limits.stop.iter().all(|stop| stop.len() <= MAX_STOP_BYTES));
                 prop_assert!(common.limits.n_logprobs.is_none_or(|n| n <= MAX_LOGPROBS as usize));
