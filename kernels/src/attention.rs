@@ -21,18 +21,19 @@
 //! So a cell's number alone says what it is summed with: neither the batch, nor the place of a token in it, nor the
 //! units, nor threads, nor hidden cells and padding change a bit. Another instruction set gives other bits.
 
+mod cells;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod ops;
 mod problem;
 mod simd;
+mod steps;
 mod worker;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use simd::half;
-
 pub use problem::{Problem, Refused, Tensor};
+pub use simd::half;
 pub use worker::{Shared, Worker};
 
 use ops::Ops;
@@ -44,6 +45,10 @@ pub const CHUNK: usize = 128;
 const ROWS: usize = 32;
 /// How far the first cells of a unit's tokens may lie apart, in cells that any of them sees.
 const SPREAD: usize = 64;
+/// The length of a row of scores: the cells of a chunk of all tokens, and room for whole vectors behind them.
+const WIDTH: usize = CHUNK + SPREAD + 32;
+/// The bits of -inf as a half: a cell that the mask hides.
+const HIDDEN: u16 = 0xfc00;
 /// Bytes of partial results beyond which the cells of a token are not split over threads.
 const MOST_PARTIALS: usize = 64 << 20;
 /// The longest row of K or V.
@@ -118,27 +123,6 @@ impl Isa {
         [Isa::Neon, Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.ops().is_some()).unwrap_or(Isa::Plain)
     }
 
-    /// `exp` as weights are computed by it; `None` where this processor lacks the set. For tests.
-    pub fn exp(self, x: f32) -> Option<f32> {
-        // SAFETY: the processor has the set.
-        self.ops().map(|ops| unsafe { (ops.exp)(x) })
-    }
-
-    /// A row of K or V in f32 as the kernels expand it; `None` where this processor lacks the set. For tests.
-    ///
-    /// # Panics
-    /// Where the row is shorter than `d` values.
-    pub fn expand(self, ty: Type, row: &[u8], d: usize) -> Option<Vec<f32>> {
-        let ops = self.ops()?;
-        assert!(row.len() >= ty.row_bytes(d), "a row of {d} values");
-        let mut out = vec![0.0; d.next_multiple_of(ops.lanes)];
-        let padded = out.len();
-        // SAFETY: the processor has the set; one row of `d` values, and room for them.
-        unsafe { (ops.expand)(ty, row, 0, &[0], d, &mut out, padded) };
-        out.truncate(d);
-        Some(out)
-    }
-
     /// The steps compiled for the set, where this processor has it.
     fn ops(self) -> Option<&'static Ops> {
         match self {
@@ -160,6 +144,28 @@ impl Isa {
             #[allow(unreachable_patterns)]
             _ => None,
         }
+    }
+
+    /// `exp` as weights are computed by it; `None` where this processor lacks the set. For tests.
+    pub fn exp(self, x: f32) -> Option<f32> {
+        // SAFETY: the processor has the set.
+        self.ops().map(|ops| unsafe { (ops.exp)(x) })
+    }
+
+    /// A row of K or V in f32 as the kernels expand it; `None` where this processor lacks the set. For tests.
+    ///
+    /// # Panics
+    /// Where the row is shorter than `d` values.
+    pub fn expand(self, ty: Type, row: &[u8], d: usize) -> Option<Vec<f32>> {
+        let ops = self.ops()?;
+        assert!(row.len() >= ty.row_bytes(d), "a row of {d} values");
+        let padded = d.next_multiple_of(ops.lanes);
+        let mut out = vec![0.0; padded * ops.lanes];
+        let rows = ops::Rows { ty, bytes: row, stride: 0, d };
+        // SAFETY: the processor has the set; one row of `d` values, and room for them.
+        unsafe { (ops.expand)(&rows, &[0], &mut out, padded, ops::Laid::Rows) };
+        out.truncate(d);
+        Some(out)
     }
 }
 
@@ -204,7 +210,9 @@ impl<'a> Plan<'a> {
         let dk = problem.k.ne[0].next_multiple_of(ops.lanes);
         let dv = problem.v.ne[0].next_multiple_of(ops.lanes);
         let partials = (n_tokens * n_head * n_seq).saturating_mul(chunks).saturating_mul(4 * (dv + 2));
-        let wanted = if n_threads < 2 || partials > MOST_PARTIALS { 1 } else { (4 * n_threads).div_ceil(whole) };
+        // Where every thread gets as many equal units as the others, a split would only cost a wait and the merges.
+        let even = whole.is_multiple_of(n_threads.max(1)) && tiles == 1;
+        let wanted = if even || partials > MOST_PARTIALS { 1 } else { (4 * n_threads).div_ceil(whole) };
         let part = chunks.div_ceil(wanted.min(chunks));
         let parts = chunks.div_ceil(part);
         Ok(Plan { problem, ops, heads, blocks, tokens, tiles, parts, part, chunks, dk, dv })

@@ -469,3 +469,62 @@ fn what_does_not_fit_is_refused() {
     let ty = Problem { q: rows(Type::F16, [32, 2, 4, 1]), ..good };
     assert_eq!(refused(ty), Some(Refused::Type { what: "q", found: Type::F16, expected: Type::F32 }));
 }
+
+/// One head of one sequence.
+fn one(t: Tensor, head: usize, seq: usize) -> Tensor {
+    Tensor { ne: [t.ne[0], t.ne[1], 1, 1], data: &t.data[head * t.nb[2] + seq * t.nb[3]..], ..t }
+}
+
+/// Every sequence and head of one op against an op of that sequence and head alone.
+#[test]
+fn sequences_and_masks_of_heads_are_their_own() {
+    let mut r = Random(4);
+    let (dk, dv, n, n_kv, head, head_kv) = (24, 40, 9, 333, 6, 3);
+    for (seqs, seqs_kv, mask_heads, mask_seqs) in [(2, 2, 1, 2), (4, 2, 6, 1), (3, 1, 3, 3), (2, 2, 1, 1)] {
+        let mut floats = |n: usize| -> Vec<u8> { (0..n).flat_map(|_| r.value().to_le_bytes()).collect() };
+        let (q, k, v) = (
+            floats(dk * n * head * seqs),
+            floats(dk * n_kv * head_kv * seqs_kv),
+            floats(dv * n_kv * head_kv * seqs_kv),
+        );
+        let mask: Vec<u8> = (0..n_kv * n * mask_heads * mask_seqs)
+            .flat_map(|_| r.pick(&[0, HIDDEN, to_half(-1.5)]).to_le_bytes())
+            .collect();
+        let tensor = |data, ty: Type, ne: [usize; 4]| {
+            let row = ty.row_bytes(ne[0]);
+            Tensor { data, ty, ne, nb: [ty.block_bytes(), row, row * ne[1], row * ne[1] * ne[2]] }
+        };
+        let whole = Problem {
+            q: tensor(&q, Type::F32, [dk, n, head, seqs]),
+            k: tensor(&k, Type::F32, [dk, n_kv, head_kv, seqs_kv]),
+            v: tensor(&v, Type::F32, [dv, n_kv, head_kv, seqs_kv]),
+            mask: Some(tensor(&mask, Type::F16, [n_kv, n, mask_heads, mask_seqs])),
+            sinks: None,
+            scale: 0.3,
+            max_bias: 0.0,
+            logit_softcap: 0.0,
+        };
+        for isa in Isa::available() {
+            let out = run(whole, isa, 3, 7);
+            for (seq, h) in (0..seqs).flat_map(|seq| (0..head).map(move |h| (seq, h))) {
+                let (h_kv, s_kv) = (h / (head / head_kv), seq / (seqs / seqs_kv));
+                let alone = Problem {
+                    q: one(whole.q, h, seq),
+                    k: one(whole.k, h_kv, s_kv),
+                    v: one(whole.v, h_kv, s_kv),
+                    mask: whole.mask.map(|m| one(m, h % mask_heads, seq % mask_seqs)),
+                    ..whole
+                };
+                let expected = run(alone, isa, 1, 0);
+                for t in 0..n {
+                    let at = ((seq * n + t) * head + h) * dv;
+                    assert_eq!(
+                        out[at..at + dv],
+                        expected[t * dv..(t + 1) * dv],
+                        "{isa:?} sequence {seq} head {h} token {t}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! It refuses what the kernels cannot do, naming it; the caller then leaves the op to llama.cpp's own code.
 
+use super::ops::Rows;
 use super::{Isa, MOST_VALUES, Type};
 
 /// A tensor in ggml's order: `ne` elements and `nb` bytes from one to the next, of each of four dimensions.
@@ -93,7 +94,7 @@ impl Tensor<'_> {
         if self.nb[0] != expected {
             return Err(Refused::Stride { what, found: self.nb[0], expected });
         }
-        if self.ne.contains(&0) || self.ne[0] % self.ty.block() != 0 || self.ne[0] > i32::MAX as usize {
+        if self.ne.contains(&0) || !self.ne[0].is_multiple_of(self.ty.block()) || self.ne[0] > i32::MAX as usize {
             let expected = format!("no empty dimension, whole blocks of {}, a first below 2^31", self.ty.block());
             return Err(Refused::Shape { what, found: self.ne, expected });
         }
@@ -108,9 +109,10 @@ impl Tensor<'_> {
         Ok(())
     }
 
-    /// The bytes of a row on.
-    pub(super) fn from(&self, i1: usize, i2: usize, i3: usize) -> &[u8] {
-        &self.data[i1 * self.nb[1] + i2 * self.nb[2] + i3 * self.nb[3]..]
+    /// The rows from one on, `nb[1]` apart.
+    pub(super) fn rows(&self, i1: usize, i2: usize, i3: usize) -> Rows<'_> {
+        let bytes = &self.data[i1 * self.nb[1] + i2 * self.nb[2] + i3 * self.nb[3]..];
+        Rows { ty: self.ty, bytes, stride: self.nb[1], d: self.ne[0] }
     }
 }
 

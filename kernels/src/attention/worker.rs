@@ -1,17 +1,13 @@
-//! What one thread does: it lists the cells that tokens see, runs units and merges their parts.
+//! What one thread does: it runs units and merges their parts.
 
 use std::ops::Range;
 
-use super::ops::{Ops, Softening, Span};
-use super::simd::half;
-use super::{CHUNK, Plan, ROWS, SPREAD, Tensor, Type};
+use super::cells::Seen;
+use super::ops::{Laid, Ops, Softening, Span};
+use super::{CHUNK, Plan, ROWS, Tensor, WIDTH};
 
 /// Cells of K or V that are expanded to f32 at a time.
 const BLOCK: usize = 64;
-/// The length of a row of scores: the cells of a chunk of all tokens, and room for whole vectors behind them.
-const WIDTH: usize = CHUNK + SPREAD + 32;
-/// The bits of -inf as a half.
-const HIDDEN: [u8; 2] = [0x00, 0xfc];
 
 /// Memory that threads write to in common, each its own places.
 pub struct Shared {
@@ -47,7 +43,7 @@ impl Shared {
 /// 32-bit words of scratch that a plan's worker needs.
 pub(super) fn words(plan: &Plan) -> usize {
     let n_kv = plan.problem.k.ne[1];
-    let rows = ROWS * (plan.dk + 2 * plan.dv + WIDTH) + ROWS * WIDTH + BLOCK * plan.dk.max(plan.dv);
+    let rows = 16 * plan.dk + ROWS * (plan.dk + 2 * plan.dv + WIDTH) + ROWS * WIDTH + BLOCK * plan.dk.max(plan.dv);
     rows + n_kv + n_kv.div_ceil(4)
 }
 
@@ -64,15 +60,7 @@ pub struct Worker<'a> {
     mask: &'a mut [f32],
     /// Expanded rows of K or V.
     block: &'a mut [f32],
-    /// Every cell that any token of the list sees, in order.
-    cells: &'a mut [u32],
-    marks: &'a mut [u8],
-    n_cells: usize,
-    /// Where each token's cells lie in the list.
-    spans: [Span; ROWS],
-    /// Whether a visible value of the mask is not 0.
-    biased: bool,
-    listed: Option<(usize, usize, usize)>,
+    seen: Seen<'a>,
 }
 
 impl<'a> Worker<'a> {
@@ -87,12 +75,12 @@ impl<'a> Worker<'a> {
         let (cells, words) = words.split_at_mut(n_kv);
         let (marks, words) = words.split_at_mut(n_kv.div_ceil(4));
         // SAFETY: as above.
-        let marks = unsafe { marks.align_to_mut::<u8>().1 };
+        let marks = unsafe { &mut marks.align_to_mut::<u8>().1[..n_kv] };
         // SAFETY: as above.
         let mut floats = unsafe { words.align_to_mut::<f32>().1 };
         let mut take = |n: usize| floats.split_off_mut(..n).expect("scratch of Plan::scratch_bytes");
         Worker {
-            q: take(ROWS * plan.dk),
+            q: take((ROWS + 16) * plan.dk),
             scores: take(ROWS * WIDTH),
             sums: take(ROWS * plan.dv),
             totals: take(ROWS * plan.dv),
@@ -100,12 +88,7 @@ impl<'a> Worker<'a> {
             block: take(BLOCK * plan.dk.max(plan.dv)),
             plan,
             ops: plan.ops,
-            cells,
-            marks,
-            n_cells: 0,
-            spans: [Span::default(); ROWS],
-            biased: false,
-            listed: None,
+            seen: Seen::new(&plan.problem.mask, plan.ops, cells, marks),
         }
     }
 
@@ -125,12 +108,12 @@ impl<'a> Worker<'a> {
         let heads = kv_head * per_kv + first..kv_head * per_kv + (first + plan.heads).min(per_kv);
         let tokens = tile * plan.tokens..(tile * plan.tokens + plan.tokens).min(plan.problem.q.ne[1]);
         let chunks = part * plan.part..(part * plan.part + plan.part).min(plan.chunks);
-        if self.list(seq, heads.start, tokens.clone()) {
+        if self.seen.list(seq, heads.start, tokens.clone()) {
             self.rows(seq, tokens, heads, chunks, out, partials);
         } else {
             // The tokens see cells that lie among each other, as those of several sequences: one after another.
             for token in tokens {
-                self.list(seq, heads.start, token..token + 1);
+                self.seen.list(seq, heads.start, token..token + 1);
                 self.rows(seq, token..token + 1, heads.clone(), chunks.clone(), out, partials);
             }
         }
@@ -155,60 +138,6 @@ impl<'a> Worker<'a> {
         self.finish(total, 0, row, out);
     }
 
-    /// Lists the cells that tokens see; false where a token's are not beside each other in the list.
-    fn list(&mut self, seq: usize, head: usize, tokens: Range<usize>) -> bool {
-        let n_kv = self.plan.problem.k.ne[1];
-        let Some(mask) = &self.plan.problem.mask else {
-            if self.listed.is_none() {
-                self.cells.iter_mut().zip(0..).for_each(|(cell, i)| *cell = i);
-                self.n_cells = n_kv;
-                self.spans = [Span { lo: 0, hi: n_kv }; ROWS];
-                self.listed = Some((0, 0, 0));
-            }
-            return true;
-        };
-        let head = head % mask.ne[2];
-        let key = (seq % mask.ne[3], head, tokens.start);
-        if tokens.len() > 1 && self.listed == Some(key) {
-            return true;
-        }
-        self.listed = None;
-        let row = |token: usize| &mask.from(token, head, key.0)[..2 * n_kv];
-        let marks = &mut self.marks[..n_kv];
-        marks.fill(0);
-        self.biased = false;
-        let mut counts = [0; ROWS];
-        for (count, token) in counts.iter_mut().zip(tokens.clone()) {
-            // SAFETY: the plan has the steps of a set that the processor has.
-            let (seen, biased) = unsafe { (self.ops.mark)(row(token), marks) };
-            *count = seen;
-            self.biased |= biased;
-        }
-        self.n_cells = compact(marks, self.cells);
-        let cells = &self.cells[..self.n_cells];
-        let (mut least, mut most) = (usize::MAX, 0);
-        for (i, token) in tokens.enumerate() {
-            self.spans[i] = Span::default();
-            if counts[i] == 0 {
-                continue;
-            }
-            let shown = row(token).as_chunks::<2>().0;
-            let first = shown.iter().position(|x| *x != HIDDEN).unwrap_or(0);
-            let last = shown.iter().rposition(|x| *x != HIDDEN).unwrap_or(0);
-            let rank = |cell: usize| cells.partition_point(|x| (*x as usize) < cell);
-            self.spans[i] = Span { lo: rank(first), hi: rank(last) + 1 };
-            if self.spans[i].hi - self.spans[i].lo != counts[i] {
-                return false;
-            }
-            (least, most) = (least.min(self.spans[i].lo), most.max(self.spans[i].lo));
-        }
-        if most > least.saturating_add(SPREAD) {
-            return false;
-        }
-        self.listed = Some(key);
-        true
-    }
-
     /// Computes tokens and heads whose cells are listed, over some of the chunks.
     fn rows(
         &mut self,
@@ -228,11 +157,10 @@ impl<'a> Worker<'a> {
             (seq * problem.q.ne[1] + tokens.start + row / heads.len()) * n_head + heads.start + row % heads.len()
         };
         for row in 0..n_rows {
-            let bytes = problem.q.from(tokens.start + row / heads.len(), heads.start + row % heads.len(), seq);
+            let (token, head) = (tokens.start + row / heads.len(), heads.start + row % heads.len());
+            let q = problem.q.rows(token, head, seq);
             // SAFETY: the plan has the steps of a set that the processor has.
-            unsafe {
-                (self.ops.expand)(Type::F32, bytes, 0, &[0], problem.q.ne[0], &mut self.q[row * dk..][..dk], dk);
-            }
+            unsafe { (self.ops.expand)(&q, &[0], &mut self.q[row * dk..], dk, Laid::Rows) };
         }
         let softcap = problem.logit_softcap;
         let scale = if softcap == 0.0 { problem.scale } else { problem.scale / softcap };
@@ -243,7 +171,7 @@ impl<'a> Worker<'a> {
         let mut totals = [Total::default(); ROWS];
         for chunk in chunks {
             let mut here = [Span::default(); ROWS];
-            for (span, all) in here.iter_mut().zip(&self.spans[..tokens.len()]) {
+            for (span, all) in here.iter_mut().zip(&self.seen.spans[..tokens.len()]) {
                 let lo = all.lo + chunk * CHUNK;
                 if lo < all.hi {
                     *span = Span { lo, hi: all.hi.min(lo + CHUNK) };
@@ -260,20 +188,21 @@ impl<'a> Worker<'a> {
                 }
             }
             let spans = &spans[..n_rows];
-            if self.biased {
-                self.mask_values(seq, heads.start, tokens.clone(), &here, base);
+            if self.seen.biased {
+                self.seen.values(seq, heads.start, tokens.clone(), &here[..tokens.len()], base, self.mask);
             }
             for from in (0..width).step_by(BLOCK) {
                 let n = BLOCK.min(width - from);
-                self.expand(&problem.k, kv_head, kv_seq, base + from..base + from + n, dk);
+                self.expand(&problem.k, kv_head, kv_seq, base + from..base + from + n, dk, Laid::Blocks);
                 let k = &self.block[..n.next_multiple_of(self.ops.lanes) * dk];
                 // SAFETY: as above.
-                unsafe { (self.ops.products)(self.q, dk, k, from, spans, self.scores, WIDTH) };
+                unsafe { (self.ops.products)(self.q, dk, k, from, spans, self.scores) };
             }
             let mut heights = [(0.0, 0.0); ROWS];
             for (row, span) in spans.iter().enumerate().filter(|(_, span)| span.lo < span.hi) {
                 let token = row / heads.len();
-                let mask = if self.biased { &self.mask[token * WIDTH + span.lo..(token + 1) * WIDTH] } else { &[] };
+                let mask =
+                    if self.seen.biased { &self.mask[token * WIDTH + span.lo..(token + 1) * WIDTH] } else { &[] };
                 let how = Softening { scale, softcap, slope: slopes[row % heads.len()], mask };
                 let scores = &mut self.scores[row * WIDTH + span.lo..(row + 1) * WIDTH];
                 // SAFETY: as above.
@@ -282,10 +211,10 @@ impl<'a> Worker<'a> {
             self.sums[..n_rows * dv].fill(0.0);
             for from in (0..width).step_by(BLOCK) {
                 let n = BLOCK.min(width - from);
-                self.expand(&problem.v, kv_head, kv_seq, base + from..base + from + n, dv);
+                self.expand(&problem.v, kv_head, kv_seq, base + from..base + from + n, dv, Laid::Rows);
                 let v = &self.block[..n * dv];
                 // SAFETY: as above.
-                unsafe { (self.ops.values)(self.scores, WIDTH, spans, v, from, dv, self.sums) };
+                unsafe { (self.ops.values)(self.scores, spans, v, from, dv, self.sums) };
             }
             for (row, span) in spans.iter().enumerate() {
                 let (most, sum) = heights[row];
@@ -310,23 +239,9 @@ impl<'a> Worker<'a> {
     }
 
     /// Expands the rows of listed cells.
-    fn expand(&mut self, tensor: &Tensor, head: usize, seq: usize, cells: Range<usize>, padded: usize) {
-        let bytes = tensor.from(0, head, seq);
+    fn expand(&mut self, tensor: &Tensor, head: usize, seq: usize, cells: Range<usize>, padded: usize, laid: Laid) {
         // SAFETY: the plan has the steps of a set that the processor has.
-        unsafe {
-            (self.ops.expand)(tensor.ty, bytes, tensor.nb[1], &self.cells[cells], tensor.ne[0], self.block, padded);
-        }
-    }
-
-    /// Copies the mask's values of each token's cells of a chunk.
-    fn mask_values(&mut self, seq: usize, head: usize, tokens: Range<usize>, here: &[Span], base: usize) {
-        let Some(mask) = &self.plan.problem.mask else { return };
-        for (i, token) in tokens.enumerate() {
-            let row = mask.from(token, head % mask.ne[2], seq % mask.ne[3]).as_chunks::<2>().0;
-            for at in here[i].lo..here[i].hi {
-                self.mask[i * WIDTH + at - base] = half(u16::from_le_bytes(row[self.cells[at] as usize]));
-            }
-        }
+        unsafe { (self.ops.expand)(&tensor.rows(0, head, seq), &self.seen.cells[cells], self.block, padded, laid) };
     }
 
     /// Applies the sink, divides by the sum of the weights and writes a row of the output.
@@ -384,29 +299,4 @@ impl Total {
         // SAFETY: as above.
         unsafe { (ops.blend)(totals, old, sums, new) };
     }
-}
-
-/// Writes the places of the marks that are set; says how many.
-fn compact(marks: &[u8], cells: &mut [u32]) -> usize {
-    let (mut n, mut at) = (0, 0);
-    for marks in marks.chunks(8) {
-        match marks {
-            [0, 0, 0, 0, 0, 0, 0, 0] => {}
-            [1, 1, 1, 1, 1, 1, 1, 1] => {
-                cells[n..n + 8].iter_mut().zip(at..).for_each(|(cell, i)| *cell = i);
-                n += 8;
-            }
-            _ => {
-                for (i, mark) in (at..).zip(marks) {
-                    cells[n] = i;
-                    n += usize::from(*mark);
-                    if n == cells.len() {
-                        break;
-                    }
-                }
-            }
-        }
-        at += marks.len() as u32;
-    }
-    n
 }
