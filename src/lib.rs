@@ -28,6 +28,8 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+#[doc(hidden)]
+pub mod beat;
 #[allow(unsafe_code)]
 #[doc(hidden)]
 pub mod capi;
@@ -52,6 +54,7 @@ pub use error::{Error, LlamaLog, Result};
 pub use grammar::{Grammar, GrammarError};
 pub use heads_cache::{HeadsCache, cache_folder};
 pub use llama::batch::Logits;
+pub use llama::threads::default_threads;
 pub use llama::{Device, Kernels, Token, Vocab, cpu_features, devices, kernels_here, max_devices};
 pub use session::{
     CacheType, CancelHandle, ChatTemplate, Drafts, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,

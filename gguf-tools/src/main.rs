@@ -31,6 +31,8 @@ use output::Output;
 fn main() -> ExitCode {
     let args = Args::parse();
     let mut out = Output::new(args.json, args.verbose, args.diffable);
+    output::tell_of("working");
+    warn_of_threads(&args.verb);
     let result = match &args.verb {
         Verb::Show { file } => show::run(file, &mut out),
         Verb::InspectTensor { file, name, count } => inspect::run(file, name, *count, &mut out),
@@ -51,6 +53,22 @@ fn main() -> ExitCode {
     match result.and_then(|code| out.flush().map(|()| code)) {
         Ok(code) => code,
         Err(error) => failure(&error),
+    }
+}
+
+/// Says where more threads are asked for than there are cores for.
+fn warn_of_threads(verb: &Verb) {
+    let mut params = offramp::SessionParams::default();
+    params.n_threads = match verb {
+        Verb::AddHeads { args } => args.tokens.threads,
+        Verb::Train { args } => args.threads,
+        Verb::Collect { args } => args.tokens.threads,
+        Verb::Calibrate { args } => args.threads,
+        Verb::Eval { args } => args.threads,
+        _ => None,
+    };
+    if let Some(warning) = params.threads_warning() {
+        eprintln!("gguf-tools: {warning}");
     }
 }
 

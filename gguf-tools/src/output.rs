@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value as Json, json};
 
+use offramp::beat::{self, Unit};
 use offramp::gguf::{TensorInfo, Value};
 
 /// The entries of an array that are shown without `--verbose`.
@@ -146,10 +147,18 @@ pub fn tensor_json(tensor: &TensorInfo) -> Json {
     })
 }
 
-/// A progress bar on a terminal, and nothing elsewhere; stops the work when the user interrupts it.
+/// A progress bar on a terminal, and a line every half minute elsewhere; stops the work when the user interrupts it.
 pub struct Progress {
     bar: ProgressBar,
     what: &'static str,
+    unit: Unit,
+}
+
+/// Tells of work of which nobody says how much it is, until a [`Progress`] begins.
+pub fn tell_of(what: &'static str) {
+    if !std::io::stderr().is_terminal() {
+        beat::watch("gguf-tools", what, Unit::Count(""), || Some((0, 0)));
+    }
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -168,12 +177,16 @@ impl Progress {
             bar.set_style(style);
         }
         bar.set_message(what);
-        Progress { bar, what }
+        let progress = Progress { bar, what, unit: Unit::Bytes };
+        progress.tell();
+        progress
     }
 
     /// A progress bar that counts `unit` and tells the time left.
-    pub fn counting(what: &'static str, unit: &str) -> Progress {
-        let progress = Progress::new(what);
+    pub fn counting(what: &'static str, unit: &'static str) -> Progress {
+        let mut progress = Progress::new(what);
+        progress.unit = Unit::Count(unit);
+        progress.tell();
         let unit = if unit.is_empty() { String::new() } else { format!(" {unit}") };
         let template = format!("{{msg:10}} {{bar:40}} {{pos}}/{{len}}{unit}, {{per_sec}}, {{eta}} left");
         if let Ok(style) = ProgressStyle::with_template(&template) {
@@ -195,6 +208,16 @@ impl Progress {
             self.what = what;
             self.bar.reset();
             self.bar.set_message(what);
+            self.tell();
+        }
+    }
+
+    /// Where no bar is drawn, lines tell of it until the next part of the work begins.
+    fn tell(&self) {
+        if !std::io::stderr().is_terminal() {
+            let bar = self.bar.clone();
+            let read = move || Some((bar.position(), bar.length().unwrap_or(0)));
+            beat::watch("gguf-tools", self.what, self.unit, read);
         }
     }
 }

@@ -58,6 +58,24 @@ fn a_collection_in_two_parts_is_byte_for_byte_that_in_one() {
     }
 }
 
+/// A log file gets lines with the step, what is done and the time left; none of them draws a bar.
+#[test]
+fn long_work_is_told_in_lines_where_no_bar_is_drawn() {
+    let folder = Folder::new();
+    let program = env!("CARGO_BIN_EXE_gguf-tools");
+    let words = "collect model.gguf -o told --tokens 400 --answer 8 --layers 0,1 -v".split_whitespace();
+    let mut command = std::process::Command::new(program);
+    command.args(words).env("OFFRAMP_PROGRESS_SECONDS", "0.002").current_dir(folder.path("."));
+    let output = command.output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{told}");
+    let is_told = |line: &str| {
+        line.starts_with("gguf-tools: collecting: ") && line.contains(" of 400 tokens in ") && line.ends_with(" left")
+    };
+    assert!(told.lines().any(is_told), "{told}");
+    assert!(!told.contains(['\r', '\x1b']), "{told}");
+}
+
 #[test]
 fn the_width_of_a_batch_changes_nothing_where_kernels_do_not_round_by_it() {
     let folder = Folder::new();

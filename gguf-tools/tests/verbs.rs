@@ -32,7 +32,9 @@ impl Files {
 
     fn run(&self, arguments: &[&str]) -> Output {
         let program = env!("CARGO_BIN_EXE_gguf-tools");
-        Command::new(program).args(arguments).current_dir(self.0.path()).output().unwrap()
+        // A machine that is busy with something else may take long enough for a line about progress.
+        let quiet = ("OFFRAMP_PROGRESS_SECONDS", "100000");
+        Command::new(program).args(arguments).env(quiet.0, quiet.1).current_dir(self.0.path()).output().unwrap()
     }
 
     /// What a verb prints, which must succeed and say nothing on stderr.

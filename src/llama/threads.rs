@@ -112,9 +112,11 @@ impl Drop for ThreadPool {
 }
 
 /// Threads that a session uses by default: the physical cores, which for a memory-bound decode is as fast as all of
-/// the logical ones or faster.
-pub(crate) fn default_threads() -> usize {
-    num_cpus::get_physical().min(num_cpus::get()).max(1)
+/// the logical ones or faster, as far as this process may use them. An affinity and a quota of a cgroup (v1 and v2, its
+/// parents' too) count, the latter rounded down: a thread that is held up holds up all others.
+pub fn default_threads() -> usize {
+    let usable = std::thread::available_parallelism().map_or_else(|_| num_cpus::get(), usize::from);
+    num_cpus::get_physical().min(usable).max(1)
 }
 
 #[cfg(test)]

@@ -172,6 +172,27 @@ impl Default for SessionParams {
 }
 
 impl SessionParams {
+    /// What is to be said of more threads than there are cores for this process; `None` where there are enough.
+    ///
+    /// Threads wait for each other after each operation, so that one without a core of its own holds up all others.
+    pub fn threads_warning(&self) -> Option<String> {
+        self.threads_warning_on(default_threads())
+    }
+
+    fn threads_warning_on(&self, cores: usize) -> Option<String> {
+        let above = |n: Option<u32>| n.filter(|n| *n as usize > cores);
+        let (what, n) = match (above(self.n_threads), above(self.n_threads_batch)) {
+            (Some(n), _) => ("threads", n),
+            (None, Some(n)) => ("batch threads", n),
+            (None, None) => return None,
+        };
+        let there = if cores == 1 { "is 1 core".to_owned() } else { format!("are {cores} cores") };
+        Some(format!(
+            "{n} {what} are asked for, but there {there} for them: they wait for each other, which can be a hundred \
+             times slower; use {cores}"
+        ))
+    }
+
     pub(crate) fn context(&self) -> Result<ContextParams> {
         let at_least_1 = |name, value: u32| match value {
             0 => Err(Error::InvalidValue { name, found: "0".to_owned(), expected: "at least 1" }),
@@ -180,6 +201,9 @@ impl SessionParams {
         let n_threads = self.n_threads.map(|n| at_least_1("threads", n)).transpose()?;
         let n_threads_batch = self.n_threads_batch.map(|n| at_least_1("batch threads", n)).transpose()?;
         let n_threads = n_threads.map_or_else(default_threads, |n| (n as usize).min(MAX_THREADS));
+        if let Some(warning) = self.threads_warning() {
+            tracing::warn!("{warning}");
+        }
         let n_batch = at_least_1("n_batch", self.n_batch)?;
         if self.n_ctx > i32::MAX as u32 {
             return Err(Error::InvalidValue {
@@ -218,6 +242,20 @@ mod tests {
             assert_eq!(kind.to_string(), name);
         }
         assert!("q2_k".parse::<CacheType>().is_err());
+    }
+
+    #[test]
+    fn more_threads_than_cores_are_told_with_what_to_use() {
+        let told = |n_threads, n_threads_batch, cores| {
+            SessionParams { n_threads, n_threads_batch, ..SessionParams::default() }.threads_warning_on(cores)
+        };
+        for (n, batch) in [(None, None), (Some(2), None), (Some(1), Some(2)), (None, Some(2))] {
+            assert_eq!(told(n, batch, 2), None);
+        }
+        let warning = told(Some(3), None, 2).unwrap();
+        assert!(warning.starts_with("3 threads") && warning.ends_with("use 2"), "{warning}");
+        let warning = told(Some(1), Some(4), 1).unwrap();
+        assert!(warning.starts_with("4 batch threads") && warning.contains("is 1 core"), "{warning}");
     }
 
     #[test]

@@ -25,8 +25,8 @@ fn closed_stdin_ends_the_chat_at_once() {
 
 #[test]
 fn commands_are_not_sent_to_the_model() {
-    let finished = chat("/help\n/nothing\n/clear\n/exit\nnever reached\n", &[]);
-    for line in ["/clear", "there is no command /nothing", "a new conversation"] {
+    let finished = chat("/help\n/undo it\n/clear\n/exit\nnever reached\n", &[]);
+    for line in ["/clear", "/undo takes nothing after it", "a new conversation"] {
         assert!(finished.stderr.contains(line), "{finished:?}");
     }
     assert_eq!(finished.success(), "");
@@ -50,6 +50,53 @@ fn tiny_chat(folder: &TempFolder, input: &str, more: &[&str]) -> Finished {
     let model = folder.file("tiny.gguf", TinyModel::new(Arch::Llama).weights(WeightType::Q4_1).bytes());
     let all = ["chat", "-m", &model, "-c", "512", "-t", "1", "--temp", "0", "-n", "12"];
     run_with_input(&[&all, more].concat(), input)
+}
+
+#[test]
+fn names_of_commands_alone_are_commands() {
+    let folder = TempFolder::new("chat-slash");
+    let told = tiny_chat(&folder, "/tmp is full, what can I do?\n/etc/hosts\n//help\n/stats\n", &[]);
+    assert!(told.stderr.contains("chat: 3 replies,") && !told.stderr.contains("no command"), "{told:?}");
+    let told = tiny_chat(&folder, "/nothing\n/undo\n", &[]);
+    assert!(told.stderr.contains("there is no command /nothing, so it goes to the model"), "{told:?}");
+    assert!(told.stderr.contains("taken back: /nothing"), "{told:?}");
+    let told = tiny_chat(&folder, "//exit\n/undo\n", &[]);
+    assert!(told.stderr.contains("taken back: /exit") && !told.stderr.contains("no command"), "{told:?}");
+}
+
+#[test]
+fn what_windows_adds_to_a_piped_chat_is_no_part_of_it() {
+    let folder = TempFolder::new("chat-windows");
+    let plain = tiny_chat(&folder, "hello\n\"\"\"one\ntwo\"\"\"\n/exit\n", &[]).success();
+    let windows = "\u{feff}hello\r\n\"\"\"one\r\ntwo\"\"\"\r\n/exit\r\n";
+    assert_eq!(tiny_chat(&folder, windows, &[]).success(), plain);
+}
+
+/// The second turn of a chat may come from a pipe; where there is none, the pipe is part of the first.
+#[test]
+fn a_pipe_is_part_of_the_only_turn() {
+    let folder = TempFolder::new("chat-joined");
+    let joined = tiny_chat(&folder, "hello\n\nyou\n", &["--single-turn"]).success();
+    assert_ne!(
+        tiny_chat(&folder, "hello", &["-p", "you", "-st"]).success(),
+        tiny_chat(&folder, "", &["-p", "you", "-st"]).success()
+    );
+    let quoted = tiny_chat(&folder, "\"\"\"hello\n\nyou\"\"\"\n", &["--single-turn"]).success();
+    assert_eq!(tiny_chat(&folder, "hello\r\n", &["-p", "you", "-st"]).success(), quoted);
+    assert_ne!(joined, quoted);
+}
+
+#[test]
+fn the_first_line_has_the_file_s_name_and_its_number_of_weights() {
+    let folder = TempFolder::new("chat-named");
+    let model = TinyModel::new(Arch::Llama).weights(WeightType::Q4_1).bytes();
+    let file = offramp::gguf::File::from_bytes(model, "tiny").unwrap();
+    let n: u64 = file.tensors().iter().map(offramp::gguf::TensorInfo::elements).sum();
+    let told = tiny_chat(&folder, "/show model\n", &[]);
+    let weights =
+        if n < 1_000_000 { format!("{n} weights (llama ") } else { format!("{:.1}M weights (llama ", n as f64 / 1e6) };
+    assert!(told.stderr.starts_with(&format!("offramp: tiny.gguf, {weights}")), "{weights} in {told:?}");
+    assert_eq!(told.stderr.matches(&weights).count(), 2, "/show model tells it too: {told:?}");
 }
 
 #[test]

@@ -15,6 +15,40 @@ fn the_doctor_tells_what_this_machine_is() {
     assert!(report["threads_to_use"].as_u64() >= Some(1), "{report}");
 }
 
+/// A quota of a control group is a number of cores. The groups are made of files in a namespace of the test's own.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_quota_counts_as_cores() {
+    let folder = TempFolder::new("quota");
+    let groups = folder.path().to_str().unwrap();
+    let make = |version: &str| {
+        let (group, files) = match version {
+            "1" => {
+                ("1:cpu:/", "mkdir cpu && echo 150000 > cpu/cpu.cfs_quota_us && echo 100000 > cpu/cpu.cfs_period_us")
+            }
+            _ => (
+                "0::/jobs/one",
+                "mkdir -p jobs/one && echo 'max 100000' > jobs/one/cpu.max && echo '150000 100000' > jobs/cpu.max",
+            ),
+        };
+        format!(
+            "mount -t tmpfs none /sys/fs/cgroup && echo {group} > {groups}/group && mount --bind {groups}/group /proc/$$/cgroup \
+             && cd /sys/fs/cgroup && {files} && echo ready >&2 && exec '{}' doctor --json",
+            env!("CARGO_BIN_EXE_offramp")
+        )
+    };
+    for version in ["1", "2"] {
+        let output = std::process::Command::new("unshare").args(["-m", "sh", "-c", &make(version)]).output();
+        let Some(output) = output.ok().filter(|output| String::from_utf8_lossy(&output.stderr).contains("ready"))
+        else {
+            eprintln!("skipped: no namespace can be made here");
+            return;
+        };
+        let report: serde_json::Value = serde_json::from_str(&crate::support::Finished::of(output).success()).unwrap();
+        assert_eq!(report["threads_to_use"], 1, "version {version}: {report}");
+    }
+}
+
 #[test]
 fn shells_and_man_are_served() {
     for (shell, word) in [("bash", "complete"), ("zsh", "#compdef"), ("fish", "complete -c offramp")] {

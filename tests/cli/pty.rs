@@ -20,6 +20,8 @@ pub struct Terminal {
     drawn: Arc<(Mutex<String>, Condvar)>,
     /// How much of what was drawn a test has seen.
     seen: usize,
+    /// A file with the terminal's name.
+    name: tempfile::NamedTempFile,
 }
 
 impl Terminal {
@@ -33,7 +35,8 @@ impl Terminal {
     pub fn start(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let quoted = |word: &&str| format!("'{}'", word.replace('\'', r"'\''"));
         let words: Vec<String> = std::iter::once(&program).chain(arguments).map(quoted).collect();
-        let line = format!("stty cols 80 rows 24; exec {}", words.join(" "));
+        let name = tempfile::NamedTempFile::new().unwrap();
+        let line = format!("tty > '{}'; stty cols 80 rows 24; exec {}", name.path().display(), words.join(" "));
         let mut command = Command::new("script");
         command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
         command.env("TERM", "xterm-256color").env_remove("NO_COLOR").envs(variables.iter().copied());
@@ -57,7 +60,14 @@ impl Terminal {
                 to_tell.1.notify_all();
             }
         });
-        Self { child, keys, drawn, seen: 0 }
+        Self { child, keys, drawn, seen: 0, name }
+    }
+
+    /// Gives it another width, as its window's user does. The program must have begun.
+    pub fn resize(&self, columns: usize) {
+        let name = std::fs::read_to_string(self.name.path()).unwrap();
+        let set = Command::new("stty").args(["-F", name.trim(), "cols", &columns.to_string()]).status();
+        assert!(set.unwrap().success());
     }
 
     /// Presses keys.

@@ -4,6 +4,7 @@ use std::io::{BufReader, Read};
 use std::process::{Command, Stdio};
 
 use crate::support::{Finished, TempFolder, default_model, offramp, run, run_with_input};
+use offramp_fixtures::{Arch, TinyModel};
 use serde_json::Value;
 
 /// Runs `offramp run` on the default model, with few threads' worth of work.
@@ -124,6 +125,77 @@ fn prompts_come_from_stdin_and_from_files() {
     let arguments = ["run", "-m", model.to_str().unwrap(), "-c", "512", "-p", "-", "-n", "6", "--temp", "0", "--json"];
     let stdout = run_with_input(&arguments, "Name a colour\n").success();
     assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["tokens"], expected["tokens"]);
+}
+
+/// What `run` gives to a tiny model, for these arguments and this text on stdin.
+fn prompt_text(arguments: &[&str], stdin: Option<&str>) -> String {
+    let folder = TempFolder::new("prompt-text");
+    let model = folder.file("tiny.gguf", TinyModel::new(Arch::Llama).bytes());
+    let all = [&["run", "-m", &model, "-c", "512", "-t", "1", "-n", "1", "--json", "--raw"], arguments].concat();
+    let stdout = match stdin {
+        Some(text) => run_with_input(&all, text).success(),
+        None => run(&all).success(),
+    };
+    serde_json::from_str::<Value>(&stdout).unwrap()["prompt_text"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_pipe_beside_a_prompt_goes_before_it() {
+    let folder = TempFolder::new("joined");
+    let file = folder.file("prompt.txt", "Summarize this\r\n");
+    let alone = prompt_text(&["-p", "Summarize this"], None);
+    let joined = alone.replace("Summarize this", "one\ntwo\n\nSummarize this");
+    assert_ne!(joined, alone);
+    for arguments in [["-p", "Summarize this"], ["-f", &file]] {
+        assert_eq!(prompt_text(&arguments, Some("one\ntwo\n")), joined);
+        assert_eq!(prompt_text(&arguments, Some("\u{feff}one\r\ntwo\r\n")), joined);
+        assert_eq!(prompt_text(&arguments, Some(" \n")), alone, "blanks are nothing");
+    }
+    assert_eq!(prompt_text(&["-p", ""], Some("Summarize this")), alone);
+    assert_eq!(prompt_text(&["-p", "-"], Some("Summarize this\n")), alone);
+    for stdin in ["-", "/dev/stdin"] {
+        assert_eq!(prompt_text(&["-f", stdin], Some("Summarize this\n")), alone, "it is read once");
+    }
+    let lines = folder.file("prompts.jsonl", "\u{feff}{\"prompt\": \"Summarize this\"}\r\n");
+    assert_eq!(prompt_text(&["--prompts", &lines], Some("one\n")), alone, "which of them would it belong to?");
+}
+
+#[test]
+fn what_windows_adds_to_files_is_no_part_of_them() {
+    let folder = TempFolder::new("windows");
+    let grammar = folder.file("grammar.gbnf", "\u{feff}root ::= a # a\r\na ::=\r\n  \"ab\" |\r\n  \"cd\"\r\n");
+    let schema = folder.file("schema.json", "\u{feff}{\r\n  \"enum\": [17]\r\n}\r\n");
+    let system = folder.file("system.txt", "\u{feff}You\r\ncount.\r\n");
+    let record = record(&["-sysf", &system, "-p", "Go", "-n", "20", "-jf", &schema]);
+    assert!(record["prompt_text"].as_str().unwrap().contains("system\nYou\ncount.<|im_end|>"), "{record}");
+    assert_eq!(record["text"].as_str().unwrap().trim(), "17");
+    let text = run_model(&["-p", "Go", "-n", "20", "--grammar-file", &grammar]).success();
+    assert!(["ab", "cd"].contains(&text.trim()), "{text:?}");
+}
+
+#[test]
+fn more_threads_than_cores_are_told_with_what_to_use() {
+    let folder = TempFolder::new("threads");
+    let file = folder.file("no-model.gguf", "");
+    let told = |flag: &str, n: usize| run(&["run", "-m", &file, "-p", "a", flag, &n.to_string()]).stderr;
+    let cores = offramp::default_threads();
+    for flag in ["-t", "-tb"] {
+        let stderr = told(flag, cores + 1);
+        assert!(stderr.contains(&format!("; use {cores}\n")), "{stderr}");
+        assert!(!told(flag, cores).contains("; use "));
+    }
+}
+
+#[test]
+fn long_work_is_told_in_lines_where_no_bar_is_drawn() {
+    let model = default_model();
+    let all = ["run", "-m", model.to_str().unwrap(), "-c", "2048", "-n", "1", "-p", &"word ".repeat(900)];
+    let output = offramp(&all).env("OFFRAMP_PROGRESS_SECONDS", "0.001").output().unwrap();
+    let finished = Finished::of(output);
+    let is_told =
+        |line: &str| line.starts_with("offramp: reading: ") && line.contains(" of ") && line.contains(" tokens");
+    assert!(finished.stderr.lines().any(is_told), "{finished:?}");
+    assert!(!finished.stderr.contains(['\r', '\x1b']), "{finished:?}");
 }
 
 #[test]

@@ -42,20 +42,20 @@ fn lines_are_edited_remembered_and_nobody_else_s() {
     let folder = TempFolder::new("terminal-edit");
     let model = tiny(&folder);
     let Some(mut terminal) = chat(&folder, &model, &["-n", "4"], &[]) else { return };
-    // The cursor goes back over "y" and something is put before it.
-    terminal.keys("/foy\x1b[Do\r");
-    assert!(terminal.until("/help lists").contains("there is no command /fooy"));
+    // The cursor goes back over "p" and something is put before it.
+    terminal.keys("/hep\x1b[Dl\r");
+    terminal.until("leave (or /bye, or Ctrl-D)");
     terminal.keys(UP);
-    terminal.until("/fooy");
+    terminal.until("/help");
     terminal.keys("\x15/exit\r");
     assert_eq!(terminal.code(), Some(0));
     let history = folder.path().join(".local/state/offramp/history");
-    assert_eq!(std::fs::read_to_string(&history).unwrap(), "/fooy\n/exit\n");
+    assert_eq!(std::fs::read_to_string(&history).unwrap(), "/help\n/exit\n");
     assert_eq!(history.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 
     let Some(mut again) = chat(&folder, &model, &[], &[]) else { return };
     again.keys(&UP.repeat(2));
-    again.until("/fooy");
+    again.until("/help");
     again.keys(&format!("\x15{CTRL_D}"));
     assert_eq!(again.code(), Some(0));
 }
@@ -178,10 +178,10 @@ fn exits_are_shown_in_colours_and_without_where_none_are_wanted() {
         let figures = terminal.until(" of 6");
         assert!(figures.contains("mean depth"), "{figures}");
         terminal.keys("/exits show\r");
-        let shown = terminal.until("3 of 6 blocks");
+        let shown = terminal.until("after layer 2");
         let shown = shown + &terminal.until("%") + &terminal.until("##");
         let is_coloured = shown.contains("\x1b[38;5;70m");
-        assert_eq!((is_coloured, shown.contains("[3]")), (no_colour.is_empty(), !no_colour.is_empty()), "{shown:?}");
+        assert_eq!((is_coloured, shown.contains("[2]")), (no_colour.is_empty(), !no_colour.is_empty()), "{shown:?}");
         terminal.keys("/exits off\r");
         terminal.until("exits are off");
         terminal.keys("/exits 0.9\r");
@@ -189,6 +189,53 @@ fn exits_are_shown_in_colours_and_without_where_none_are_wanted() {
         terminal.keys(CTRL_D);
         assert_eq!(terminal.code(), Some(0));
     }
+}
+
+/// The lines that a reply has on the terminal, without colours.
+fn lines_of(drawn: &str) -> Vec<String> {
+    let mut text = String::new();
+    let mut in_escape = false;
+    for c in drawn.chars().filter(|c| *c != '\r') {
+        match in_escape {
+            true => in_escape = !c.is_ascii_alphabetic(),
+            false if c == '\x1b' => in_escape = true,
+            false => text.push(c),
+        }
+    }
+    text.lines().map(str::to_owned).collect()
+}
+
+/// A grammar makes the noise twenty words of seven letters, and a link that no line holds.
+#[test]
+fn lines_end_between_words_on_a_terminal_of_any_width_and_never_in_pipes() {
+    let folder = TempFolder::new("terminal-wrap");
+    let model = tiny(&folder);
+    let (words, link) = ("abcdefg ".repeat(20), "x".repeat(100));
+    let grammar = format!("root ::= \"{words}{link} end\"");
+    let more = ["-n", "300", "--grammar", &grammar];
+    let Some(mut terminal) = chat(&folder, &model, &more, &[]) else { return };
+    for columns in [80, 30, 100] {
+        terminal.resize(columns);
+        terminal.keys("hello\r");
+        terminal.until(EDITED);
+        let reply = terminal.until("tokens/s");
+        let lines = lines_of(&reply);
+        let first = lines.iter().position(|line| line.starts_with("abcdefg")).unwrap();
+        let last = lines.iter().position(|line| line.contains('x')).unwrap();
+        for line in &lines[first..last - 1] {
+            let n = (columns + 1) / 8;
+            assert_eq!(line.trim_end(), "abcdefg ".repeat(n).trim_end(), "of {columns}: {lines:?}");
+        }
+        assert!(lines[last].contains(&link), "a long word is left to the terminal: {lines:?}");
+        terminal.until("> ");
+        terminal.keys("/clear\r");
+        terminal.until("a new conversation");
+        terminal.until("> ");
+    }
+    terminal.keys(CTRL_D);
+    assert_eq!(terminal.code(), Some(0));
+    let all = [&["chat", "-m", &model, "--temp", "0", "-p", "hello", "-st"], &more[..]].concat();
+    assert_eq!(crate::support::run(&all).success(), format!("{words}{link} end\n"));
 }
 
 /// A grammar makes the noise a thought and an answer.

@@ -89,13 +89,15 @@ impl Source {
         for file in files {
             let path = file.as_ref();
             let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            // The mark that some editors write before UTF-8 belongs to no prompt.
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
             if path.extension().is_some_and(|extension| extension == "jsonl") {
                 for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
                     let prompt = prompt_of_line(line).with_context(|| format!("{}, line {}", path.display(), i + 1))?;
                     prompts.push(prompt);
                 }
             } else {
-                prompts.extend(paragraphs(&text));
+                prompts.extend(paragraphs(text));
             }
         }
         if prompts.is_empty() {

@@ -133,7 +133,9 @@ fn read(path: &Path) -> anyhow::Result<String> {
     if bytes.len() as u64 > MAX_BYTES {
         bail!("{} holds more than {} MiB: give fewer prompts", path.display(), MAX_BYTES >> 20);
     }
-    String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))
+    let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+    // Some editors write this mark before UTF-8.
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
 }
 
 fn lines(path: &Path, task: impl Fn(Json) -> anyhow::Result<Task>) -> anyhow::Result<Vec<Task>> {

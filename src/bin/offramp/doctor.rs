@@ -1,11 +1,12 @@
 //! `offramp doctor`: what this machine and this build can do with models, and what stands in the way. It measures how fast
-//! memory is read, because a small model's tokens come no faster than its weights can be read.
+//! memory is read, because tokens that run through all of a model come no faster than its weights can be read.
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use clap::Args;
 use offramp::SessionParams;
+use offramp::gguf::Value;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -42,7 +43,9 @@ struct Fit {
     /// Bytes that it needs with the default context.
     needs: u64,
     fits: bool,
-    /// Tokens a second that reading all weights for each would allow.
+    /// Bytes that a token at full depth reads.
+    reads: Option<u64>,
+    /// Tokens a second at full depth, one after another, that reading these allows; `None` where memory sets no limit.
     at_most: Option<f64>,
 }
 
@@ -61,8 +64,9 @@ pub fn doctor(arguments: &DoctorArgs) -> Result<(), Failure> {
 fn examine() -> Report {
     let (cores, hardware_threads) = machine::cores();
     let (memory, memory_available) = machine::memory();
-    let threads = cores.min(hardware_threads).max(1);
+    let threads = offramp::default_threads();
     let mut counts = vec![1, threads, hardware_threads];
+    counts.sort_unstable();
     counts.dedup();
     let bandwidth: Vec<(usize, f64)> = counts.into_iter().filter_map(|n| Some((n, machine::bandwidth(n)?))).collect();
     let best = bandwidth.iter().map(|(_, bytes)| *bytes).reduce(f64::max);
@@ -102,18 +106,49 @@ fn models(params: &SessionParams, available: u64, bandwidth: Option<f64>) -> Vec
     #[cfg(feature = "hf")]
     paths
         .extend(crate::cache::models().into_iter().map(|model| (format!("{} {}", model.repo, model.file), model.path)));
+    // A device has a memory of its own, which is not measured.
+    let is_cpu = |device: &offramp::Device| device.name.starts_with("CPU");
+    let bandwidth = bandwidth.filter(|_| offramp::devices().iter().all(is_cpu));
+    let cache = machine::last_cache(Path::new("/sys"));
     let fit = |(name, path): (String, std::path::PathBuf)| {
         // A file that cannot be read is left to `show`, which says why.
         let estimate = offramp::memory_estimate(&path, params).ok()?;
         let needs = estimate.total();
-        Some(Fit {
-            name,
-            needs,
-            fits: needs <= available,
-            at_most: bandwidth.map(|bytes| bytes / estimate.weights.max(1) as f64),
-        })
+        let reads = reads(&path);
+        Some(Fit { name, needs, fits: needs <= available, reads, at_most: at_most(bandwidth, reads, cache) })
     };
     paths.into_iter().filter_map(fit).collect()
+}
+
+/// Tokens a second that reading `reads` bytes for each allows. Weights that fit into the caches are not bound by memory.
+fn at_most(bandwidth: Option<f64>, reads: Option<u64>, cache: u64) -> Option<f64> {
+    let reads = reads.filter(|reads| *reads > cache)?;
+    Some(bandwidth? / reads as f64)
+}
+
+/// Bytes of the weights that one token at full depth reads: of an embedding only a row, unless it is the output matrix
+/// too, and of experts those that are used.
+fn reads(path: &Path) -> Option<u64> {
+    let file = offramp::gguf::File::open_model(path).ok()?;
+    let number = |name: &str| {
+        let Some(Value::Str(architecture)) = file.get("general.architecture") else { return None };
+        match file.get(&format!("{architecture}.{name}"))? {
+            Value::U32(n) => Some(u64::from(n)),
+            _ => None,
+        }
+    };
+    let (used, experts) = (number("expert_used_count"), number("expert_count"));
+    let has_output = file.tensor("output.weight").is_some();
+    let read = file.tensors().iter().map(|tensor| match tensor.name() {
+        "token_embd.weight" if has_output => 0,
+        name if name.starts_with("exit") || name.starts_with("per_layer_token_embd") => 0,
+        name if name.contains("_exps.") => match (used, experts) {
+            (Some(used), Some(all @ 1..)) => tensor.bytes() / all * used.min(all),
+            _ => tensor.bytes(),
+        },
+        _ => tensor.bytes(),
+    });
+    Some(read.fold(0, u64::saturating_add))
 }
 
 /// What stands in the way, each with what to do about it.
@@ -148,7 +183,7 @@ fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(out, "kernels: {}", report.kernels)?;
     writeln!(
         out,
-        "cores: {} ({} hardware threads); -t {} is the default: more threads than cores wait for each other",
+        "cores: {} ({} hardware threads); -t {} is the default: more threads than there are cores for wait for each other",
         report.cores, report.hardware_threads, report.threads_to_use
     )?;
     writeln!(out, "memory: {}, {} available", machine::size(report.memory), machine::size(report.memory_available))?;
@@ -159,7 +194,12 @@ fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
         writeln!(out, "device: {device}")?;
     }
     for model in &report.models {
-        let speed = |speed| format!("; reading all its weights for each token allows {speed:.0} tokens/s");
+        let speed = |speed| {
+            format!(
+                "; tokens that run through all of it one by one come at {speed:.0}/s at most, as fast as it is read; exits \
+                 and drafts may be faster"
+            )
+        };
         let speed = model.at_most.map_or_else(String::new, speed);
         let fits = if model.fits { "fits" } else { "does not fit" };
         writeln!(out, "model: {}: needs about {}, {fits}{speed}", model.name, machine::size(model.needs))?;
@@ -178,8 +218,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_limit_is_told_where_memory_sets_none() {
+        assert_eq!(at_most(Some(28e9), Some(14_000_000_000), 1 << 20), Some(2.0));
+        assert_eq!(at_most(Some(28e9), Some(1 << 20), 1 << 20), None, "the caches hold it");
+        assert_eq!(at_most(None, Some(1 << 30), 0), None);
+        assert_eq!(at_most(Some(28e9), None, 0), None);
+    }
+
+    #[test]
     fn what_stands_in_the_way_is_told_with_what_to_do() {
-        let model = Fit { name: "big".to_owned(), needs: 9, fits: false, at_most: None };
+        let model = Fit { name: "big".to_owned(), needs: 9, fits: false, reads: None, at_most: None };
         let found = problems(&[], 1 << 20, &[model]);
         assert!(found.iter().any(|problem| problem.contains("big does not fit")), "{found:?}");
         assert!(found.iter().any(|problem| problem.contains("1 MiB")), "{found:?}");

@@ -4,13 +4,13 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
 use offramp::HeadsCache;
 use offramp::gguf::{self, PartName};
 
 use crate::failure::Failure;
-use crate::interrupt;
+use crate::{interrupt, progress};
 
 /// llama.cpp's default.
 const DEFAULT_QUANT: &str = "Q4_K_M";
@@ -60,13 +60,13 @@ pub fn fetch(name: &str, with_heads: bool) -> Result<PathBuf, Failure> {
     let wanted = choose(&files, parsed.quant).map_err(|reason| Failure::failed(format!("-hf {name}: {reason}")))?;
     let mut first = None;
     for file in &wanted {
-        let path = remote.get(file).map_err(|error| explain(&parsed, &error))?;
+        let path = get(&remote, parsed.repo, file).map_err(|error| explain(&parsed, &error))?;
         first.get_or_insert(path);
     }
     let heads = wanted.first().filter(|_| with_heads).map(|model| heads_for(&files, model)).unwrap_or_default();
     for file in heads {
         // The model goes without them, too.
-        if let Err(error) = remote.get(file) {
+        if let Err(error) = get(&remote, parsed.repo, file) {
             eprintln!("offramp: the exit heads {file} cannot be fetched: {error}");
         }
     }
@@ -86,7 +86,7 @@ pub fn fetch_heads(repo: &str, model: &gguf::File, cache: &HeadsCache) -> Result
         Ok(info) => {
             let files: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
             let heads = heads_for(&files, &model_name);
-            let fetched = heads.into_iter().map(|file| remote.get(file));
+            let fetched = heads.into_iter().map(|file| get(&remote, name.repo, file));
             fetched.collect::<Result<_, _>>().map_err(|error| explain(&name, &error))?
         }
         Err(error) => {
@@ -107,6 +107,17 @@ pub fn fetch_heads(repo: &str, model: &gguf::File, cache: &HeadsCache) -> Result
     Err(Failure::failed(format!(
         "--heads-repo {repo}: it has no exits-*.gguf that was made for {model_name}, whose SHA-256 has to match"
     )))
+}
+
+/// A file's path in the cache, downloaded if it is not there.
+///
+/// # Errors
+/// When the hub does not have it, or the connection fails.
+fn get(remote: &ApiRepo, repo: &str, file: &str) -> Result<PathBuf, ApiError> {
+    match Cache::from_env().repo(Repo::model(repo.to_owned())).get(file) {
+        Some(path) => Ok(path),
+        None => remote.download_with_progress(file, progress::download()),
+    }
 }
 
 /// A file of the model that an earlier call left in the cache.

@@ -51,7 +51,7 @@ fn write_info(out: &mut impl Write, model: &Model) -> io::Result<()> {
     if let Some(name) = &info.name {
         writeln!(out, "name: {}", output::tamed(name))?;
     }
-    writeln!(out, "architecture: {} ({})", info.architecture, info.description)?;
+    writeln!(out, "architecture: {} ({})", info.architecture, output::quantization(info))?;
     writeln!(out, "weights: {} in {} MiB", info.n_params, info.size >> 20)?;
     writeln!(out, "layers: {}", info.n_layer)?;
     writeln!(out, "hidden state: {} values", info.n_embd)?;
@@ -75,10 +75,13 @@ fn write_heads(out: &mut impl Write, model: &Model) -> io::Result<()> {
     if !model.has_heads() {
         return writeln!(out, "exit heads: none");
     }
-    let n_layer = model.info().n_layer;
-    let blocks: Vec<String> = model.exit_layers().iter().map(|il| (il + 1).to_string()).collect();
-    let after =
-        if blocks.is_empty() { "none".to_owned() } else { format!("after {} of {n_layer} blocks", blocks.join(", ")) };
+    let last = model.info().n_layer.saturating_sub(1);
+    let layers: Vec<String> = model.exit_layers().iter().map(u32::to_string).collect();
+    let after = match layers.len() {
+        0 => "none".to_owned(),
+        1 => format!("after layer {} of 0 to {last}", layers.join(", ")),
+        _ => format!("after layers {} of 0 to {last}", layers.join(", ")),
+    };
     writeln!(out, "exit heads: {after}, and a screen of the output matrix")?;
     let levels = model.exit_levels();
     for (level, exits) in &levels {

@@ -22,6 +22,7 @@ mod marks;
 mod model_args;
 mod modes;
 mod output;
+mod piped;
 mod progress;
 mod prompts;
 #[cfg(feature = "hf")]
@@ -35,6 +36,7 @@ mod style;
 mod terminal;
 mod thinking;
 mod throttle;
+mod wrap;
 
 use args::{Cli, Command};
 use failure::Failure;

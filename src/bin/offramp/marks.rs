@@ -1,8 +1,8 @@
 //! `run --show-exits`: where each token left the model, shown beside its text.
 //!
-//! On a terminal a token's colour says it: from green (after few blocks) over yellow to orange (after many), blue where only
-//! the output matrix was left out, the usual colour where nothing was. They can be read on a dark ground and on a bright one. Elsewhere, and with NO_COLOR, a mark follows the text: the number
-//! of blocks, or `s` for the screen. Tokens that ran through all of the model bear neither.
+//! On a terminal a token's colour says it: from green (after an early layer) over yellow to orange (after a late one), blue where only
+//! the output matrix was left out, the usual colour where nothing was. They can be read on a dark ground and on a bright one. Elsewhere, and with NO_COLOR, a mark follows the text: the layer,
+//! counted from 0 as everywhere, or `s` for the screen. Tokens that ran through all of the model bear neither.
 
 use std::io::{self, IsTerminal};
 
@@ -40,7 +40,7 @@ impl Marks {
             return self.paint(text, Some(exit));
         }
         match exit {
-            ExitPoint::Layer(il) => format!("{text}[{}]", il + 1),
+            ExitPoint::Layer(il) => format!("{text}[{il}]"),
             _ => format!("{text}[s]"),
         }
     }
@@ -61,9 +61,10 @@ impl Marks {
     /// One line on stderr that says what the marks mean.
     pub fn explain(self) {
         if self.coloured {
-            eprintln!("offramp: green to orange: early to late blocks, blue: the screen, plain: all");
+            eprintln!("offramp: green to orange: early to late layers, blue: the screen, plain: all");
         } else {
-            eprintln!("offramp: [N]: left after N of {} blocks, [s]: at the screen, no mark: nowhere", self.n_layer);
+            let last = self.n_layer.saturating_sub(1);
+            eprintln!("offramp: [N]: left after layer N of 0 to {last}, [s]: at the screen, no mark: nowhere");
         }
     }
 }
@@ -75,7 +76,7 @@ mod tests {
     #[test]
     fn marks_without_colour_are_plain_text() {
         let marks = Marks { n_layer: 30, coloured: false };
-        assert_eq!(marks.mark(" the", Some(ExitPoint::Layer(9))), " the[10]");
+        assert_eq!(marks.mark(" the", Some(ExitPoint::Layer(9))), " the[9]");
         assert_eq!(marks.mark("", Some(ExitPoint::Screen)), "[s]");
         assert_eq!(marks.mark(" cat", None), " cat");
     }

@@ -282,6 +282,9 @@ impl ModelArgs {
     /// # Errors
     /// When there is no such file, when it does not load, and when the user interrupts.
     pub fn load(&self) -> Result<Model, Failure> {
+        if let Some(warning) = self.session_params(0).threads_warning() {
+            eprintln!("offramp: {warning}");
+        }
         self.load_with(self.kernels)
     }
 

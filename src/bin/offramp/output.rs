@@ -4,23 +4,27 @@ use std::borrow::Cow;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::time::Duration;
 
-use offramp::{ExitPoint, Model, Session, StopReason, Token};
+use offramp::{ExitPoint, Model, ModelInfo, Session, StopReason, Token};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::conversation::Reply;
 use crate::failure::Failure;
-use crate::style;
+use crate::wrap::Wrap;
+use crate::{style, terminal};
 
-/// The model's text, as it comes.
+/// The model's text, as it comes; on a terminal its lines end between words.
 pub struct TextOutput {
     stdout: StdoutLock<'static>,
     ends_line: bool,
+    wrap: Option<Wrap>,
 }
 
 impl TextOutput {
     pub fn new() -> Self {
-        Self { stdout: io::stdout().lock(), ends_line: true }
+        let stdout = io::stdout().lock();
+        let wrap = stdout.is_terminal().then(Wrap::default);
+        Self { stdout, ends_line: true, wrap }
     }
 
     /// True if the text goes to a terminal that shows colours.
@@ -32,7 +36,9 @@ impl TextOutput {
     /// When whoever reads has gone.
     pub fn show(&mut self, text: &str) -> Result<(), Failure> {
         if !text.is_empty() {
-            self.stdout.write_all(text.as_bytes())?;
+            // The terminal is asked each time: its window may have changed.
+            let wrapped = self.wrap.as_mut().map(|wrap| wrap.push(text, terminal::columns()));
+            self.stdout.write_all(wrapped.as_deref().unwrap_or(text).as_bytes())?;
             self.stdout.flush()?;
             self.ends_line = text.ends_with('\n');
         }
@@ -44,11 +50,30 @@ impl TextOutput {
     /// # Errors
     /// When whoever reads has gone.
     pub fn end(&mut self) -> Result<(), Failure> {
+        self.end_word()?;
         if !std::mem::replace(&mut self.ends_line, true) {
             self.stdout.write_all(b"\n")?;
             self.stdout.flush()?;
         }
         Ok(())
+    }
+}
+
+impl TextOutput {
+    /// Writes the word that waits for its end.
+    fn end_word(&mut self) -> io::Result<()> {
+        if let Some(wrap) = &mut self.wrap {
+            self.stdout.write_all(wrap.finish().as_bytes())?;
+            self.stdout.flush()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TextOutput {
+    fn drop(&mut self) {
+        // After a failure, which is told; that nobody reads is none.
+        let _ = self.end_word();
     }
 }
 
@@ -179,16 +204,36 @@ pub fn write_record(id: &Value, replies: &[Reply], timings: Timings) -> Result<(
 pub fn announce(session: &Session, exits: &str) {
     let model: &Model = session.model();
     let info = model.info();
-    let name =
-        info.name.clone().unwrap_or_else(|| info.path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    // What a file calls itself is often wrong, and so is the size class that llama.cpp derives from its shape.
+    let name = info.path.file_name().unwrap_or_default().to_string_lossy();
     let name = tamed(&name);
     eprintln!(
-        "offramp: {name} ({}), {} layers, {} MiB\nofframp: context {} tokens, {exits}",
-        info.description,
+        "offramp: {name}, {}, {} layers, {} MiB\nofframp: context {} tokens, {exits}",
+        weights(info),
         info.n_layer,
         info.size >> 20,
         session.n_ctx()
     );
+}
+
+/// How many weights a model has, of which architecture, and in which format.
+pub fn weights(info: &ModelInfo) -> String {
+    format!("{} weights ({} {})", short_count(info.n_params), tamed(&info.architecture), quantization(info))
+}
+
+/// The format of a model's weights.
+pub fn quantization(info: &ModelInfo) -> &str {
+    // llama.cpp describes a model by its architecture, a size class and the format; the first two are one word each.
+    info.description.splitn(3, ' ').nth(2).unwrap_or(&info.description)
+}
+
+/// A number of weights as people write it.
+fn short_count(n: u64) -> String {
+    match n {
+        0..1_000_000 => n.to_string(),
+        1_000_000..1_000_000_000 => format!("{:.1}M", n as f64 / 1e6),
+        _ => format!("{:.2}B", n as f64 / 1e9),
+    }
 }
 
 /// Says on stderr that a reply ended because nothing more fits.
@@ -199,6 +244,11 @@ pub fn report_full_context(session: &Session) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_weights_are_short() {
+        assert_eq!([999, 134_515_008, 7_241_732_096].map(short_count), ["999", "134.5M", "7.24B"]);
+    }
 
     #[test]
     fn a_terminal_gets_no_commands_from_a_model() {

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 use crate::hub::{self, Name};
-use crate::{interrupt, machine};
+use crate::{interrupt, machine, progress};
 
 /// The longest listing of a repository that is read, in bytes.
 const MAX_LISTING: u64 = 16 << 20;
@@ -93,7 +93,10 @@ pub fn pull(arguments: &PullArgs) -> Result<(), Failure> {
         return Ok(());
     }
     for file in &missing {
-        let path = remote.get(&file.rfilename).map_err(|error| hub::explain(&name, &error))?;
+        // It is not in the cache, as was found out above.
+        let path = remote
+            .download_with_progress(&file.rfilename, progress::download())
+            .map_err(|error| hub::explain(&name, &error))?;
         verify(file, &path)?;
     }
     // The first part of a model in several is what -m takes.
@@ -197,11 +200,14 @@ fn digest(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
+    let bar = progress::checking(file.metadata()?.len());
     loop {
         match file.read(&mut buffer)? {
             0 => break,
             n => hasher.update(&buffer[..n]),
         }
+        bar.inc(1 << 20);
     }
+    bar.finish_and_clear();
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

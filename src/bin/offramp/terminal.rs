@@ -14,6 +14,15 @@ use rustix::termios::{self, InputModes, LocalModes, OptionalActions, Termios};
 #[cfg(unix)]
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
+/// Columns of the terminal that stdout is, if it tells.
+pub fn columns() -> Option<usize> {
+    #[cfg(unix)]
+    if let Ok(size) = termios::tcgetwinsize(io::stdout()) {
+        return Some(usize::from(size.ws_col)).filter(|columns| *columns > 0);
+    }
+    None
+}
+
 /// While this lives, what is typed is kept and not shown.
 pub struct Quiet(());
 

@@ -17,7 +17,7 @@ use crate::args::BenchArgs;
 use crate::conversation::{Conversation, Settings};
 use crate::failure::Failure;
 use crate::prompts::{self, Prompt};
-use crate::{interrupt, output};
+use crate::{interrupt, output, progress};
 use report::{ModeReport, Report, Totals};
 
 /// Prompts when none are given.
@@ -79,12 +79,14 @@ pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
     }
     let mut rescorer = arguments.model.open_rescorer(&model)?;
     let n = arguments.n_predict;
+    let told = progress::counting("measuring", "replies", prompts.len() * modes.len());
     for (i, prompt) in prompts.iter().enumerate() {
         let n_modes = modes.len();
         for turn in 0..n_modes {
             let mode = &mut modes[(turn + i) % n_modes];
             let reply = reply(&mut mode.session, prompt, n)?;
             mode.replies.push(reply);
+            told.inc(1);
         }
         // A text that equals `off`'s needs no second scoring.
         let mut scored: Option<(Vec<Token>, Rescored)> = None;
@@ -99,6 +101,7 @@ pub fn bench(arguments: &BenchArgs) -> Result<(), Failure> {
         }
         eprintln!("offramp: prompt {} of {}", i + 1, prompts.len());
     }
+    told.finish_and_clear();
     let n_layer = model.info().n_layer;
     let report =
         Report::new(&model, &arguments.model, n, prompts.len(), modes.iter().map(summary(&modes, n_layer)).collect());

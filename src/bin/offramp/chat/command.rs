@@ -8,7 +8,9 @@ pub enum Line {
     /// A turn for the model.
     Turn(String),
     Command(Command),
-    /// Something with a slash that is no command; the text says what is wrong.
+    /// A turn of one word that looks like a command and is none.
+    Unknown(String),
+    /// A command with wrong arguments; the text says what is wrong.
     Wrong(String),
 }
 
@@ -87,25 +89,28 @@ pub const SETTINGS: &[&str] = &[
 ];
 
 impl Line {
-    /// Reads a line. A path such as `/etc/hosts` or a text that begins with a slash and is no single word is a turn.
+    /// Reads a line. Names of commands alone are commands: a path such as `/etc/hosts` is part of a turn, and so is what
+    /// stands after `//`, with one slash.
     pub fn read(line: &str) -> Self {
         let text = line.trim();
+        let escaped = line.trim_start().strip_prefix("//");
+        if let Some(rest) = escaped.filter(|rest| rest.starts_with(|c: char| !c.is_whitespace())) {
+            return Self::Turn(format!("/{rest}"));
+        }
         let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
         let rest = rest.trim();
-        let is_name = |word: &str| {
-            word.strip_prefix('/').is_some_and(|name| name == "?" || name.chars().all(|c| c.is_ascii_lowercase()))
-        };
-        if !is_name(word) || word == "/" {
-            return Self::Turn(line.to_owned());
-        }
         let name = ALIASES.iter().find(|(alias, _)| *alias == word).map_or(word, |(_, name)| *name);
         let Some((_, arguments, _)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
-            return Self::Wrong(format!("there is no command {word}; /help lists those that there are"));
+            let name = text.strip_prefix('/').unwrap_or_default();
+            let is_like_one = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase());
+            return if is_like_one { Self::Unknown(text.to_owned()) } else { Self::Turn(line.to_owned()) };
         };
         match Command::read(name, rest) {
             Some(command) => Self::Command(command),
-            None if arguments.is_empty() => Self::Wrong(format!("{word} takes nothing after it")),
-            None => Self::Wrong(format!("it goes {word} {arguments}")),
+            None if arguments.is_empty() => {
+                Self::Wrong(format!("{word} takes nothing after it; /{word} sends the line to the model"))
+            }
+            None => Self::Wrong(format!("it goes {word} {arguments}; /{word} sends the line to the model")),
         }
     }
 }
@@ -151,7 +156,8 @@ pub fn help() -> String {
     for (name, arguments, what) in COMMANDS {
         text.push_str(&format!("{:<41} {what}\n", format!("{name} {arguments}")));
     }
-    text + "Lines between \"\"\" and \"\"\" are one message. Tab completes commands and files.\n\
+    text + "A line that begins with // is a message that begins with /.\n\
+            Lines between \"\"\" and \"\"\" are one message. Tab completes commands and files.\n\
             Ctrl-C stops a reply and keeps what there is of it; two at the prompt leave."
 }
 
@@ -204,16 +210,54 @@ mod tests {
             Line::Command(Command::Set(Some(("temp".to_owned(), "0.5".to_owned()))))
         );
         assert_eq!(Line::read("/read \"a b.txt\""), Line::Command(Command::Read("a b.txt".into())));
-        for turn in ["hello", "/etc/hosts is a file", "/", "/ 5", "/Users are people", "// comment"] {
+        for turn in [
+            "hello",
+            "/etc/hosts is a file",
+            "/tmp is full, what can I do?",
+            "/etc/hosts",
+            "/r/rust",
+            "/nothing there",
+            "/helpful people",
+            "/HELP",
+            "/help!",
+            "/",
+            "/ 5",
+            "/Users are people",
+            "// comment",
+            "//",
+        ] {
             assert_eq!(Line::read(turn), Line::Turn(turn.to_owned()));
         }
     }
 
     #[test]
-    fn what_is_no_command_says_what_is() {
-        for (line, word) in
-            [("/nothing", "/help"), ("/undo it", "nothing after it"), ("/read", "FILE"), ("/set temp", "NAME VALUE")]
-        {
+    fn two_slashes_send_what_would_be_a_command() {
+        for (line, turn) in [
+            ("//help", "/help"),
+            ("  //clear the table", "/clear the table"),
+            ("//tmp is full", "/tmp is full"),
+            ("///etc", "//etc"),
+            ("//?", "/?"),
+        ] {
+            assert_eq!(Line::read(line), Line::Turn(turn.to_owned()));
+        }
+    }
+
+    #[test]
+    fn one_word_that_looks_like_a_command_is_sent_and_told() {
+        for line in ["/nothing", "/hlep", "/tmp"] {
+            assert_eq!(Line::read(&format!(" {line} ")), Line::Unknown(line.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_command_with_wrong_arguments_says_how_it_goes() {
+        for (line, word) in [
+            ("/undo it", "nothing after it"),
+            ("/new ideas", "//new sends"),
+            ("/read", "FILE"),
+            ("/set temp", "NAME VALUE"),
+        ] {
             assert!(matches!(Line::read(line), Line::Wrong(reason) if reason.contains(word)), "{line}");
         }
     }

@@ -106,14 +106,14 @@ pub fn exits(made: &Generation, session: &Session, marks: Marks) -> String {
         bytes.clear();
     }
     text.push_str("\n\n");
-    text.push_str(&histogram(&Depths::of(&made.exits), session.model().info().n_layer, marks));
+    text.push_str(&histogram(&Depths::of(&made.exits), marks));
     text
 }
 
 /// A row for each exit that was taken, its bar in the colour of its tokens, so that it explains the colours too.
-fn histogram(depths: &Depths, n_layer: u32, marks: Marks) -> String {
+fn histogram(depths: &Depths, marks: Marks) -> String {
     let layers = depths.layers.iter().map(|(il, n)| {
-        let name = format!("{} of {n_layer} blocks", il + 1);
+        let name = format!("after layer {il}");
         (name, *n, Some(ExitPoint::Layer(*il)))
     });
     let rest = [("screen".to_owned(), depths.screen, Some(ExitPoint::Screen)), ("full".to_owned(), depths.full, None)];
@@ -135,9 +135,9 @@ mod tests {
     #[test]
     fn a_histogram_has_a_row_for_each_exit_that_was_taken() {
         let exits = [None, None, Some(ExitPoint::Layer(9)), Some(ExitPoint::Screen)];
-        let text = histogram(&Depths::of(&exits), 30, Marks::plain(30));
+        let text = histogram(&Depths::of(&exits), Marks::plain(30));
         let rows: Vec<&str> = text.lines().map(str::trim).collect();
-        assert!(rows[0].starts_with("10 of 30 blocks") && rows[0].ends_with(&"#".repeat(20)), "{text}");
+        assert!(rows[0].starts_with("after layer 9") && rows[0].ends_with(&"#".repeat(20)), "{text}");
         assert!(rows[1].starts_with("screen") && rows[2].starts_with("full"), "{text}");
         assert!(rows[2].contains("50 %") && rows[2].ends_with(&"#".repeat(40)), "{text}");
     }

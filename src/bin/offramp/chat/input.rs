@@ -17,6 +17,7 @@ use reedline::{
 
 use super::command;
 use crate::failure::Failure;
+use crate::prompts::BYTE_ORDER_MARK;
 use crate::style;
 
 const QUOTES: &str = "\"\"\"";
@@ -132,11 +133,15 @@ fn from_pipe(input: &mut impl BufRead) -> Result<Option<String>, Failure> {
     let mut turn = String::new();
     loop {
         let before = turn.len();
-        match input.read_line(&mut turn) {
-            Ok(0) if before == 0 => return Ok(None),
-            Ok(n) if n > 0 && is_open(&turn) => {}
-            Ok(_) => return Ok(Some(unquoted(turn.trim_end_matches(['\r', '\n'])).to_owned())),
-            Err(error) => return Err(Failure::failed(format!("cannot read stdin: {error}"))),
+        let n = input.read_line(&mut turn).map_err(|error| Failure::failed(format!("cannot read stdin: {error}")))?;
+        if n == 0 && before == 0 {
+            return Ok(None);
+        }
+        if before == 0 && turn.starts_with(BYTE_ORDER_MARK) {
+            turn.remove(0);
+        }
+        if n == 0 || !is_open(&turn) {
+            return Ok(Some(unquoted(turn.trim_end_matches(['\r', '\n'])).replace("\r\n", "\n")));
         }
     }
 }
@@ -292,6 +297,13 @@ mod tests {
         assert_eq!(turns("\"\"\"\nb\n\n c\n\"\"\"\n"), ["b\n\n c"]);
         assert_eq!(turns("\"\"\"never closed\nat all"), ["never closed\nat all"]);
         assert_eq!(turns("say \"\"\" once\n\n"), ["say \"\"\" once", ""]);
+    }
+
+    #[test]
+    fn what_windows_adds_to_lines_is_no_part_of_turns() {
+        assert_eq!(turns("\u{feff}a\r\nb\r\n"), ["a", "b"]);
+        assert_eq!(turns("\u{feff}\"\"\"a\r\n\r\nb\"\"\"\r\n/exit\r\n"), ["a\n\nb", "/exit"]);
+        assert_eq!(turns("\u{feff}"), [""]);
     }
 
     #[test]

@@ -32,6 +32,12 @@ pub fn chat(arguments: &ChatArgs) -> Result<(), Failure> {
         Some(path) => Some(prompts::read_text(path)?),
         None => arguments.prompt.clone(),
     };
+    // Without a turn after the first one nobody else would read the pipe.
+    let reads_pipe = arguments.single_turn && !arguments.file.as_deref().is_some_and(prompts::is_stdin);
+    let first = match first {
+        Some(turn) if reads_pipe => Some(prompts::beside_pipe(turn)?),
+        first => first,
+    };
     // The line editor sees Ctrl-C as a key. As a signal it comes while loading, or while we wait for a pipe.
     interrupt::install(interrupt::leave)?;
     let input = Input::new();
@@ -77,6 +83,15 @@ impl Chat {
             match Line::read(&line) {
                 Line::Turn(turn) if turn.trim().is_empty() => {}
                 Line::Turn(turn) => {
+                    self.answer(&turn)?;
+                    if single_turn {
+                        break;
+                    }
+                }
+                Line::Unknown(turn) => {
+                    eprintln!(
+                        "offramp: there is no command {turn}, so it goes to the model; /help lists those that there are"
+                    );
                     self.answer(&turn)?;
                     if single_turn {
                         break;
@@ -194,7 +209,7 @@ impl Chat {
             Shown::Model | Shown::Settings => eprintln!(
                 "{}\n{}, {} layers, trained with {} tokens of context, exit heads: {}",
                 info.path.display(),
-                info.description,
+                output::weights(info),
                 info.n_layer,
                 info.n_ctx_train,
                 if self.model().has_heads() { "yes" } else { "none" }

@@ -59,8 +59,8 @@ pub fn load(conversation: &mut Conversation, path: &Path) -> Result<bool, Failur
         return Err(wrong(format!("it has {size} bytes, at most {MAX_BYTES} are expected")));
     }
     let bytes = std::fs::read(&json).map_err(|error| wrong(error.to_string()))?;
-    let saved: Saved =
-        serde_json::from_slice(&bytes).map_err(|error| wrong(format!("it is no saved chat ({error})")))?;
+    let saved: Saved = serde_json::from_slice(bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes))
+        .map_err(|error| wrong(format!("it is no saved chat ({error})")))?;
     if saved.format != FORMAT {
         return Err(wrong(format!("its format is {:?}, {FORMAT:?} is expected", saved.format)));
     }

@@ -267,9 +267,23 @@ async fn read(body: Body) -> Result<Vec<u8>, bool> {
 }
 
 fn parse(body: &[u8]) -> Result<Value, ApiError> {
+    // Some clients write the mark of UTF-8 before it.
+    let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
     // Where it breaks, not what stands there: a prompt does not belong into an error.
     serde_json::from_slice(body).map_err(|error| {
         let what = if error.is_eof() { "ends early" } else { "is no JSON" };
         ApiError::bad_request(format!("the body {what}, at line {} column {}", error.line(), error.column()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_windows_adds_to_a_body_is_no_part_of_it() {
+        let body = "\u{feff}{\r\n  \"prompt\": \"a\"\r\n}\r\n";
+        assert_eq!(parse(body.as_bytes()).ok(), Some(serde_json::json!({"prompt": "a"})));
+        assert!(parse(b"\xEF\xBB").is_err());
+    }
 }
