@@ -68,28 +68,30 @@ pub fn bandwidth(n_threads: usize) -> Option<f64> {
     if available_memory().is_some_and(|free| free < 2 * (BLOCK * n_threads) as u64) {
         return None;
     }
-    let barrier = Barrier::new(n_threads + 1);
-    std::thread::scope(|scope| {
-        for i in 0..n_threads {
-            let barrier = &barrier;
-            scope.spawn(move || {
-                // Written by the thread that reads it, so that it lies in the memory nearest to it.
-                let block = vec![i as u64 + 1; n_words];
-                for _ in 0..PASSES {
-                    barrier.wait();
-                    black_box(mixed(&block));
-                    barrier.wait();
-                }
-            });
-        }
+    let barrier = Barrier::new(n_threads);
+    let passes = |i: usize| {
+        // Written by the thread that reads it, so that it lies in the memory nearest to it.
+        let block = vec![i as u64 + 1; n_words];
         let pass = || {
             barrier.wait();
             let start = Instant::now();
-            barrier.wait();
-            (BLOCK * n_threads) as f64 / start.elapsed().as_secs_f64()
+            black_box(mixed(&block));
+            (start, Instant::now())
         };
-        (0..PASSES).map(|_| pass()).reduce(f64::max)
-    })
+        (0..PASSES).map(|_| pass()).collect::<Vec<_>>()
+    };
+    let threads: Vec<Vec<(Instant, Instant)>> = std::thread::scope(|scope| {
+        let passes = &passes;
+        let threads: Vec<_> = (0..n_threads).map(|i| scope.spawn(move || passes(i))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    // From the first thread's start to the last one's end.
+    let speed = |pass: usize| {
+        let start = threads.iter().map(|times| times[pass].0).min()?;
+        let end = threads.iter().map(|times| times[pass].1).max()?;
+        Some((BLOCK * threads.len()) as f64 / end.duration_since(start).as_secs_f64())
+    };
+    (0..PASSES).filter_map(speed).reduce(f64::max)
 }
 
 /// All words mixed into one. So little is computed that reading them is what takes the time.
