@@ -28,7 +28,7 @@ fn a_quota_counts_as_cores() {
             }
             _ => (
                 "0::/jobs/one",
-                "mkdir -p jobs/one && echo 'max 100000' > jobs/one/cpu.max && echo '150000 100000' > jobs/cpu.max",
+                "mkdir -p jobs/one && touch jobs/one/cgroup.controllers && echo 'max 100000' > jobs/one/cpu.max && echo '150000 100000' > jobs/cpu.max",
             ),
         };
         format!(

@@ -46,10 +46,8 @@ impl Wrap {
                     self.in_escape = true;
                 }
                 '\n' => {
-                    self.end_word(&mut out);
-                    out.push_str(&std::mem::take(&mut self.gap));
+                    out.push_str(&self.finish());
                     out.push(c);
-                    (self.column, self.is_split) = (0, false);
                 }
                 ' ' | '\t' => {
                     self.end_word(&mut out);
@@ -66,11 +64,16 @@ impl Wrap {
         out
     }
 
-    /// What still waits.
+    /// What still waits of a line that ends here.
     pub fn finish(&mut self) -> String {
         let mut out = String::new();
         self.end_word(&mut out);
-        out.push_str(&std::mem::take(&mut self.gap));
+        // Blanks beyond the edge would begin a line of their own.
+        let fits = self.columns.is_none_or(|columns| self.column + self.gap_width() <= columns);
+        let gap = std::mem::take(&mut self.gap);
+        if fits {
+            out.push_str(&gap);
+        }
         (self.column, self.is_split) = (0, false);
         out
     }
@@ -213,9 +216,11 @@ mod tests {
             let shown = wrapped(&[&words[..at], &words[at..]], columns);
             let bare = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
             prop_assert_eq!(bare(&shown), bare(&words));
-            for line in shown.lines().filter(|line| width(line.trim_end()) > columns) {
-                // Only where a single word, or its indentation, is too long.
-                prop_assert!(!line.trim().contains(' '), "{:?}", line);
+            for line in shown.lines() {
+                let is_indented = line.starts_with(' ');
+                let longest = line.trim().split(' ').map(width).max().unwrap_or_default();
+                // A word that is too long for a line, or for an indented one, is left to the terminal.
+                prop_assert!(is_indented || longest > columns || width(line) <= columns, "{:?}", line);
             }
             let mut wrap = Wrap::default();
             prop_assert_eq!(wrap.push(&words, None) + &wrap.finish(), words);
