@@ -13,6 +13,9 @@ use support::{Finished, default_model, manifest_folder};
 /// As a Pi 4's processor: an instruction that it lacks ends the program with SIGILL here as there.
 const QEMU: [&str; 5] = ["qemu-aarch64", "-cpu", "cortex-a72", "-L", "/usr/aarch64-linux-gnu"];
 
+/// Part of the names of the functions that are called on processors with dot products alone.
+const CHOSEN: &str = "neon_dotprod";
+
 /// Where the program and the library are, once they are built.
 fn built() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -48,20 +51,42 @@ fn is_later(mnemonic: &str, operands: &str) -> bool {
 
 #[test]
 #[ignore = "compiles llama.cpp for another processor"]
-fn no_instruction_of_later_processors_is_in_it() {
+fn no_instruction_of_later_processors_is_in_it_but_where_it_is_chosen() {
     for file in ["offramp", "libofframp_c.so"] {
         let mut objdump = Command::new("aarch64-linux-gnu-objdump");
         let listing = objdump.args(["-d", "--no-show-raw-insn"]).arg(built().join(file)).output();
         let listing = Finished::of(listing.expect("the cross binutils are installed")).success();
-        let instructions = listing.lines().filter_map(|line| line.split_once(":\t")).map(|(_, text)| text);
-        let mut n = 0;
-        for text in instructions {
+        let (mut function, mut n, mut n_chosen) = ("", 0, 0);
+        for line in listing.lines() {
+            if let Some(name) = line.strip_suffix(">:").and_then(|line| line.split_once('<')) {
+                function = name.1;
+            }
+            let Some((_, text)) = line.split_once(":\t") else { continue };
             let (mnemonic, operands) = text.split_once('\t').unwrap_or((text, ""));
-            assert!(!is_later(mnemonic.trim(), operands), "{file}: {text}");
+            // Called where the processor says that it has dot products.
+            let is_chosen = function.contains(CHOSEN) && mnemonic.trim() == "sdot";
+            assert!(is_chosen || !is_later(mnemonic.trim(), operands), "{file}: {text} in {function}");
             n += 1;
+            n_chosen += usize::from(is_chosen);
         }
-        println!("{file}: {n} instructions, none of a later processor");
-        assert!(n > 100_000, "{file} has {n} instructions");
+        println!("{file}: {n} instructions, none of a later processor but {n_chosen} that are chosen while running");
+        assert!(n > 100_000 && n_chosen > 0, "{file} has {n} instructions and {n_chosen} dot products");
+    }
+}
+
+#[test]
+#[ignore = "compiles for another processor"]
+fn kernels_pass_their_tests_on_processors_with_and_without_dot_products() {
+    for processor in ["cortex-a72", "neoverse-n1", "max"] {
+        let tested = Command::new(manifest_folder().join("scripts/build-aarch64"))
+            .args(["test", "--package", "offramp-kernels", "--tests"])
+            .env(
+                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER",
+                format!("qemu-aarch64 -cpu {processor} -L /usr/aarch64-linux-gnu"),
+            )
+            .output()
+            .unwrap();
+        assert!(tested.status.success(), "{processor}: {}", String::from_utf8_lossy(&tested.stdout));
     }
 }
 

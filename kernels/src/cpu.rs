@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use super::Weights;
 use super::format::{self, Format};
+#[cfg(target_arch = "aarch64")]
+use super::isa::neon::Neon;
 use super::isa::{Isa, plain::Plain};
 #[cfg(target_arch = "x86_64")]
 use super::isa::{avx2::Avx2, avx512::Avx512};
@@ -22,6 +24,12 @@ pub enum Cpu {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// NEON with dot products.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod,
+    /// NEON, which every 64-bit ARM processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// No more than the target has.
     Plain,
 }
@@ -48,6 +56,15 @@ impl Cpu {
                 found.push(Self::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                found.push(Self::NeonDotprod);
+            }
+            if std::arch::is_aarch64_feature_detected!("neon") {
+                found.push(Self::Neon);
+            }
+        }
         found.push(Self::Plain);
         found
     }
@@ -71,6 +88,10 @@ impl Cpu {
             Self::Avx2Vnni => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
             Self::Plain => "plain",
         }
     }
@@ -143,6 +164,10 @@ compiled_for!(avx512, avx512_set, Avx512, "avx512f,avx512bw,avx512vl,avx512vnni,
 compiled_for!(avx2_vnni, avx2_vnni_set, Avx2<true>, "avx2,fma,f16c,avxvnni");
 #[cfg(target_arch = "x86_64")]
 compiled_for!(avx2, avx2_set, Avx2<false>, "avx2,fma,f16c");
+#[cfg(target_arch = "aarch64")]
+compiled_for!(neon_dotprod, neon_dotprod_set, Neon<true>, "neon,dotprod");
+#[cfg(target_arch = "aarch64")]
+compiled_for!(neon, neon_set, Neon<false>, "neon");
 compiled_for!(plain, plain_set, Plain,);
 
 /// Runs `task` as compiled for `cpu`.
@@ -156,6 +181,10 @@ pub(super) fn dispatch_set<T: SetTask>(cpu: Cpu, task: T) {
             Cpu::Avx2Vnni => avx2_vnni_set(task),
             #[cfg(target_arch = "x86_64")]
             Cpu::Avx2 => avx2_set(task),
+            #[cfg(target_arch = "aarch64")]
+            Cpu::NeonDotprod => neon_dotprod_set(task),
+            #[cfg(target_arch = "aarch64")]
+            Cpu::Neon => neon_set(task),
             Cpu::Plain => plain_set(task),
         }
     }
@@ -172,6 +201,10 @@ pub(super) fn dispatch<T: Task>(cpu: Cpu, weights: Weights, task: T) -> T::Outpu
             Cpu::Avx2Vnni => avx2_vnni(weights, task),
             #[cfg(target_arch = "x86_64")]
             Cpu::Avx2 => avx2(weights, task),
+            #[cfg(target_arch = "aarch64")]
+            Cpu::NeonDotprod => neon_dotprod(weights, task),
+            #[cfg(target_arch = "aarch64")]
+            Cpu::Neon => neon(weights, task),
             Cpu::Plain => plain(weights, task),
         }
     }

@@ -7,6 +7,8 @@
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 pub(super) mod plain;
 
 /// The operations that packing and products are written in.
@@ -19,7 +21,7 @@ pub(super) trait Isa: 'static {
     const ROWS: usize;
     /// Tokens that are computed together: their sums and a block's codes fit the registers, or nearly do.
     const TOKENS: usize = 8;
-    /// Products take values above 127 as signed bytes, so that such formats need no offset.
+    /// Products take signed bytes: values with an offset of 128 are kept without it. Else they take unsigned ones.
     const SIGNED: bool;
     /// Four bytes of each row.
     type Bytes: Copy;
@@ -38,21 +40,18 @@ pub(super) trait Isa: 'static {
     unsafe fn up<const N: u32>(a: Self::Bytes) -> Self::Bytes;
     /// Bits moved down by `N`, likewise.
     unsafe fn down<const N: u32>(a: Self::Bytes) -> Self::Bytes;
-    /// The table's entry for each byte below 16; entries are unsigned with an offset of 128.
+    /// The table's entry for each byte below 16.
     unsafe fn lookup(table: &[u8; 16], codes: Self::Bytes) -> Self::Bytes;
-    /// Unsigned bytes with an offset of 128 as this set's products take them.
-    unsafe fn wide(a: Self::Bytes) -> Self::Bytes;
     /// `init` plus the products of `N` vectors from `FROM` on with `4 * N` activations at `y`.
-    /// `BITS` bounds the weights: values below `1 << BITS`; 8 for those that went through `wide`.
+    /// `BITS` bounds the weights: values below `1 << BITS`; 8 for signed or unsigned bytes, as the set takes them.
     unsafe fn dot<const BITS: usize, const FROM: usize, const N: usize>(
         init: i32,
         w: &[Self::Bytes; 8],
         y: *const i8,
     ) -> Self::Ints;
-    /// `sum` plus the products of `ROWS` pairs of unsigned bytes at `p` with a pair of 16-bit integers.
-    unsafe fn pairs(sum: Self::Ints, p: *const u8, y: i32) -> Self::Ints;
-    /// The same integer for each row.
-    unsafe fn ints(value: i32) -> Self::Ints;
+    /// Each row's sum of products of `2 * PAIRS` unsigned bytes, of which `ROWS` pairs lie beside each other at `p`, with
+    /// pairs of 16-bit integers at `y`. `PAIRS` is 4 or 8.
+    unsafe fn minima<const PAIRS: usize>(p: *const u8, y: *const i32) -> Self::Ints;
     /// As floats.
     unsafe fn floats(a: Self::Ints) -> Self::Floats;
     /// `ROWS` floats.

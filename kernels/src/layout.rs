@@ -30,6 +30,19 @@ impl<I: Isa, F: Format> At<I, F> {
     /// What a stored code exceeds the value by that products take.
     pub(super) const OFFSET: i32 = if I::SIGNED && F::WIDE { 0 } else { F::OFFSET };
 
+    /// Values of the codes as products take them; zeros where a code is its value.
+    pub(super) const TABLE: [u8; 16] = {
+        let mut table = [0; 16];
+        if let Some(values) = F::TABLE {
+            let mut i = 0;
+            while i < 16 {
+                table[i] = if I::SIGNED { values[i] ^ 0x80 } else { values[i] };
+                i += 1;
+            }
+        }
+        table
+    };
+
     /// Bytes of `COLUMNS` quantized activations: scale, sums, values.
     pub(super) const ACTIVATIONS: usize = Self::VALUES + F::COLUMNS;
     /// The sums: one of 32 activations, or one of each group.

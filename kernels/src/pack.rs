@@ -47,7 +47,7 @@ pub(super) fn tile<'a, I: Isa, F: Format>(row: impl Fn(usize) -> Option<&'a [u8]
                     group[i] = u32::from_le_bytes([codes[at], codes[at + 1], codes[at + 2], codes[at + 3]]);
                 }
             }
-            let planes = planes::<F>(&groups);
+            let planes = planes::<I, F>(&groups);
             for (plane, out) in planes.iter().zip(out.chunks_exact_mut(At::<I, F>::VECTOR)) {
                 for (word, out) in plane.iter().zip(out.chunks_exact_mut(4)) {
                     out.copy_from_slice(&word.to_le_bytes());
@@ -59,12 +59,12 @@ pub(super) fn tile<'a, I: Isa, F: Format>(row: impl Fn(usize) -> Option<&'a [u8]
 
 /// The vectors of 32 columns, from eight groups of four columns. `product::unpack` is the inverse.
 #[inline(always)]
-fn planes<F: Format>(groups: &[[u32; MAX_ROWS]; 8]) -> [[u32; MAX_ROWS]; 8] {
+fn planes<I: Isa, F: Format>(groups: &[[u32; MAX_ROWS]; 8]) -> [[u32; MAX_ROWS]; 8] {
     let mut out = [[0; MAX_ROWS]; 8];
     for (g, group) in groups.iter().enumerate() {
         for (i, &codes) in group.iter().enumerate() {
             match F::BITS {
-                8 => out[g][i] = codes,
+                8 => out[g][i] = if I::SIGNED { codes ^ 0x8080_8080 } else { codes },
                 4..=6 => {
                     out[g / 2][i] |= (codes & 0x0f0f_0f0f) << (4 * (g % 2));
                     match F::BITS {

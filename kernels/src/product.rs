@@ -14,6 +14,20 @@ const AHEAD: usize = 4096;
 /// Rows whose packed weights stay in the cache while all tokens of a wide batch pass over them.
 const ROWS_TOGETHER: usize = 64;
 
+/// Repeats a body for the first `$count` of eight tokens. The compiler leaves a loop over eight rolled up, and its sums
+/// in memory.
+macro_rules! each_token {
+    ($n:ident in 0..$count:ident $body:block) => {
+        each_token!($n, $count, $body, 0, 1, 2, 3, 4, 5, 6, 7)
+    };
+    ($n:ident, $count:ident, $body:block, $($at:literal),*) => {
+        $(if $at < $count {
+            let $n = $at;
+            $body
+        })*
+    };
+}
+
 /// What a product reads and writes.
 pub(super) struct Operands<'a> {
     /// The packed tiles, from the matrix's first on.
@@ -49,10 +63,10 @@ pub(super) unsafe fn rows<I: Isa, F: Format>(operands: &Operands<'_>, tiles: std
                     2 => tiles_of::<I, F, 2>(operands, first..end, token),
                     3 if I::TOKENS > 2 => tiles_of::<I, F, 3>(operands, first..end, token),
                     4 if I::TOKENS > 2 => tiles_of::<I, F, 4>(operands, first..end, token),
-                    5 if I::TOKENS > 2 => tiles_of::<I, F, 5>(operands, first..end, token),
-                    6 if I::TOKENS > 2 => tiles_of::<I, F, 6>(operands, first..end, token),
-                    7 if I::TOKENS > 2 => tiles_of::<I, F, 7>(operands, first..end, token),
-                    8 if I::TOKENS > 2 => tiles_of::<I, F, 8>(operands, first..end, token),
+                    5 if I::TOKENS > 4 => tiles_of::<I, F, 5>(operands, first..end, token),
+                    6 if I::TOKENS > 4 => tiles_of::<I, F, 6>(operands, first..end, token),
+                    7 if I::TOKENS > 4 => tiles_of::<I, F, 7>(operands, first..end, token),
+                    8 if I::TOKENS > 4 => tiles_of::<I, F, 8>(operands, first..end, token),
                     _ => unreachable!("at most `I::TOKENS` at a time"),
                 }
             }
@@ -118,19 +132,19 @@ unsafe fn blocks_of_32<I: Isa, F: Format, const N: usize>(
         for _ in 0..n_blocks {
             let d = scale::<I, F>(w);
             let codes = unpack::<I, F>(w.add(At::<I, F>::CODES));
-            for n in 0..N {
+            each_token!(n in 0..N {
                 let a = y[n];
                 let values = a.add(At::<I, F>::VALUES).cast();
-                let extra = a.add(At::<I, F>::SUMS).cast::<i32>().read_unaligned();
                 let factor = I::mul(d, I::splat(a.cast::<f32>().read_unaligned()));
-                let dots = dot::<I, F, 0, 8>(if F::MIN { 0 } else { extra }, &codes, values);
+                let dots = dot::<I, F, 0, 8>(offset::<I, F>(a, 0), &codes, values);
                 sums[n] = I::fma(I::floats(dots), factor, sums[n]);
                 if F::MIN {
                     let minimum = I::f16(w.add(At::<I, F>::MINIMA));
-                    sums[n] = I::fma(minimum, I::splat(f32::from_bits(extra as u32)), sums[n]);
+                    let sum = a.add(At::<I, F>::SUMS).cast::<f32>().read_unaligned();
+                    sums[n] = I::fma(minimum, I::splat(sum), sums[n]);
                 }
                 y[n] = a.add(At::<I, F>::ACTIVATIONS);
-            }
+            });
             w = w.add(At::<I, F>::BLOCK);
         }
         sums
@@ -155,21 +169,21 @@ unsafe fn blocks_of_256<I: Isa, F: Format, const N: usize>(
                 let scales = w.add(At::<I, F>::GROUP_SCALES);
                 if F::GROUP == 32 {
                     let scale = I::mul(d, I::i8(scales.add(c * I::ROWS)));
-                    for n in 0..N {
+                    each_token!(n in 0..N {
                         let values = y[n].add(At::<I, F>::VALUES + 32 * c).cast();
                         let dots = dot::<I, F, 0, 8>(offset::<I, F>(y[n], c), &codes, values);
                         block[n] = I::fma(I::floats(dots), scale, block[n]);
-                    }
+                    });
                 } else {
                     let first = I::mul(d, I::i8(scales.add(2 * c * I::ROWS)));
                     let second = I::mul(d, I::i8(scales.add((2 * c + 1) * I::ROWS)));
-                    for n in 0..N {
+                    each_token!(n in 0..N {
                         let values = y[n].add(At::<I, F>::VALUES + 32 * c).cast::<i8>();
                         let dots = dot::<I, F, 0, 4>(offset::<I, F>(y[n], 2 * c), &codes, values);
                         block[n] = I::fma(I::floats(dots), first, block[n]);
                         let dots = dot::<I, F, 4, 4>(offset::<I, F>(y[n], 2 * c + 1), &codes, values.add(16));
                         block[n] = I::fma(I::floats(dots), second, block[n]);
-                    }
+                    });
                 }
             }
             if F::MIN {
@@ -177,10 +191,8 @@ unsafe fn blocks_of_256<I: Isa, F: Format, const N: usize>(
                 let minima = w.add(At::<I, F>::GROUP_MINIMA);
                 for n in 0..N {
                     let pairs = y[n].add(At::<I, F>::SUMS).cast::<i32>();
-                    let mut total = I::ints(0);
-                    for j in 0..F::GROUPS / 2 {
-                        total = I::pairs(total, minima.add(2 * j * I::ROWS), pairs.add(j).read_unaligned());
-                    }
+                    let total =
+                        if F::GROUPS == 8 { I::minima::<4>(minima, pairs) } else { I::minima::<8>(minima, pairs) };
                     block[n] = I::fnma(I::floats(total), minimum, block[n]);
                 }
             }
@@ -236,7 +248,7 @@ unsafe fn unpack<I: Isa, F: Format>(p: *const u8) -> [I::Bytes; 8] {
         match F::BITS {
             8 => {
                 for (g, out) in out.iter_mut().enumerate() {
-                    *out = I::wide(vector(g));
+                    *out = vector(g);
                 }
             }
             4..=6 => {
@@ -270,9 +282,9 @@ unsafe fn unpack<I: Isa, F: Format>(p: *const u8) -> [I::Bytes; 8] {
                         }
                     }
                 }
-                if let Some(table) = &F::TABLE {
+                if F::TABLE.is_some() {
                     for out in &mut out {
-                        *out = I::lookup(table, *out);
+                        *out = I::lookup(&At::<I, F>::TABLE, *out);
                     }
                 }
             }

@@ -40,12 +40,8 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     unsafe fn lookup(table: &[u8; 16], codes: __m256i) -> __m256i {
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            Self::wide(_mm256_shuffle_epi8(table, codes))
+            _mm256_shuffle_epi8(table, codes)
         }
-    }
-    #[inline(always)]
-    unsafe fn wide(a: __m256i) -> __m256i {
-        if VNNI { a } else { unsafe { _mm256_xor_si256(a, _mm256_set1_epi8(-128)) } }
     }
     #[inline(always)]
     unsafe fn dot<const BITS: usize, const FROM: usize, const N: usize>(
@@ -85,15 +81,16 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn pairs(sum: __m256i, p: *const u8, y: i32) -> __m256i {
+    unsafe fn minima<const PAIRS: usize>(p: *const u8, y: *const i32) -> __m256i {
         unsafe {
-            let w = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
-            _mm256_add_epi32(sum, _mm256_madd_epi16(w, _mm256_set1_epi32(y)))
+            let mut sum = _mm256_setzero_si256();
+            for j in 0..PAIRS {
+                let w = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.add(2 * Self::ROWS * j).cast()));
+                let y = _mm256_set1_epi32(y.add(j).read_unaligned());
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, y));
+            }
+            sum
         }
-    }
-    #[inline(always)]
-    unsafe fn ints(value: i32) -> __m256i {
-        unsafe { _mm256_set1_epi32(value) }
     }
     #[inline(always)]
     unsafe fn floats(a: __m256i) -> __m256 {

@@ -41,10 +41,6 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn wide(a: __m512i) -> __m512i {
-        a
-    }
-    #[inline(always)]
     unsafe fn dot<const BITS: usize, const FROM: usize, const N: usize>(
         init: i32,
         w: &[__m512i; 8],
@@ -60,12 +56,15 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn pairs(sum: __m512i, p: *const u8, y: i32) -> __m512i {
-        unsafe { _mm512_dpwssd_epi32(sum, _mm512_cvtepu8_epi16(_mm256_loadu_si256(p.cast())), _mm512_set1_epi32(y)) }
-    }
-    #[inline(always)]
-    unsafe fn ints(value: i32) -> __m512i {
-        unsafe { _mm512_set1_epi32(value) }
+    unsafe fn minima<const PAIRS: usize>(p: *const u8, y: *const i32) -> __m512i {
+        unsafe {
+            let mut sum = _mm512_setzero_si512();
+            for j in 0..PAIRS {
+                let w = _mm512_cvtepu8_epi16(_mm256_loadu_si256(p.add(2 * Self::ROWS * j).cast()));
+                sum = _mm512_dpwssd_epi32(sum, w, _mm512_set1_epi32(y.add(j).read_unaligned()));
+            }
+            sum
+        }
     }
     #[inline(always)]
     unsafe fn floats(a: __m512i) -> __m512 {

@@ -40,10 +40,6 @@ impl Isa for Plain {
         codes.map(|code| table[usize::from(code & 15)])
     }
     #[inline(always)]
-    unsafe fn wide(a: Self::Bytes) -> Self::Bytes {
-        a
-    }
-    #[inline(always)]
     unsafe fn dot<const BITS: usize, const FROM: usize, const N: usize>(
         init: i32,
         w: &[Self::Bytes; 8],
@@ -61,15 +57,16 @@ impl Isa for Plain {
         sum
     }
     #[inline(always)]
-    unsafe fn pairs(sum: Self::Ints, p: *const u8, y: i32) -> Self::Ints {
-        std::array::from_fn(|row| {
-            let (a, b) = unsafe { (i32::from(*p.add(2 * row)), i32::from(*p.add(2 * row + 1))) };
-            sum[row] + a * i32::from(y as i16) + b * (y >> 16)
-        })
-    }
-    #[inline(always)]
-    unsafe fn ints(value: i32) -> Self::Ints {
-        [value; ROWS]
+    unsafe fn minima<const PAIRS: usize>(p: *const u8, y: *const i32) -> Self::Ints {
+        let mut sum = [0; ROWS];
+        for j in 0..PAIRS {
+            let (p, y) = unsafe { (p.add(2 * ROWS * j), y.add(j).read_unaligned()) };
+            for (row, sum) in sum.iter_mut().enumerate() {
+                let (a, b) = unsafe { (i32::from(*p.add(2 * row)), i32::from(*p.add(2 * row + 1))) };
+                *sum += a * i32::from(y as i16) + b * (y >> 16);
+            }
+        }
+        sum
     }
     #[inline(always)]
     unsafe fn floats(a: Self::Ints) -> Self::Floats {
