@@ -67,8 +67,8 @@ pub(super) fn block<I: Isa, F: Format>(x: &[f32], out: &mut [u8]) {
             put(head, j, [a[0], a[1], b[0], b[1]]);
         }
     } else {
-        for j in 0..F::GROUPS {
-            put(head, j, sums[j].wrapping_mul(-At::<I, F>::OFFSET).to_le_bytes());
+        for (j, sum) in sums[..F::GROUPS].iter().enumerate() {
+            put(head, j, sum.wrapping_mul(-At::<I, F>::OFFSET).to_le_bytes());
         }
     }
 }

@@ -145,7 +145,7 @@ impl Split {
 
 /// The tensors of each part, as ranges of the model's.
 fn groups(model: &File, options: &SplitOptions) -> Vec<std::ops::Range<usize>> {
-    let mut groups = if options.tensors_in_first { Vec::new() } else { vec![0..0] };
+    let mut groups: Vec<_> = std::iter::repeat_n(0..0, usize::from(!options.tensors_in_first)).collect();
     let (mut start, mut bytes) = (0, 0u64);
     for (index, tensor) in model.tensors().iter().enumerate() {
         // Sizes are those of the data alone, aligned as in any file that says nothing else.

@@ -25,7 +25,9 @@ pub(super) fn run(ours: sys::ggml_backend_buffer_type_t) -> bool {
         }
     }
     // Activations that 8 bits hold exactly: multiples of the scale, of which 127 is the largest.
-    let x = |token: usize, column: usize| if column % 32 == 0 { 127 } else { (token * 7 + column) as i32 % 50 - 25 };
+    let x = |token: usize, column: usize| {
+        if column.is_multiple_of(32) { 127 } else { (token * 7 + column) as i32 % 50 - 25 }
+    };
     let inputs: Vec<f32> = (0..N_TOKENS * N_IN).map(|i| x(i / N_IN, i % N_IN) as f32).collect();
     let Some(found) = through_ggml(ours, &raw, &inputs) else { return false };
     let is_right = (0..N_TOKENS * N_OUT).all(|i| {
