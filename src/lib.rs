@@ -57,10 +57,10 @@ pub use llama::batch::Logits;
 pub use llama::threads::default_threads;
 pub use llama::{Device, Kernels, Token, Vocab, cpu_features, devices, kernels_here, max_devices};
 pub use session::{
-    CacheType, CancelHandle, ChatTemplate, Drafts, ExitPoint, Exits, FlashAttn, GenerateParams, Generation, GpuLayers,
-    Kv, Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress, PromptReport, Rescorer,
-    Sampler, SamplerParams, Scored, Session, SessionParams, StateError, StopReason, TemplateError, TokenEvent,
-    TokenLogprob, memory_estimate, system_memory,
+    CacheType, CancelHandle, ChatTemplate, Drafts, ExitPoint, Exits, FlashAttn, Forced, GenerateParams, Generation,
+    GpuLayers, Kv, Lookup, MemoryEstimate, Message, Model, ModelInfo, ModelParams, Policy, PromptProgress,
+    PromptReport, ReplyPart, ReplyReader, Rescorer, Sampler, SamplerParams, Scored, Session, SessionParams, StateError,
+    StopReason, TemplateError, TokenEvent, TokenLogprob, ToolFormat, Tools, memory_estimate, system_memory,
 };
 
 /// The grammar of the JSON texts that `schema` accepts.

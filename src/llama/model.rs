@@ -148,9 +148,10 @@ impl RawModel {
     }
 
     /// The model's own chat template.
-    pub(crate) fn chat_template(&self) -> Option<String> {
+    pub(crate) fn chat_template(&self, name: Option<&CStr>) -> Option<String> {
+        let name = name.map_or(std::ptr::null(), CStr::as_ptr);
         // SAFETY: a live model; NULL asks for the default template, and the text it returns lives with the model.
-        let text = unsafe { sys::llama_model_chat_template(self.as_ptr(), std::ptr::null()) };
+        let text = unsafe { sys::llama_model_chat_template(self.as_ptr(), name) };
         // SAFETY: NUL-terminated if not NULL.
         (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     }

@@ -82,7 +82,7 @@ impl Session {
                 made.end_exit = exit;
                 break;
             }
-            let piece = self.model.vocab().piece(token, false);
+            let piece = self.model.vocab().piece(token, params.shown.contains(&token));
             let text = if is_early { stream.push_through(&piece) } else { stream.push(&piece) };
             made.tokens.push(token);
             made.exits.push(exit);

@@ -67,6 +67,8 @@ pub struct GenerateParams {
     pub ignore_eos: bool,
     /// Reports each token's log-probability, and those of this many of the best beside it.
     pub n_logprobs: Option<usize>,
+    /// Control tokens that are part of the text, such as those that open a tool call; others have no text.
+    pub shown: Vec<Token>,
 }
 
 impl Default for GenerateParams {
@@ -78,6 +80,7 @@ impl Default for GenerateParams {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             n_logprobs: None,
+            shown: Vec::new(),
         }
     }
 }

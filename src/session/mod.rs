@@ -22,6 +22,7 @@ mod screens;
 mod state;
 mod template;
 mod text;
+mod tool_calls;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ pub use rescore::{Rescorer, Scored};
 pub use sampler::{Sampler, SamplerParams};
 pub use state::StateError;
 pub use template::{ChatTemplate, Message, TemplateError};
+pub use tool_calls::{Forced, ReplyPart, ReplyReader, ToolFormat, Tools};
 
 use crate::error::{Error, Result};
 use crate::gate::Gate;

@@ -143,6 +143,7 @@ struct Inner {
     vocab: Vocab,
     info: ModelInfo,
     chat_template: Option<String>,
+    tool_template: Option<String>,
     heads: Option<Arc<Heads>>,
     memory: MemoryShape,
     /// Number of learned positions, for models that have such.
@@ -199,13 +200,15 @@ impl Model {
         let vocab = Vocab::new(Arc::clone(&raw));
         let info = describe(path, n_parts, &raw, &vocab);
         check_generates(&raw, &info)?;
-        let chat_template = raw.chat_template();
+        let chat_template = raw.chat_template(None);
+        let tool_template = raw.chat_template(Some(c"tool_use"));
         let check_memory = params.check_memory;
         Ok(Self(Arc::new(Inner {
             raw,
             vocab,
             info,
             chat_template,
+            tool_template,
             heads,
             memory,
             n_positions,
@@ -237,6 +240,11 @@ impl Model {
     /// The model's own chat template, a Jinja text.
     pub fn chat_template(&self) -> Option<&str> {
         self.0.chat_template.as_deref()
+    }
+
+    /// The template for conversations with tools, where the model has one of its own (`tokenizer.chat_template.tool_use`).
+    pub fn tool_template(&self) -> Option<&str> {
+        self.0.tool_template.as_deref()
     }
 
     /// True if both are one model in memory.

@@ -7,12 +7,20 @@
 //! `extends`: there is one template.
 
 use std::borrow::Cow;
+use std::cell::Cell;
+use std::sync::OnceLock;
 
 use minijinja::machinery::{Vm, make_string_output};
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, context};
 use serde::Serialize;
+use serde_json::{Map, Value as Json, json};
 
+use super::tool_calls::ToolFormat;
+use adapt::Wants;
+
+mod adapt;
+mod filters;
 mod guard;
 mod operators;
 mod program;
@@ -75,6 +83,9 @@ pub struct ChatTemplate {
     source: String,
     bos: String,
     eos: String,
+    tool_format: ToolFormat,
+    /// Found by trying, once it is asked for.
+    wants: OnceLock<Wants>,
 }
 
 impl ChatTemplate {
@@ -89,10 +100,17 @@ impl ChatTemplate {
                 source.len()
             )));
         }
+        let tool_format = ToolFormat::of(source);
         let source = without_generation_marks(source);
         let source = program::without_folded_products(&source)?;
         program::compile(&source)?;
-        Ok(Self { source: source.into_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
+        let (source, bos, eos) = (source.into_owned(), bos.to_owned(), eos.to_owned());
+        Ok(Self { source, bos, eos, tool_format, wants: OnceLock::new() })
+    }
+
+    /// How the model writes tool calls, as far as the template tells.
+    pub fn tool_format(&self) -> ToolFormat {
+        self.tool_format
     }
 
     /// The text of a conversation; with `add_generation_prompt` it ends where the assistant's next turn begins.
@@ -100,11 +118,34 @@ impl ChatTemplate {
     /// # Errors
     /// Any [`TemplateError`] but `Syntax`.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        self.render_with(context! { messages, add_generation_prompt })
+        let mut variables = Map::new();
+        variables.insert("messages".to_owned(), json!(messages));
+        variables.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt));
+        self.render_chat(variables)
     }
 
-    /// Renders with everything a template may ask for: `variables` is a map with `messages`, `add_generation_prompt` and what else the caller
-    /// has, such as `tools` or `enable_thinking`. `bos_token` and `eos_token` are added.
+    /// Renders with everything a template may ask for: `messages`, `add_generation_prompt` and what else the caller has,
+    /// such as `tools` or `enable_thinking`. `bos_token` and `eos_token` are added. The messages have texts as their content
+    /// and objects as the arguments of their calls; they are given to the template in the way that it shows.
+    ///
+    /// # Errors
+    /// Any [`TemplateError`] but `Syntax`.
+    pub fn render_chat(&self, mut variables: Map<String, Json>) -> Result<String, TemplateError> {
+        let wants = self.wants.get_or_init(|| {
+            let stopped = Cell::new(false);
+            Wants::of(|variables| match stopped.get() {
+                // One that takes too long is not tried again.
+                true => None,
+                false => self.render_with(variables).map_err(|error| stopped.set(is_stopped(&error))).ok(),
+            })
+        });
+        if let Some(messages) = variables.get_mut("messages") {
+            wants.adapt(messages);
+        }
+        self.render_with(variables)
+    }
+
+    /// Renders with `variables` as they are; they are a map.
     ///
     /// # Errors
     /// Any [`TemplateError`] but `Syntax`.
@@ -133,27 +174,20 @@ impl ChatTemplate {
     }
 }
 
+fn is_stopped(error: &TemplateError) -> bool {
+    matches!(error, TemplateError::Stopped(_))
+}
+
 /// What a template may call, as `transformers` provides it.
 fn environment<'a>() -> Environment<'a> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(|out, _, value| guard::emit(out, value));
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raised").with_source(TemplateError::Raised(message)))
     });
     environment.add_function("strftime_now", |format: &str| python::strftime_now(format));
-    environment.add_filter(
-        "tojson",
-        |value: &Value, indent: Option<usize>, options: Kwargs| -> Result<Value, minijinja::Error> {
-            let indent = indent.or(options.get::<Option<usize>>("indent")?);
-            let _: Option<bool> = options.get("ensure_ascii")?;
-            options.assert_all_used()?;
-            guard::written(|out| python::write_json(out, value, indent, 0)).map(Value::from_safe_string)
-        },
-    );
-    environment.add_filter("indent", python::indent);
-    environment.add_filter("string", |value: &Value| guard::text_of(value));
+    filters::install(&mut environment);
     environment
 }
 

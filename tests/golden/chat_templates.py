@@ -3,7 +3,8 @@
 
     pip install jinja2==3.1.6 && python3 tests/golden/chat_templates.py
 
-rewrites tests/golden/chat_templates.json from tests/golden/chat-templates/*.jinja. smollm2 and qwen2.5 are the templates that those models
+rewrites tests/golden/chat_templates.json from tests/golden/chat-templates/*.jinja, and tests/golden/chat_expressions.json from the lines of
+tests/golden/chat-expressions.txt, each a template of its own: filters and methods on values of all kinds, undefined ones among them. smollm2 and qwen2.5 are the templates that those models
 carry (both Apache-2.0); the others are written here after the formats that the models of their names were trained on.
 """
 
@@ -82,7 +83,9 @@ def raise_exception(message):
 
 def environment():
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    env.filters["tojson"] = lambda value, ensure_ascii=False, indent=None: json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    env.filters["tojson"] = lambda value, ensure_ascii=False, indent=None, separators=None, sort_keys=False: json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
     env.globals["raise_exception"] = raise_exception
     return env
 
@@ -92,7 +95,7 @@ def render(source, variables):
         return {"text": environment().from_string(source).render(bos_token="<s>", eos_token="</s>", **variables)}
     except Raised as error:
         return {"raised": str(error)}
-    except (jinja2.TemplateError, TypeError, AttributeError, KeyError, IndexError):
+    except (jinja2.TemplateError, TypeError, AttributeError, KeyError, IndexError, ValueError):
         return {"failed": True}
 
 
@@ -104,6 +107,11 @@ def main():
             variables = {"add_generation_prompt": True, "date_string": "26 Jul 2024", **conversation}
             cases.append({"template": name, "conversation": title, "variables": variables, "expected": render(source, variables)})
     (HERE / "chat_templates.json").write_text(json.dumps(cases, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    lines = (HERE / "chat-expressions.txt").read_text(encoding="utf-8").splitlines()
+    said = {"messages": [turn("user", "Hi"), turn("assistant", "Yo")]}
+    expressions = [{"source": line, "variables": said, "expected": render(line, said)} for line in lines]
+    (HERE / "chat_expressions.json").write_text(json.dumps(expressions, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(len(expressions), "expressions,", sum("text" in case["expected"] for case in expressions), "with a text")
     print(len(cases), "renderings,", sum("text" in case["expected"] for case in cases), "with a text")
 
 

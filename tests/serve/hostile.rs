@@ -294,7 +294,7 @@ fn fields() -> Vec<Case> {
         case("a schema that points nowhere", schema(json!({"$ref": "#/$defs/none"})), 400, "invalid_value"),
         case("a schema from elsewhere", schema(json!({"$ref": "http://127.0.0.1:1/x.json"})), 400, "invalid_value"),
         case("a tool without a name", with(json!({"tools": [{"type": "function"}]})), 400, "invalid_value"),
-        case("a tool that must be called", with(json!({"tool_choice": "required"})), 400, "unsupported_parameter"),
+        case("a call without tools", with(json!({"tool_choice": "required"})), 400, "invalid_value"),
         case("a prompt of nothing", post(TEXT, &json!({})), 400, "invalid_value"),
         case("several prompts", text(json!(["a", "b"])), 400, "invalid_value"),
         case("a token outside of the vocabulary", text(json!([1_000_000])), 400, "invalid_value"),

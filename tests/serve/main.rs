@@ -9,6 +9,7 @@ mod openai;
 mod page;
 mod requests;
 mod server;
+mod tools;
 
 #[path = "../python/mod.rs"]
 mod python;

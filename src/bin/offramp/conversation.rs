@@ -258,10 +258,22 @@ fn beginning(settings: &Settings) -> (Vec<Message>, String) {
 /// # Errors
 /// When it does not parse.
 pub fn template_of(model: &Model) -> Result<Option<ChatTemplate>, Failure> {
-    let Some(source) = model.chat_template() else { return Ok(None) };
+    model.chat_template().map(|source| parsed(model, source)).transpose()
+}
+
+/// The model's template for conversations with tools; `None` if it has none of its own.
+///
+/// # Errors
+/// When it does not parse.
+#[cfg_attr(not(feature = "serve"), allow(dead_code))]
+pub fn tool_template_of(model: &Model) -> Result<Option<ChatTemplate>, Failure> {
+    model.tool_template().map(|source| parsed(model, source)).transpose()
+}
+
+fn parsed(model: &Model, source: &str) -> Result<ChatTemplate, Failure> {
     let vocab = model.vocab();
     let (bos, eos) = (special_text(model, vocab.bos()), special_text(model, vocab.eos()));
-    ChatTemplate::new(source, &bos, &eos).map(Some).map_err(Failure::failed)
+    ChatTemplate::new(source, &bos, &eos).map_err(Failure::failed)
 }
 
 /// How a special token is written in a text; empty for none.

@@ -57,7 +57,19 @@ const STRUCTURAL: &[&str] = &[
 ];
 
 /// Filters on text.
-const TEXTUAL: &[&str] = &["capitalize", "indent", "lower", "replace", "title", "trim", "upper"];
+const TEXTUAL: &[&str] = &[
+    "capitalize",
+    "center",
+    "indent",
+    "lower",
+    "replace",
+    "striptags",
+    "title",
+    "trim",
+    "truncate",
+    "upper",
+    "wordcount",
+];
 
 /// Filters and methods whose result holds the argument one level deeper.
 const NESTING: &[&str] = &["batch", "dictsort", "groupby", "items", "slice", "zip"];
@@ -177,7 +189,10 @@ fn growth(name: &str, arguments: &[Value]) -> usize {
             hits.saturating_mul(text(2).len())
         }
         "indent" => (text(0).lines().count() + 1).saturating_mul(number(1)),
-        "center" | "ljust" | "rjust" => number(1),
+        // Without a width, the filter's own.
+        "center" => number(1).max(80),
+        "ljust" | "rjust" => number(1),
+        "e" | "escape" | "forceescape" => text(0).len().saturating_mul(5),
         "format" => longest_number(text(0)),
         _ => 0,
     }

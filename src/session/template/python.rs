@@ -49,67 +49,113 @@ fn write_repr(out: &mut dyn Write, value: &Value, depth: usize) -> fmt::Result {
     }
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-pub(super) fn write_json(out: &mut dyn Write, value: &Value, indent: Option<usize>, depth: usize) -> fmt::Result {
-    if depth > MAX_DEPTH {
-        return Err(fmt::Error);
-    }
-    let new_line = |out: &mut dyn Write, depth: usize| match indent {
-        Some(width) => {
-            out.write_char('\n')?;
-            (0..width.checked_mul(depth).ok_or(fmt::Error)?).try_for_each(|_| out.write_char(' '))
+/// How JSON is written: the arguments of Python's `json.dumps`.
+pub(super) struct Json {
+    /// Stands once for each level at the beginning of a line; `None` for all in one line.
+    pub(super) indent: Option<String>,
+    /// Between elements.
+    pub(super) item: String,
+    /// After a key.
+    pub(super) key: String,
+    /// Whether keys come in their order.
+    pub(super) sorted: bool,
+    /// Whether other characters than ASCII's are escaped.
+    pub(super) ascii: bool,
+}
+
+impl Json {
+    pub(super) fn write(&self, out: &mut dyn Write, value: &Value, depth: usize) -> fmt::Result {
+        if depth > MAX_DEPTH {
+            return Err(fmt::Error);
         }
-        None => Ok(()),
-    };
-    let comma = if indent.is_some() { "," } else { ", " };
-    match value.kind() {
-        ValueKind::None => out.write_str("null"),
-        ValueKind::Bool => out.write_str(if value.is_true() { "true" } else { "false" }),
-        ValueKind::Number => write_number(out, value),
-        ValueKind::String => write_json_text(out, value.as_str().unwrap_or_default()),
-        kind @ (ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) => {
-            let (open, close) = if kind == ValueKind::Map { ('{', '}') } else { ('[', ']') };
-            out.write_char(open)?;
-            let mut empty = true;
-            for item in value.try_iter().map_err(|_| fmt::Error)? {
-                out.write_str(if empty { "" } else { comma })?;
-                empty = false;
-                new_line(out, depth + 1)?;
-                if kind == ValueKind::Map {
-                    let mut key = String::new();
-                    write_str(&mut key, &item)?;
-                    write_json_text(out, &key)?;
-                    out.write_str(": ")?;
-                    write_json(out, &value.get_item(&item).unwrap_or_default(), indent, depth + 1)?;
-                } else {
-                    write_json(out, &item, indent, depth + 1)?;
+        match value.kind() {
+            ValueKind::None => out.write_str("null"),
+            ValueKind::Bool => out.write_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => write_json_number(out, value),
+            ValueKind::String => self.text(out, value.as_str().unwrap_or_default()),
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter().map_err(|_| fmt::Error)?.collect();
+                if self.sorted {
+                    keys.sort();
                 }
+                self.all(out, ('{', '}'), depth, keys.into_iter(), |out, key| {
+                    match key.kind() {
+                        ValueKind::String => self.text(out, key.as_str().unwrap_or_default())?,
+                        _ => {
+                            out.write_char('"')?;
+                            self.write(out, &key, depth + 1)?;
+                            out.write_char('"')?;
+                        }
+                    }
+                    out.write_str(&self.key)?;
+                    self.write(out, &value.get_item(&key).unwrap_or_default(), depth + 1)
+                })
             }
-            if !empty {
-                new_line(out, depth)?;
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items = value.try_iter().map_err(|_| fmt::Error)?;
+                self.all(out, ('[', ']'), depth, items, |out, item| self.write(out, &item, depth + 1))
             }
-            out.write_char(close)
+            _ => Err(fmt::Error),
         }
-        _ => Err(fmt::Error),
+    }
+
+    /// What is between brackets.
+    fn all(
+        &self,
+        out: &mut dyn Write,
+        (open, close): (char, char),
+        depth: usize,
+        items: impl Iterator<Item = Value>,
+        one: impl Fn(&mut dyn Write, Value) -> fmt::Result,
+    ) -> fmt::Result {
+        let new_line = |out: &mut dyn Write, depth: usize| match &self.indent {
+            Some(indent) => {
+                out.write_char('\n')?;
+                (0..depth).try_for_each(|_| out.write_str(indent))
+            }
+            None => Ok(()),
+        };
+        out.write_char(open)?;
+        let mut empty = true;
+        for item in items {
+            out.write_str(if empty { "" } else { &self.item })?;
+            empty = false;
+            new_line(out, depth + 1)?;
+            one(out, item)?;
+        }
+        if !empty {
+            new_line(out, depth)?;
+        }
+        out.write_char(close)
+    }
+
+    fn text(&self, out: &mut dyn Write, text: &str) -> fmt::Result {
+        out.write_char('"')?;
+        for c in text.chars() {
+            match c {
+                '"' => out.write_str("\\\"")?,
+                '\\' => out.write_str("\\\\")?,
+                '\n' => out.write_str("\\n")?,
+                '\r' => out.write_str("\\r")?,
+                '\t' => out.write_str("\\t")?,
+                '\u{8}' => out.write_str("\\b")?,
+                '\u{c}' => out.write_str("\\f")?,
+                c if (c as u32) < 0x20 || self.ascii && (c as u32) >= 0x7f => {
+                    c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;
+                }
+                c => out.write_char(c)?,
+            }
+        }
+        out.write_char('"')
     }
 }
 
-fn write_json_text(out: &mut dyn Write, text: &str) -> fmt::Result {
-    out.write_char('"')?;
-    for c in text.chars() {
-        match c {
-            '"' => out.write_str("\\\"")?,
-            '\\' => out.write_str("\\\\")?,
-            '\n' => out.write_str("\\n")?,
-            '\r' => out.write_str("\\r")?,
-            '\t' => out.write_str("\\t")?,
-            '\u{8}' => out.write_str("\\b")?,
-            '\u{c}' => out.write_str("\\f")?,
-            c if (c as u32) < 0x20 => write!(out, "\\u{:04x}", c as u32)?,
-            c => out.write_char(c)?,
-        }
+fn write_json_number(out: &mut dyn Write, value: &Value) -> fmt::Result {
+    match f64::try_from(value.clone()) {
+        Ok(number) if number.is_nan() => out.write_str("NaN"),
+        Ok(number) if number.is_infinite() => out.write_str(if number > 0.0 { "Infinity" } else { "-Infinity" }),
+        _ => write_number(out, value),
     }
-    out.write_char('"')
 }
 
 /// Python prefers single quotes and changes to double ones where that saves an escape.

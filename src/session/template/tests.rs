@@ -231,3 +231,78 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn expressions_equal_those_of_python() {
+    let cases: Vec<Json> = serde_json::from_str(include_str!("../../../tests/golden/chat_expressions.json")).unwrap();
+    let mut differences = String::new();
+    for case in cases {
+        let (source, expected) = (case["source"].as_str().unwrap(), &case["expected"]);
+        let rendered =
+            ChatTemplate::new(source, "<s>", "</s>").and_then(|template| template.render_with(&case["variables"]));
+        let same = match &rendered {
+            Ok(text) => expected["text"] == **text,
+            Err(TemplateError::Failed { .. } | TemplateError::Syntax { .. }) => expected["failed"] == true,
+            Err(_) => false,
+        };
+        if !same {
+            differences += &format!("{source}\n  expected {expected}\n  got      {rendered:?}\n");
+        }
+    }
+    assert!(differences.is_empty(), "{differences}");
+}
+
+/// What a template makes of a conversation with a call.
+fn with_call(source: &str, content: Json, arguments: Json) -> Result<String, TemplateError> {
+    let call =
+        serde_json::json!({"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": arguments}});
+    let variables = serde_json::json!({"messages": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+    ]});
+    ChatTemplate::new(source, "", "").unwrap().render_chat(variables.as_object().unwrap().clone())
+}
+
+#[test]
+fn arguments_are_a_text_for_templates_that_need_one() {
+    let object = || serde_json::json!({"a": 1});
+    let call = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name }}CALL{% endfor %}{{ m.content or '' }}{% endfor %}";
+    for (shown, expected) in [
+        ("{{ c.function.arguments | tojson }}", "{\"a\": 1}"),
+        ("{{ '' + c.function.arguments }}", "{\"a\": 1}"),
+        ("{{ c.function.arguments }}", "{\"a\": 1}"),
+        ("{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}", "a=1"),
+        (
+            "{% if c.function.arguments is string %}{{ c.function.arguments }}{% else %}{{ c.function.arguments | tojson }}{% endif %}",
+            "{\"a\": 1}",
+        ),
+    ] {
+        let text = with_call(&call.replace("CALL", shown), Json::Null, object()).unwrap();
+        assert_eq!(text, format!("Hif{expected}"), "{shown}");
+    }
+}
+
+#[test]
+fn a_call_is_shown_whatever_stands_beside_it() {
+    let null_alone = "{% for m in messages %}{% if m.content is none %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+    let text_alone = "{% for m in messages %}{{ m.content + '' }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}{% endfor %}";
+    for source in [null_alone, text_alone] {
+        for content in [Json::Null, Json::from("")] {
+            let text = with_call(source, content.clone(), serde_json::json!({})).unwrap();
+            assert_eq!(text, "Hi{\"name\": \"f\", \"arguments\": {}}", "{content}: {source}");
+        }
+    }
+    // Where the template shows both, null stays null.
+    let both = "{% for m in messages %}{{ m.content is none }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}{{ m.content }}{% endfor %}";
+    assert!(with_call(both, Json::Null, serde_json::json!({})).unwrap().starts_with("FalseHiTrue"));
+}
+
+#[test]
+fn text_is_a_part_for_templates_that_show_parts_alone() {
+    let parts = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}";
+    let both = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}!{% endif %}{% endfor %}";
+    for source in [parts, both] {
+        let text = ChatTemplate::new(source, "", "").unwrap().render(&[Message::new("user", "Hi")], true);
+        assert_eq!(text.as_deref(), Ok("Hi"), "{source}");
+    }
+}

@@ -3,10 +3,11 @@
 //! llama.cpp's `timings` with what the exits did.
 
 use offramp::measure::Depths;
-use offramp::{ExitPoint, StopReason, Token, TokenLogprob, Vocab};
+use offramp::{ExitPoint, ReplyPart, ReplyReader, StopReason, Token, TokenLogprob, Vocab};
 use serde_json::{Value, json};
 
 use super::engine::{Finished, TokenPiece};
+use super::parts::{Message, Piece};
 use crate::thinking::{Part, Thinking};
 
 /// What JSON has instead of negative infinity; OpenAI writes the same.
@@ -22,6 +23,8 @@ pub struct Writer {
     pub include_usage: bool,
     /// Of a chat reply; `None` for a completion.
     pub thinking: Option<Thinking>,
+    /// Tells tool calls from text; `None` where there are none.
+    pub reader: Option<ReplyReader>,
     /// Whether log-probabilities were asked for.
     pub has_logprobs: bool,
     pub vocab: Vocab,
@@ -30,6 +33,8 @@ pub struct Writer {
     logprobs: Vec<Vec<TokenLogprob>>,
     /// Bytes of the tokens whose log-probabilities are out.
     n_bytes: usize,
+    /// Tool calls so far.
+    n_calls: usize,
 }
 
 impl Writer {
@@ -41,11 +46,13 @@ impl Writer {
             n_layer,
             include_usage: false,
             thinking: None,
+            reader: None,
             has_logprobs: false,
             vocab,
             exits: Vec::new(),
             logprobs: Vec::new(),
             n_bytes: 0,
+            n_calls: 0,
         }
     }
 
@@ -65,10 +72,11 @@ impl Writer {
     /// The last chunks.
     pub fn finish(&mut self, finished: &Finished) -> Vec<Value> {
         let mut chunks = self.text(&finished.rest);
-        if let Some((part, rest)) = self.thinking.as_mut().and_then(Thinking::finish) {
-            chunks.push(self.piece(Some(part), &rest));
-        }
-        let reason = finish_reason(finished.generation.stop_reason);
+        let rest = self.thinking.as_mut().and_then(Thinking::finish).into_iter().collect();
+        let mut parts = self.read(rest);
+        parts.extend(self.reader.as_mut().map(ReplyReader::finish).into_iter().flatten());
+        chunks.extend(parts.iter().map(|part| self.piece(part)));
+        let reason = self.finish_reason(finished.generation.stop_reason);
         // Tokens of a stop text, and those without a text, come with no chunk of their own.
         let logprobs = if self.logprobs.is_empty() { Value::Null } else { self.take_logprobs() };
         let mut last = match &self.thinking {
@@ -93,21 +101,21 @@ impl Writer {
     pub fn whole(&mut self, pieces: Vec<TokenPiece>, finished: &Finished) -> Value {
         self.logprobs = pieces.into_iter().map(|piece| piece.logprobs).collect();
         let text = &finished.generation.text;
-        let reason = finish_reason(finished.generation.stop_reason);
-        let mut choice = match &mut self.thinking {
-            Some(thinking) => {
-                let mut parts = thinking.push(text);
-                parts.extend(thinking.finish());
-                let of = |wanted| parts.iter().filter(|part| part.0 == wanted).map(|part| part.1.as_str()).collect();
-                let (thought, answer): (String, String) = (of(Part::Thought), of(Part::Answer));
-                let mut message = json!({"role": "assistant", "content": answer});
-                if !thought.is_empty() {
-                    message["reasoning_content"] = json!(thought);
-                }
-                json!({"index": 0, "message": message, "finish_reason": reason})
+        let parts = self.thinking.as_mut().map(|thinking| {
+            let mut parts = thinking.push(text);
+            parts.extend(thinking.finish());
+            parts
+        });
+        let mut choice = match parts {
+            Some(parts) => {
+                let mut parts = self.read(parts);
+                parts.extend(self.reader.as_mut().map(ReplyReader::finish).into_iter().flatten());
+                let message = Message::of(&parts).json(&self.id);
+                json!({"index": 0, "message": message})
             }
-            None => json!({"index": 0, "text": text, "finish_reason": reason}),
+            None => json!({"index": 0, "text": text}),
         };
+        choice["finish_reason"] = json!(self.finish_reason(finished.generation.stop_reason));
         choice["logprobs"] = self.take_logprobs();
         choice["exit_layers"] = json!(finished.generation.exits);
         let mut whole = self.envelope("chat.completion", choice);
@@ -117,23 +125,46 @@ impl Writer {
     }
 
     fn text(&mut self, text: &str) -> Vec<Value> {
-        match &mut self.thinking {
+        let parts = match &mut self.thinking {
             Some(thinking) => {
                 let parts = thinking.push(text);
-                parts.into_iter().map(|(part, text)| self.piece(Some(part), &text)).collect()
+                self.read(parts)
             }
             None if text.is_empty() => Vec::new(),
-            None => vec![self.piece(None, text)],
+            None => vec![ReplyPart::Content(text.to_owned())],
+        };
+        parts.iter().map(|part| self.piece(part)).collect()
+    }
+
+    /// Tells the tool calls in the answer from its text.
+    fn read(&mut self, parts: Vec<(Part, String)>) -> Vec<ReplyPart> {
+        let read = |(part, text): (Part, String)| match (part, &mut self.reader) {
+            (Part::Thought, _) => vec![ReplyPart::Thought(text)],
+            (Part::Answer, Some(reader)) => reader.push(&text),
+            (Part::Answer, None) => vec![ReplyPart::Content(text)],
+        };
+        parts.into_iter().flat_map(read).collect()
+    }
+
+    fn finish_reason(&self, reason: StopReason) -> &'static str {
+        match reason {
+            StopReason::Length => "length",
+            _ if self.reader.as_ref().is_some_and(|reader| reader.n_calls() > 0) => "tool_calls",
+            _ => "stop",
         }
     }
 
     /// A chunk with a text, and with all that is known of the tokens up to it.
-    fn piece(&mut self, part: Option<Part>, text: &str) -> Value {
+    fn piece(&mut self, part: &ReplyPart) -> Value {
         let logprobs = self.take_logprobs();
-        let mut choice = match part {
-            Some(Part::Thought) => json!({"index": 0, "delta": {"reasoning_content": text}}),
-            Some(Part::Answer) => json!({"index": 0, "delta": {"content": text}}),
-            None => json!({"index": 0, "text": text}),
+        let mut choice = match (part, &self.thinking) {
+            (ReplyPart::Content(text), None) => json!({"index": 0, "text": text}),
+            (part, _) => {
+                if matches!(part, ReplyPart::Call(_)) {
+                    self.n_calls += 1;
+                }
+                json!({"index": 0, "delta": Piece { part, n_calls: self.n_calls, id: &self.id }.json()})
+            }
         };
         choice["logprobs"] = logprobs;
         choice["finish_reason"] = Value::Null;
@@ -195,13 +226,6 @@ impl Writer {
 /// A number of 32 bits as it is written, not with the digits that it has as one of 64.
 pub fn shortest(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
-}
-
-fn finish_reason(reason: StopReason) -> &'static str {
-    match reason {
-        StopReason::Length => "length",
-        _ => "stop",
-    }
 }
 
 fn usage(finished: &Finished) -> Value {

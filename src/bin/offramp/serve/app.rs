@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use offramp::{ChatTemplate, Exits, Model, Token};
-use serde_json::{Map, Value, json};
+use offramp::{ChatTemplate, Exits, Model, ReplyReader, Token, ToolFormat, Tools};
+use serde_json::{Value, json};
 
 use super::access::Access;
 use super::answer::{Writer, shortest};
@@ -14,7 +14,7 @@ use super::engine::{Engine, Request};
 use super::failure::ApiError;
 use super::metrics::Metrics;
 use super::request::{ChatRequest, Common, CompletionRequest, Defaults, Prompt};
-use crate::conversation::{special_text, template_of};
+use crate::conversation::{special_text, template_of, tool_template_of};
 use crate::failure::Failure;
 use crate::thinking::Thinking;
 
@@ -38,6 +38,8 @@ pub struct Ready {
     /// The model's name in answers.
     pub name: String,
     template: Option<ChatTemplate>,
+    /// For conversations with tools, where the model has one.
+    tool_template: Option<ChatTemplate>,
     /// What templates write out and the tokenizer adds by itself.
     bos: String,
     defaults: Defaults,
@@ -84,6 +86,7 @@ impl Ready {
         let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             template: template_of(model)?,
+            tool_template: tool_template_of(model)?,
             bos: special_text(model, vocab.bos().filter(|_| vocab.adds_bos())),
             defaults,
             name,
@@ -101,11 +104,28 @@ impl Ready {
     /// # Errors
     /// [`ApiError`] with status 400.
     pub fn prepare_chat(&self, body: &Value) -> Result<Prepared, ApiError> {
-        let ChatRequest { common, variables } = ChatRequest::read(body, self.defaults)?;
-        let text = self.render(&variables)?;
+        let ChatRequest { mut common, variables, tools } = ChatRequest::read(body, self.defaults)?;
+        let template = self.template(tools.is_some())?;
+        let format = template.tool_format();
+        let mut text =
+            template.render_chat(variables).map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+        let forced = tools.as_ref().and_then(|tools| tools.forced(format));
+        if let Some(forced) = &forced {
+            text += &forced.after(&text);
+            let grammar = offramp::json_schema_grammar(forced.schema());
+            common.sampler.grammar = Some(grammar.map_err(|error| ApiError::invalid("tools", error.to_string()))?);
+        }
+        let reader = match &tools {
+            Some(tools) => Some(tools.reader(format, forced.as_ref())),
+            None => format.is_everywhere().then(|| ReplyReader::new(format, Tools::default()).at_most(0)),
+        };
+        if reader.is_some() {
+            common.limits.shown = self.controls(format);
+        }
         let tokens = self.tokenize(text.strip_prefix(&self.bos).unwrap_or(&text))?;
         let mut prepared = self.prepare(common, tokens, "chatcmpl")?;
         prepared.writer.thinking = Some(Thinking::new(&text));
+        prepared.writer.reader = reader;
         Ok(prepared)
     }
 
@@ -129,11 +149,21 @@ impl Ready {
         self.prepare(common, tokens, "cmpl")
     }
 
-    fn render(&self, variables: &Map<String, Value>) -> Result<String, ApiError> {
-        let template = self.template.as_ref().ok_or_else(|| {
+    fn template(&self, has_tools: bool) -> Result<&ChatTemplate, ApiError> {
+        let own = self.tool_template.as_ref().filter(|_| has_tools);
+        own.or(self.template.as_ref()).ok_or_else(|| {
             ApiError::bad_request("this model has no chat template; send text as it is to /v1/completions")
-        })?;
-        template.render_with(variables).map_err(|error| ApiError::invalid("messages", error.to_string()))
+        })
+    }
+
+    /// The control tokens that a format of tool calls is made of.
+    fn controls(&self, format: ToolFormat) -> Vec<Token> {
+        let vocab = self.engine.model.vocab();
+        let control = |mark: &&str| match vocab.tokenize(mark, false, true).ok()?.as_slice() {
+            [token] if vocab.is_control(*token) => Some(*token),
+            _ => None,
+        };
+        format.marks().iter().filter_map(control).collect()
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<Token>, ApiError> {
@@ -208,6 +238,7 @@ impl Ready {
             "exit_modes": EXIT_MODES,
             "agreement": shortest(self.defaults.agreement),
             "chat_template": model.chat_template(),
+            "chat_template_tool_use": model.tool_template(),
             "build": offramp::ENGINE,
         })
     }

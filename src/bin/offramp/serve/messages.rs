@@ -1,15 +1,15 @@
 //! The messages of a chat request, as a chat template wants them: texts instead of lists of parts, and the arguments of a
-//! tool call as an object instead of a text. It refuses pictures and sounds, which no model here sees or hears.
+//! tool call as an object instead of a text. A content beside calls stays null where it is. It refuses pictures and sounds,
+//! which no model here sees or hears.
 
 use serde_json::{Map, Value, json};
 
 use super::failure::ApiError;
 use super::fields::{Fields, kind};
+use super::tools::ToolUse;
 
 /// Most messages, and parts of one.
 const MAX_MESSAGES: usize = 4096;
-/// Most tools.
-const MAX_TOOLS: usize = 256;
 /// Variables of a template that are not a client's to set.
 const RESERVED: &[&str] = &["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
 /// Fields of a message that templates read, beside role and content.
@@ -19,7 +19,7 @@ const KEPT: &[&str] = &["name", "tool_call_id", "reasoning_content"];
 ///
 /// # Errors
 /// [`ApiError`] with status 400.
-pub fn variables(fields: Fields<'_>) -> Result<Map<String, Value>, ApiError> {
+pub fn variables(fields: Fields<'_>, tools: Option<&ToolUse>) -> Result<Map<String, Value>, ApiError> {
     let mut variables = Map::new();
     if let Some(Value::Object(more)) = fields.get("chat_template_kwargs") {
         for (name, value) in more.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str())) {
@@ -31,8 +31,8 @@ pub fn variables(fields: Fields<'_>) -> Result<Map<String, Value>, ApiError> {
     if let Some(effort) = fields.text("reasoning_effort")? {
         variables.insert("reasoning_effort".to_owned(), json!(effort));
     }
-    if let Some(tools) = tools(fields)? {
-        variables.insert("tools".to_owned(), tools);
+    if let Some(tools) = tools {
+        variables.insert("tools".to_owned(), Value::Array(tools.all.clone()));
     }
     let messages = fields.array("messages", MAX_MESSAGES)?.filter(|messages| !messages.is_empty());
     let messages = messages.ok_or_else(|| ApiError::invalid("messages", "messages is missing or empty"))?;
@@ -40,27 +40,6 @@ pub fn variables(fields: Fields<'_>) -> Result<Map<String, Value>, ApiError> {
     variables.insert("messages".to_owned(), Value::Array(messages.collect::<Result<_, _>>()?));
     variables.insert("add_generation_prompt".to_owned(), json!(true));
     Ok(variables)
-}
-
-fn tools(fields: Fields<'_>) -> Result<Option<Value>, ApiError> {
-    let tools = fields.array("tools", MAX_TOOLS)?;
-    for (i, tool) in tools.into_iter().flatten().enumerate() {
-        let name = tool.get("function").and_then(|function| function.get("name")).and_then(Value::as_str);
-        if tool.get("type").and_then(Value::as_str) != Some("function") || name.is_none_or(str::is_empty) {
-            let param = format!("tools[{i}]");
-            return Err(ApiError::invalid(&param, format!("{param} must be a function with a name")));
-        }
-    }
-    match fields.get("tool_choice") {
-        Some(Value::String(choice)) if choice == "none" => return Ok(None),
-        None => {}
-        Some(Value::String(choice)) if choice == "auto" => {}
-        Some(_) => {
-            let message = "tool_choice must be auto or none: the model itself decides whether it calls a tool";
-            return Err(ApiError::unsupported("tool_choice", message));
-        }
-    }
-    Ok(tools.filter(|tools| !tools.is_empty()).map(|tools| Value::Array(tools.clone())))
 }
 
 fn message(i: usize, message: &Value) -> Result<Value, ApiError> {
@@ -83,19 +62,20 @@ fn message(i: usize, message: &Value) -> Result<Value, ApiError> {
     };
     let is_thought = object.get("reasoning_content").is_some_and(Value::is_string);
     let content = match object.get("content") {
-        Some(Value::String(text)) => text.clone(),
+        Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Array(parts)) if parts.len() <= MAX_MESSAGES => {
             let text = |part: &Value| match part.get("type").and_then(Value::as_str) {
                 Some("text") => part.get("text").and_then(Value::as_str).map(str::to_owned),
                 _ => None,
             };
             match parts.iter().map(text).collect::<Option<Vec<_>>>() {
-                Some(texts) => texts.concat(),
+                Some(texts) => Some(texts.concat()),
                 None => return wrong(".content", "has a part that is no text; this model reads text alone"),
             }
         }
-        // The whole reply was a call, or was still thought when it ended.
-        None | Some(Value::Null) if calls.is_some() || is_thought => String::new(),
+        None | Some(Value::Null) if calls.is_some() => None,
+        // The whole reply was still thought when it ended.
+        None | Some(Value::Null) if is_thought => Some(String::new()),
         _ => return wrong(".content", "is missing, a string or a list of texts is expected"),
     };
     let mut read = Map::new();
@@ -130,7 +110,8 @@ mod tests {
     use super::*;
 
     fn read(body: &Value) -> Result<Map<String, Value>, ApiError> {
-        variables(Fields::of(body).unwrap())
+        let fields = Fields::of(body).unwrap();
+        variables(fields, ToolUse::read(fields)?.as_ref())
     }
 
     #[test]
@@ -142,6 +123,7 @@ mod tests {
         ]});
         let read = read(&body).unwrap();
         assert_eq!(read["messages"][0], json!({"role": "system", "content": "be kind"}));
+        assert_eq!(read["messages"][1]["content"], Value::Null);
         assert_eq!(read["messages"][1]["tool_calls"][0]["function"]["arguments"], json!({"a": 1}));
         assert_eq!(read["messages"][2], json!({"role": "tool", "content": "7", "tool_call_id": "1"}));
     }
@@ -170,8 +152,6 @@ mod tests {
         assert!(read(&body).unwrap().contains_key("tools"));
         body["tool_choice"] = json!("none");
         assert!(!read(&body).unwrap().contains_key("tools"));
-        body["tool_choice"] = json!("required");
-        assert!(read(&body).is_err());
     }
 
     #[test]

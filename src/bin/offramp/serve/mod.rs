@@ -24,12 +24,14 @@ mod messages;
 mod metrics;
 mod offered;
 mod page;
+mod parts;
 mod request;
 mod reuse;
 mod sampling;
 mod slots;
 mod stream;
 mod timed;
+mod tools;
 
 pub use args::ServeArgs;
 

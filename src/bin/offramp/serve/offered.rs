@@ -70,7 +70,6 @@ const HARMLESS: &[&str] = &[
     "metadata",
     "mirostat_eta",
     "mirostat_tau",
-    "parallel_tool_calls",
     "prediction",
     "priority",
     "prompt_cache_key",

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::failure::ApiError;
 use super::fields::{Asked, Fields, integer_of};
+use super::tools::ToolUse;
 use super::{offered, sampling};
 
 /// Most log-probabilities beside a token's own.
@@ -70,6 +71,8 @@ pub struct ChatRequest {
     pub common: Common,
     /// What the chat template is rendered with.
     pub variables: serde_json::Map<String, Value>,
+    /// The tools that it may call, if any.
+    pub tools: Option<ToolUse>,
 }
 
 impl ChatRequest {
@@ -87,9 +90,10 @@ impl ChatRequest {
             }
             (false, _) => {}
         }
-        let variables = super::messages::variables(fields)?;
+        let tools = ToolUse::read(fields)?;
+        let variables = super::messages::variables(fields, tools.as_ref())?;
         offered::refuse_unknown(&asked)?;
-        Ok(Self { common, variables })
+        Ok(Self { common, variables, tools })
     }
 }
 
@@ -325,6 +329,7 @@ mod tests {
         "schema",
         "tools",
         "tool_choice",
+        "parallel_tool_calls",
         "tool_calls",
         "name",
         "chat_template_kwargs",
