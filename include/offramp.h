@@ -471,7 +471,9 @@ int32_t offramp_log_set(offramp_log_callback callback, void *user_data, int32_t 
 // be NULL for the defaults. This can take seconds; its progress callback runs on the calling thread and can stop it.
 //
 // The caller owns `*model` and frees it with offramp_model_free. Any thread; loads may run at the same time.
-int32_t offramp_model_load(const char *path_to_model, const offramp_model_params *params, offramp_model **model);
+int32_t offramp_model_load(const char *path_to_model,
+                           const offramp_model_params *params,
+                           offramp_model **model);
 
 // Frees a model; NULL is nothing. Sessions keep what they need of it: it may be freed before them. No other call may be
 // in progress with this handle on another thread; what was read through offramp_model_info ends with it.
