@@ -34,7 +34,9 @@ with client.chat.completions.stream(**ASK, tool_choice="required") as stream:
     for _ in stream:
         pass
     final = stream.get_final_completion().choices[0]
-check("a stream adds up", final.message.tool_calls[0].function == call.function and final.finish_reason == "tool_calls")
+streamed = final.message.tool_calls[0].function
+check("a stream adds up", (streamed.name, streamed.arguments) == (call.function.name, call.function.arguments))
+check("and ends as the whole does", final.finish_reason == "tool_calls")
 
 history = ASK["messages"] + [reply.message, {"role": "tool", "tool_call_id": call.id, "content": "12"}]
 after = client.chat.completions.create(**{**ASK, "messages": history, "max_tokens": 4})
