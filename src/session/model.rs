@@ -153,6 +153,17 @@ struct Inner {
     fingerprint: String,
     /// No layer was given to another device.
     is_on_cpu: bool,
+    /// There are kernels of ours for every type of weights.
+    has_kernels: bool,
+}
+
+/// True for weights that our kernels multiply; llama.cpp's do the rest, and round by the width of a batch.
+fn has_kernels(ty: gguf::TensorType) -> bool {
+    use gguf::TensorType as T;
+    // Integers are ids and bytes, which nothing multiplies.
+    let is_number = matches!(ty, T::F32 | T::F16 | T::BF16 | T::I8 | T::I16 | T::I32);
+    let is_legacy = matches!(ty, T::Q4_0 | T::Q4_1 | T::Q5_0 | T::Q5_1 | T::Q8_0 | T::IQ4_NL | T::MXFP4);
+    is_number || is_legacy || matches!(ty, T::Q2_K | T::Q3_K | T::Q4_K | T::Q5_K | T::Q6_K | T::IQ4_XS)
 }
 
 impl Model {
@@ -181,6 +192,7 @@ impl Model {
         let n_parts = parts.len();
         let wants = params.find_heads && params.heads.is_none();
         let found = if wants { heads_cache::find_for(&file, progress)? } else { None };
+        let has_kernels = file.tensors().iter().all(|tensor| has_kernels(tensor.ty()));
         let heads = Heads::open(file, params.heads.as_deref().or(found.as_deref()))?.map(Arc::new);
         let n_gpu_layers = match params.gpu_layers {
             GpuLayers::All => None,
@@ -216,6 +228,7 @@ impl Model {
             known: Mutex::default(),
             fingerprint,
             is_on_cpu,
+            has_kernels,
         })))
     }
 
@@ -224,7 +237,11 @@ impl Model {
     pub fn is_batch_invariant(&self, params: &SessionParams) -> bool {
         use super::params::CacheType::{Bf16, F16, F32, Q8_0};
         let has_attention = [params.type_k, params.type_v].iter().all(|ty| matches!(ty, F32 | F16 | Bf16 | Q8_0));
-        has_attention && self.0.is_on_cpu && self.0.raw.kernels() == Kernels::Auto && kernels_here().is_ok()
+        has_attention
+            && self.0.has_kernels
+            && self.0.is_on_cpu
+            && self.0.raw.kernels() == Kernels::Auto
+            && kernels_here().is_ok()
     }
 
     /// What the model says of itself.
