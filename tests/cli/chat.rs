@@ -154,9 +154,9 @@ fn commands_show_and_change_what_replies_are_made_with() {
     );
     let finished = tiny_chat(&folder, &input, &[]);
     for line in [
-        "temp            0\n",
+        "temp               0\n",
         "temp is \"hot\", but must be a number",
-        "temp            0.5\n",
+        "temp               0.5\n",
         "be kind",
         "exit heads: none",
         "exits are exact",
