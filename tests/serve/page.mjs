@@ -27,7 +27,7 @@ check("its figures are shown", (await evaluate(`document.querySelector(".numbers
 const first = await evaluate(`turns[1].content`);
 const coloured = await evaluate(`document.querySelectorAll(".text span[data-exit]").length`);
 console.log("coloured tokens:", coloured);
-check("exits are told apart", coloured === 0 || (await evaluate(`document.querySelector(".numbers").textContent`)).includes("left after a block"));
+check("exits are told apart", coloured === 0 || (await evaluate(`document.querySelector(".numbers").textContent`)).includes("left after a layer"));
 check("bars belong to exits", (await evaluate(`document.querySelectorAll(".reply .bars").length`)) === (coloured > 0 ? 1 : 0));
 
 await evaluate(`document.querySelector(".again").click()`);

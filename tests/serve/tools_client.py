@@ -1,6 +1,7 @@
 """Calls tools through the openai package, whole and streamed, and lets an agent of openai-agents call one of its own."""
 import json
 import sys
+from typing import Literal
 
 import openai
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
@@ -47,7 +48,7 @@ seen = []
 
 
 @function_tool
-def weather(unit: str) -> str:
+def weather(unit: Literal["C", "F"]) -> str:
     """How warm it is."""
     seen.append(unit)
     return "12"
@@ -58,7 +59,7 @@ model = OpenAIChatCompletionsModel(model="any", openai_client=openai.AsyncOpenAI
 settings = ModelSettings(tool_choice="required", temperature=0, max_tokens=300)
 agent = Agent(name="a", instructions="Use the tool.", tools=[weather], model=model, model_settings=settings)
 result = Runner.run_sync(agent, "How warm is it?", max_turns=3)
-check("an agent called its tool", len(seen) == 1)
+check(f"an agent called its tool: {seen}", len(seen) == 1)
 kinds = [item.type for item in result.new_items]
 check(f"and went on: {kinds}", kinds[:2] == ["tool_call_item", "tool_call_output_item"])
 print("all is well")
