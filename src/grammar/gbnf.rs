@@ -15,6 +15,8 @@ const MAX_TEXT: usize = 128 << 10;
 const MAX_DEPTH: usize = 64;
 /// Rules, and everything in them.
 const MAX_NODES: usize = 10_000;
+/// Rules and groups that lead into each other, one below the other: whoever walks a grammar goes as deep on the stack.
+const MAX_CHAIN: usize = 600;
 /// What `{m,n}` may count up to, as in llama.cpp.
 const MAX_REPEAT: u32 = 2_000;
 /// Characters of a grammar without recursion that is made one regular expression.
@@ -68,6 +70,7 @@ impl Gbnf {
             return Err(GrammarError::Unusable(format!("the rule {name} is missing; write {name} ::= …")));
         }
         let rules: Vec<Node> = rules.into_iter().flatten().collect();
+        chain(&rules, &rules[0], 0, &mut vec![false; rules.len()])?;
         let is_regular = size(&rules, 0, &mut vec![State::Unseen; rules.len()]).is_some_and(|size| size <= MAX_REGULAR);
         Ok(Self { rules, is_regular })
     }
@@ -96,6 +99,23 @@ impl Gbnf {
 
 fn too_large(found: String, limit: usize) -> GrammarError {
     GrammarError::TooLarge { what: "grammar", found, limit: limit as u64 }
+}
+
+/// # Errors
+/// [`GrammarError::TooLarge`] for rules that lead into each other deeper than [`MAX_CHAIN`].
+fn chain(rules: &[Node], node: &Node, depth: usize, seen: &mut [bool]) -> Result<(), GrammarError> {
+    if depth > MAX_CHAIN {
+        return Err(too_large("rules that lead into each other deeper".to_owned(), MAX_CHAIN));
+    }
+    match node {
+        Node::Text(_) | Node::Class { .. } | Node::Any | Node::Token { .. } => Ok(()),
+        Node::Rule(number) if std::mem::replace(&mut seen[*number], true) => Ok(()),
+        Node::Rule(number) => chain(rules, &rules[*number], depth + 1, seen),
+        Node::Sequence(nodes) | Node::Choice(nodes) => {
+            nodes.iter().try_for_each(|node| chain(rules, node, depth + 1, seen))
+        }
+        Node::Repeat(node, ..) => chain(rules, node, depth + 1, seen),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -1,12 +1,15 @@
 //! Keeps JSON that a model writes within what every program reads: how deep it nests, how long its numbers are.
 //!
 //! A schema may leave both open, and a model may go on for ever. Python's `json` refuses numbers of thousands of digits and
-//! a thousand levels, others refuse less; numbers of more than fifteen digits are read as others than they were meant.
+//! a thousand levels, others refuse less; numbers of more than fifteen digits are read as others than they were meant, and
+//! beyond 1e308 as infinite or not at all.
 
 /// Levels of arrays and objects.
 const MAX_DEPTH: usize = 100;
 /// Digits of a number.
 const MAX_DIGITS: usize = 15;
+/// Digits of an exponent.
+const MAX_EXPONENT: usize = 2;
 
 /// Where in a JSON text its end is.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,6 +17,8 @@ pub(super) struct Position {
     depth: usize,
     /// Digits of the number that the text ends in.
     n_digits: usize,
+    /// Digits of its exponent; `None` before it has one.
+    n_exponent: Option<usize>,
     in_text: bool,
     escaped: bool,
 }
@@ -25,7 +30,7 @@ impl Position {
             self.step(byte);
             let opens = !self.in_text && matches!(byte, b'[' | b'{');
             let counts = !self.in_text && byte.is_ascii_digit();
-            if (opens && self.depth > MAX_DEPTH) || (counts && self.n_digits > MAX_DIGITS) {
+            if (opens && self.depth > MAX_DEPTH) || (counts && self.has_too_many_digits()) {
                 return None;
             }
         }
@@ -36,6 +41,10 @@ impl Position {
     pub(super) fn advanced(mut self, bytes: &[u8]) -> Self {
         bytes.iter().for_each(|&byte| self.step(byte));
         self
+    }
+
+    fn has_too_many_digits(self) -> bool {
+        self.n_digits > MAX_DIGITS || self.n_exponent.is_some_and(|n| n > MAX_EXPONENT)
     }
 
     fn step(&mut self, byte: u8) {
@@ -50,6 +59,12 @@ impl Position {
             b']' | b'}' => self.depth = self.depth.saturating_sub(1),
             _ => {}
         }
+        self.n_exponent = match byte {
+            b'e' | b'E' if self.n_digits > 0 => Some(0),
+            b'0'..=b'9' => self.n_exponent.map(|n| n + 1),
+            b'-' | b'+' => self.n_exponent,
+            _ => None,
+        };
         self.n_digits = match byte {
             b'0'..=b'9' => self.n_digits + 1,
             b'.' | b'-' | b'+' | b'e' | b'E' => self.n_digits,
@@ -59,7 +74,9 @@ impl Position {
 
     /// True if no token of `longest` bytes can go beyond the bounds from here.
     pub(super) fn is_far(self, longest: usize) -> bool {
-        self.depth + longest < MAX_DEPTH && self.n_digits + longest < MAX_DIGITS
+        let is_far = self.depth + longest < MAX_DEPTH && self.n_digits + longest < MAX_DIGITS;
+        // The letter of an exponent and its digits.
+        is_far && self.n_exponent.is_none() && longest <= MAX_EXPONENT + 1
     }
 }
 
@@ -75,6 +92,8 @@ mod tests {
         assert!(start.behind("[]".repeat(500).as_bytes()).is_some());
         assert!(start.behind(b"[123456789012345,123456789012345]").is_some());
         assert!(start.behind(b"0.1234567890123456").is_none());
+        assert!(start.behind(b"[1e99,-2.5E-10,true,1234567]").is_some());
+        assert!(start.behind(b"[91.81e406]").is_none() && start.behind(b"1e-100").is_none());
         assert!(start.behind(format!("\"{}\\\"[[\"", "[".repeat(200)).as_bytes()).is_some());
     }
 }

@@ -11,6 +11,8 @@ mod matcher;
 mod pattern;
 mod references;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod weight;
 
 use std::sync::Arc;

@@ -76,10 +76,15 @@ fn seeds_stops_and_schemas_are_followed() {
     // Nothing else, or a random model may go on with other properties until its tokens are spent.
     let properties = json!({"ok": {"type": "boolean"}});
     let schema = json!({"type": "object", "properties": properties, "required": ["ok"], "additionalProperties": false});
-    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
-    let answer = with(json!({"response_format": format, "ignore_eos": false, "max_tokens": 400}));
-    let found: Value = serde_json::from_str(&text(&answer)).unwrap();
-    assert!(found["ok"].is_boolean(), "{found}");
+    // As OpenAI has it, and as llama.cpp does.
+    for format in [
+        json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
+        json!({"type": "json_object", "schema": schema}),
+    ] {
+        let answer = with(json!({"response_format": format, "ignore_eos": false, "max_tokens": 400}));
+        let found: Value = serde_json::from_str(&text(&answer)).unwrap();
+        assert!(found["ok"].is_boolean(), "{found}");
+    }
 }
 
 #[test]
