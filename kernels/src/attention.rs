@@ -36,6 +36,7 @@ pub use problem::{Problem, Refused, Tensor};
 pub use simd::half;
 pub use worker::{Shared, Worker};
 
+use crate::Cpu;
 use ops::Ops;
 
 /// Visible cells of a chunk: what one thread can take of one token's context.
@@ -118,9 +119,17 @@ impl Isa {
         [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Neon].into_iter().filter(|isa| isa.ops().is_some()).collect()
     }
 
-    /// The fastest set that this processor has.
-    pub fn best() -> Isa {
-        [Isa::Neon, Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.ops().is_some()).unwrap_or(Isa::Plain)
+    /// The set that goes with [`Cpu::here`]: the fastest that this processor has, or the one that is forced.
+    pub fn here() -> Isa {
+        match Cpu::here() {
+            #[cfg(target_arch = "x86_64")]
+            Cpu::Avx512 => Isa::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Cpu::Avx2Vnni | Cpu::Avx2 => Isa::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            Cpu::NeonDotprod | Cpu::Neon => Isa::Neon,
+            Cpu::Plain => Isa::Plain,
+        }
     }
 
     /// The steps compiled for the set, where this processor has it.

@@ -1,7 +1,7 @@
 //! Half-precision numbers, exactly, in plain code. Refuses nothing: every bit pattern has a meaning.
 
 /// F16 bits as a float, exactly.
-pub(super) fn f16_to_f32(bits: u16) -> f32 {
+pub fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let exponent = u32::from(bits >> 10 & 0x1f);
     let fraction = u32::from(bits & 0x3ff);

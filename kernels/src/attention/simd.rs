@@ -2,6 +2,8 @@
 //!
 //! A set says how values are loaded, added and reduced. It refuses to choose: `ops.rs` picks a set while running.
 
+pub use crate::half::f16_to_f32 as half;
+
 /// One instruction set: `L` lanes of f32.
 ///
 /// Every method is `unsafe` because a caller must run where the processor has the set, and must pass pointers to as
@@ -35,19 +37,6 @@ pub(super) trait Simd<const L: usize>: Copy {
     unsafe fn zero_below(v: Self::V, x: Self::V, limit: Self::V) -> Self::V;
     /// The sum of the lanes of each of `L` vectors, in the set's own fixed order.
     unsafe fn sums(v: &[Self::V; L]) -> Self::V;
-}
-
-/// The bits of a half as f32, exactly.
-pub fn half(bits: u16) -> f32 {
-    let sign = u32::from(bits & 0x8000) << 16;
-    let rest = u32::from(bits & 0x7fff) << 13;
-    let value = if rest >= 0x7c00 << 13 {
-        f32::from_bits(rest | 0x7f80_0000)
-    } else {
-        // The exponent's bias goes from 15 to 127; denormals come out right, since the product is exact.
-        f32::from_bits(rest) * f32::from_bits((127 + 112) << 23)
-    };
-    f32::from_bits(value.to_bits() | sign)
 }
 
 /// Eight lanes without any instruction set: the compiler makes of them what the target has at least.

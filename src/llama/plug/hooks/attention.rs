@@ -24,7 +24,7 @@ fn of_ggml(problem: &Problem<'_>, n_threads: usize) -> usize {
 pub(super) fn work_size(op: &sys::ggml_tensor, n_threads: usize) -> Option<usize> {
     // SAFETY: nothing is read through the tensors' memory here.
     let problem = unsafe { problem(op) }?;
-    let plan = Plan::new(problem, Isa::best(), n_threads).ok()?;
+    let plan = Plan::new(problem, Isa::here(), n_threads).ok()?;
     let per_thread = plan.scratch_bytes().next_multiple_of(LINE);
     let ours = LINE + n_threads * per_thread + size_of::<f32>() * plan.partials();
     Some(ours.max(of_ggml(&problem, n_threads)))
@@ -35,7 +35,7 @@ pub(super) fn compute(thread: &Thread, op: &sys::ggml_tensor) -> bool {
     // SAFETY: ggml computes a live operation, whose sources were computed before.
     let Some(problem) = (unsafe { problem(op) }) else { return false };
     let n_threads = thread.nth.unsigned_abs().max(1) as usize;
-    let Ok(plan) = Plan::new(problem, Isa::best(), n_threads) else { return false };
+    let Ok(plan) = Plan::new(problem, Isa::here(), n_threads) else { return false };
     let is_whole = op.type_ == sys::GGML_TYPE_F32 && unsafe { sys::ggml_is_contiguous(op) };
     if !is_whole {
         return false;
